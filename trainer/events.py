@@ -1,0 +1,164 @@
+"""What the trainer says happened, one class each.
+
+The trainer emits these, the worker stores them, the page shows them. One event is one JSON line. Torch-free.
+Time is for people only: order is the order of emission, and `digest` leaves out everything that a clock decided.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(/[a-z0-9_]+)+$", max_length=200)]
+
+# Metrics under these areas depend on the clock and are left out of `digest`.
+TIMED_AREAS = ("speed/",)
+
+
+class _Event(BaseModel):
+    """`time` is Unix seconds. Non-finite floats travel as the strings "NaN", "Infinity" and "-Infinity"."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_inf_nan="strings", ser_json_bytes="base64", val_json_bytes="base64"
+    )
+    time: float = Field(ge=0)
+
+
+class Started(_Event):
+    """The model and data are loaded; `step` is 0, or the step of the checkpoint that was resumed from."""
+
+    kind: Literal["started"] = "started"
+    step: int = Field(ge=0)
+    resumed_from: str | None = None
+    config_sha256: str
+    weights_sha256: str
+    parameters: int = Field(ge=0)
+    engine: str
+    device: str
+    versions: dict[str, str]
+    training_problems: int | None = Field(description="None: generated without end.")
+    evaluation_problems: int = Field(ge=0)
+
+
+class Progress(_Event):
+    """Where inside a step the trainer is; a hint for people, at most a few per second."""
+
+    kind: Literal["progress"] = "progress"
+    step: int = Field(ge=0)
+    phase: Literal["loading", "sampling", "verifying", "training", "evaluating", "saving"]
+    done: int = Field(ge=0)
+    total: int = Field(ge=0)
+
+
+class Metrics(_Event):
+    """Numbers of one step. Names are `area/name`, explained in `metrics.py`. NaN and infinity are kept."""
+
+    kind: Literal["metrics"] = "metrics"
+    step: int = Field(ge=0)
+    values: dict[MetricName, float]
+
+
+class TreeSummary(BaseModel):
+    """What a list of trees sorts and filters by; computed by `tree.summarise`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    n_nodes: int
+    n_leaves: int
+    n_correct: int
+    n_unparsed: int
+    n_truncated: int
+    n_errors: int
+    depth: int
+    tokens: int = Field(description="Unique tokens sampled: every segment once, the prompt not counted.")
+    tokens_flat: int = Field(description="The same answers written out path by path.")
+    value: float = Field(description="Backed-up value of the root; NaN if no leaf was scored.")
+    advantage_min: float
+    advantage_max: float
+    zero_variance_share: float = Field(description="Share of sibling groups whose values are all equal; NaN without groups.")
+    mean_entropy: float
+
+
+class TreeSampled(_Event):
+    """One rollout tree with verdicts, values and advantages. `payload` is `RolloutTree.to_payload()`."""
+
+    kind: Literal["tree"] = "tree"
+    step: int = Field(ge=0)
+    index: int = Field(ge=0, description="Place in the step's batch.")
+    problem_id: str = Field(max_length=200)
+    prompt: str
+    summary: TreeSummary
+    payload: bytes
+
+
+class CheckpointSaved(_Event):
+    """A whole checkpoint is on disk under `path` (relative to the run's folder)."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    step: int = Field(ge=0)
+    path: str
+    bytes: int = Field(ge=0)
+    weights_sha256: str
+
+
+class LogLine(_Event):
+    """One sentence for people."""
+
+    kind: Literal["log"] = "log"
+    level: Literal["info", "warning", "error"]
+    message: str = Field(max_length=8192)
+
+
+class Finished(_Event):
+    """The last event. `reason` is one sentence that a researcher understands."""
+
+    kind: Literal["finished"] = "finished"
+    outcome: Literal["succeeded", "stopped", "failed"]
+    step: int = Field(ge=0)
+    reason: str = Field(max_length=2000)
+    weights_sha256: str | None = None
+    events_sha256: str | None = Field(None, description="`digest` of all events before this one.")
+
+
+Event = Annotated[
+    Started | Progress | Metrics | TreeSampled | CheckpointSaved | LogLine | Finished, Field(discriminator="kind")
+]
+_ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def parse_line(line: str | bytes) -> Event:
+    """One JSON line back into its event. Raises pydantic's ValidationError naming what is wrong."""
+    return _ADAPTER.validate_json(line)
+
+
+class EventDigest:
+    """SHA-256 over what happened, clock left out: equal runs have equal digests.
+
+    Left out: `time`, `Progress` events, metrics under `TIMED_AREAS`, and `Started.versions`.
+    """
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, event: Event) -> None:
+        if isinstance(event, Progress):
+            return
+        if isinstance(event, Metrics):
+            kept = {k: v for k, v in sorted(event.values.items()) if not k.startswith(TIMED_AREAS)}
+            event = event.model_copy(update={"values": kept})
+        body = event.model_dump_json(exclude={"time", "versions"})
+        self._hash.update(body.encode() + b"\n")
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def digest(events: Iterable[Event]) -> str:
+    """`EventDigest` of a whole sequence, as lower-case hex."""
+    running = EventDigest()
+    for event in events:
+        running.add(event)
+    return running.hexdigest()

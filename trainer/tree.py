@@ -1,0 +1,356 @@
+"""RolloutTree: the one columnar structure of a rollout tree, from the sampler to the browser.
+
+A struct of numpy arrays, one row per node, breadth-first; node 0 is the root, which is the prompt. It is not a policy,
+a verifier or an estimator: those fill its columns. Torch-free.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import msgpack
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from trainer.events import TreeSummary
+from trainer.text import storable
+
+PAYLOAD_VERSION = 1
+MAX_PAYLOAD_BYTES = 256 * 2**20
+ROOT = 0
+
+
+class FinishReason(IntEnum):
+    """Why a segment ended."""
+
+    NONE = 0  # the root
+    EOS = 1  # the policy ended its answer
+    SPLIT = 2  # the split rule cut here, children follow
+    LENGTH = 3  # the segment's token limit, children follow unless it is the last level
+
+    @property
+    def word(self) -> str:
+        return self.name.lower()
+
+
+class Verdict(IntEnum):
+    """What the verifier said of a leaf. Only CORRECT and INCORRECT judge the answer itself."""
+
+    NONE = 0  # not a leaf, or not verified yet
+    CORRECT = 1
+    INCORRECT = 2
+    UNPARSED = 3  # no answer could be read: reward 0
+    TRUNCATED = 4  # cut off before its end: reward 0
+    ERROR = 5  # the verifier failed: no reward at all, so no credit
+
+    @property
+    def word(self) -> str:
+        return self.name.lower()
+
+
+class CreditState(IntEnum):
+    """Why a node has, or has not, an advantage."""
+
+    NONE = 0  # the root, or not computed yet
+    CREDITED = 1
+    DROPPED_BY_FILTER = 2  # its group's values differ too little
+    ONLY_CHILD = 3  # nothing to be better than
+    NO_REWARD = 4  # no scored leaf below it
+    PER_PATH = 5  # inner segment under trajectory spread: its leaves carry the advantage
+
+    @property
+    def word(self) -> str:
+        return self.name.lower()
+
+
+# name -> (dtype, rows per node or token)
+_NODE_COLUMNS: Mapping[str, type] = {
+    "parent": np.int32,
+    "finish": np.uint8,
+    "verdict": np.uint8,
+    "reward": np.float64,
+    "value": np.float64,
+    "advantage": np.float64,
+    "credit_state": np.uint8,
+}
+_TOKEN_COLUMNS: Mapping[str, type] = {"tokens": np.int32, "logprobs": np.float32, "entropies": np.float32}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RolloutTree:
+    """All segments sampled for one problem in one step.
+
+    N nodes breadth-first (`parent` never falls, `parent[i] < i`, so children are contiguous), T tokens. Node i's tokens are
+    `tokens[token_offsets[i]:token_offsets[i+1]]`; the root's are the prompt's.
+
+        parent         [N] int32    -1 for the root
+        token_offsets  [N+1] int64
+        tokens         [T] int32    ids
+        logprobs       [T] float32  of the sampled token under the sampling policy, nats; 0 in the prompt
+        entropies      [T] float32  of that distribution, nats; 0 in the prompt
+        finish         [N] uint8    FinishReason
+        verdict        [N] uint8    Verdict, NONE at inner nodes
+        reward         [N] float64  of a scored leaf; NaN elsewhere
+        value          [N] float64  backed up by the run's estimator; NaN where no leaf below was scored
+        advantage      [N] float64  NaN: no credit, never 0
+        credit_state   [N] uint8    CreditState
+        texts          N strings    decoded segments; the root's is the prompt
+        answers        N strings    what the verifier read at a leaf; "" elsewhere
+    """
+
+    problem_id: str
+    reference_answer: str
+    step: int
+    policy_version: int
+    parent: NDArray[np.int32]
+    token_offsets: NDArray[np.int64]
+    tokens: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+    entropies: NDArray[np.float32]
+    finish: NDArray[np.uint8]
+    verdict: NDArray[np.uint8]
+    reward: NDArray[np.float64]
+    value: NDArray[np.float64]
+    advantage: NDArray[np.float64]
+    credit_state: NDArray[np.uint8]
+    texts: tuple[str, ...]
+    answers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        n = len(self.parent)
+        if n == 0 or self.parent[0] != -1:
+            raise ValueError("A tree starts with its root: parent[0] must be -1.")
+        rest = self.parent[1:]
+        if n > 1:
+            bad = np.flatnonzero((rest < 0) | (rest >= np.arange(1, n)))
+            if len(bad):
+                node = int(bad[0]) + 1
+                raise ValueError(
+                    f"Node {node} has parent {int(self.parent[node])}; a parent must be an earlier node, and only node 0 is a root."
+                )
+            if np.any(np.diff(rest) < 0):
+                raise ValueError("Nodes must be breadth-first: `parent` may never fall from one node to the next.")
+        for name in _NODE_COLUMNS:
+            if len(getattr(self, name)) != n:
+                raise ValueError(f"Column {name} has {len(getattr(self, name))} rows; the tree has {n} nodes.")
+        if len(self.texts) != n or len(self.answers) != n:
+            raise ValueError(f"{len(self.texts)} texts and {len(self.answers)} answers for {n} nodes.")
+        offsets = self.token_offsets
+        if len(offsets) != n + 1 or offsets[0] != 0 or np.any(np.diff(offsets) < 0) or offsets[-1] != len(self.tokens):
+            raise ValueError(f"token_offsets must rise from 0 to {len(self.tokens)} in {n + 1} numbers.")
+        for name in _TOKEN_COLUMNS:
+            if len(getattr(self, name)) != len(self.tokens):
+                raise ValueError(f"Column {name} has {len(getattr(self, name))} rows for {len(self.tokens)} tokens.")
+
+    # ---- shape
+
+    @property
+    def n_nodes(self) -> int:
+        return len(self.parent)
+
+    def token_counts(self) -> NDArray[np.int64]:
+        """[N] tokens of each segment; the root's is the prompt's length."""
+        return np.diff(self.token_offsets)
+
+    def child_counts(self) -> NDArray[np.int64]:
+        """[N] number of children."""
+        return np.bincount(self.parent[1:], minlength=self.n_nodes).astype(np.int64)
+
+    def first_children(self) -> NDArray[np.int64]:
+        """[N] index of the first child; of a leaf, where it would stand. Children are `first .. first + count - 1`."""
+        return 1 + np.concatenate(([0], np.cumsum(self.child_counts())[:-1]))
+
+    def is_leaf(self) -> NDArray[np.bool_]:
+        """[N] True where a node has no children. A tree of a root alone has no leaf: nothing was sampled."""
+        leaf = self.child_counts() == 0
+        leaf[ROOT] = False
+        return leaf
+
+    def depths(self) -> NDArray[np.int32]:
+        """[N] 0 at the root."""
+        depth = np.zeros(self.n_nodes, np.int32)
+        for node in range(1, self.n_nodes):
+            depth[node] = depth[self.parent[node]] + 1
+        return depth
+
+    def leaf_counts(self) -> NDArray[np.int64]:
+        """[N] leaves at or below each node; 1 at a leaf."""
+        return self.sum_over_leaves(np.ones(self.n_nodes)).astype(np.int64)
+
+    def sum_over_leaves(self, per_leaf: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[N] sum of `per_leaf` [N] over the leaves at or below each node."""
+        total = np.where(self.is_leaf(), per_leaf, 0.0)
+        for node in range(self.n_nodes - 1, 0, -1):
+            total[self.parent[node]] += total[node]
+        return total
+
+    def path(self, node: int) -> list[int]:
+        """Nodes from the root to `node`, both included."""
+        nodes = [node]
+        while nodes[-1] != ROOT:
+            nodes.append(int(self.parent[nodes[-1]]))
+        return nodes[::-1]
+
+    def name(self, node: int) -> str:
+        """Child numbers from the root, counted from 1: `2.1.3`. The root is `0`."""
+        if node == ROOT:
+            return "0"
+        first = self.first_children()
+        return ".".join(str(int(child - first[self.parent[child]]) + 1) for child in self.path(node)[1:])
+
+    def find(self, name: str) -> int:
+        """The node called `name`. Raises KeyError with the part that does not exist."""
+        node = ROOT
+        if name in ("", "0"):
+            return node
+        counts, first = self.child_counts(), self.first_children()
+        for depth, part in enumerate(name.split(".")):
+            if not part.isascii() or not part.isdecimal() or len(part) > 9 or not 1 <= int(part) <= counts[node]:
+                above = ".".join(name.split(".")[:depth]) or "the root"
+                raise KeyError(f"There is no node {name!r}: {above} has {int(counts[node])} children, not {part!r}.")
+            node = int(first[node]) + int(part) - 1
+        return node
+
+    # ---- filling columns
+
+    def with_verdicts(
+        self, verdict: NDArray[np.uint8], reward: NDArray[np.float64], answers: Sequence[str]
+    ) -> RolloutTree:
+        """A copy with the verifier's columns filled. [N], [N], N."""
+        return dataclasses.replace(self, verdict=verdict, reward=reward, answers=tuple(answers))
+
+    def with_credit(
+        self, value: NDArray[np.float64], advantage: NDArray[np.float64], credit_state: NDArray[np.uint8]
+    ) -> RolloutTree:
+        """A copy with the estimator's columns filled. [N] each."""
+        return dataclasses.replace(self, value=value, advantage=advantage, credit_state=credit_state)
+
+    # ---- payload
+
+    def to_payload(self) -> bytes:
+        """msgpack of typed little-endian arrays, compressed with zstd. Text is made storable."""
+        columns: dict[str, Any] = {}
+        for name, dtype in (*_NODE_COLUMNS.items(), *_TOKEN_COLUMNS.items(), ("token_offsets", np.int64)):
+            columns[name] = np.ascontiguousarray(getattr(self, name), np.dtype(dtype).newbyteorder("<")).tobytes()
+        body = {
+            "version": PAYLOAD_VERSION,
+            "problem_id": storable(self.problem_id),
+            "reference_answer": storable(self.reference_answer),
+            "step": self.step,
+            "policy_version": self.policy_version,
+            "columns": columns,
+            "texts": [storable(text) for text in self.texts],
+            "answers": [storable(text) for text in self.answers],
+        }
+        packed: bytes = msgpack.packb(body, use_bin_type=True)
+        return zstandard.ZstdCompressor(level=3).compress(packed)
+
+    @classmethod
+    def from_payload(cls, payload: bytes) -> RolloutTree:
+        """The tree back. Raises ValueError naming the damage; never trusts a length."""
+        try:
+            size = zstandard.frame_content_size(payload)
+            if not 0 <= size <= MAX_PAYLOAD_BYTES:
+                raise ValueError(f"it claims {size} bytes; at most {MAX_PAYLOAD_BYTES} are read")
+            raw = zstandard.ZstdDecompressor().decompress(payload)
+            body = msgpack.unpackb(raw, raw=False, strict_map_key=True)
+            if body["version"] != PAYLOAD_VERSION:
+                raise ValueError(f"payload version {body['version']}; this Arborist reads version {PAYLOAD_VERSION}")
+            columns = {
+                name: np.frombuffer(body["columns"][name], np.dtype(dtype).newbyteorder("<")).astype(dtype, copy=False)
+                for name, dtype in (*_NODE_COLUMNS.items(), *_TOKEN_COLUMNS.items(), ("token_offsets", np.int64))
+            }
+            return cls(
+                problem_id=str(body["problem_id"]),
+                reference_answer=str(body["reference_answer"]),
+                step=int(body["step"]),
+                policy_version=int(body["policy_version"]),
+                texts=tuple(map(str, body["texts"])),
+                answers=tuple(map(str, body["answers"])),
+                **columns,
+            )
+        except (zstandard.ZstdError, msgpack.UnpackException, KeyError, TypeError, ValueError) as damage:
+            raise ValueError(f"This tree cannot be read: {damage}") from damage
+
+
+def sampled_tree(
+    *,
+    problem_id: str,
+    reference_answer: str,
+    step: int,
+    policy_version: int,
+    parent: Sequence[int] | NDArray[np.int32],
+    segment_tokens: Sequence[Sequence[int] | NDArray[np.int32]],
+    segment_logprobs: Sequence[Sequence[float] | NDArray[np.float32]],
+    segment_entropies: Sequence[Sequence[float] | NDArray[np.float32]],
+    finish: Sequence[int] | NDArray[np.uint8],
+    texts: Sequence[str],
+) -> RolloutTree:
+    """A tree straight from a sampler: not verified, no credit. Row i of every argument is node i, row 0 the prompt."""
+    n = len(parent)
+    counts = [len(tokens) for tokens in segment_tokens]
+    return RolloutTree(
+        problem_id=problem_id,
+        reference_answer=reference_answer,
+        step=step,
+        policy_version=policy_version,
+        parent=np.asarray(parent, np.int32),
+        token_offsets=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
+        tokens=np.concatenate([np.asarray(x, np.int32) for x in segment_tokens]),
+        logprobs=np.concatenate([np.asarray(x, np.float32) for x in segment_logprobs]),
+        entropies=np.concatenate([np.asarray(x, np.float32) for x in segment_entropies]),
+        finish=np.asarray(finish, np.uint8),
+        verdict=np.zeros(n, np.uint8),
+        reward=np.full(n, np.nan),
+        value=np.full(n, np.nan),
+        advantage=np.full(n, np.nan),
+        credit_state=np.zeros(n, np.uint8),
+        texts=tuple(texts),
+        answers=("",) * n,
+    )
+
+
+def summarise(tree: RolloutTree) -> TreeSummary:
+    """The numbers that lists sort by. Call it after verdicts and credit are filled."""
+    leaf = tree.is_leaf()
+    verdicts = np.bincount(tree.verdict[leaf], minlength=len(Verdict))
+    tokens = tree.token_counts()
+    sampled = slice(int(tree.token_offsets[1]) if tree.n_nodes > 1 else len(tree.tokens), None)
+    credited = tree.advantage[np.isfinite(tree.advantage)]
+    return TreeSummary(
+        n_nodes=tree.n_nodes,
+        n_leaves=int(leaf.sum()),
+        n_correct=int(verdicts[Verdict.CORRECT]),
+        n_unparsed=int(verdicts[Verdict.UNPARSED]),
+        n_truncated=int(verdicts[Verdict.TRUNCATED]),
+        n_errors=int(verdicts[Verdict.ERROR]),
+        depth=int(tree.depths().max()),
+        tokens=int(tokens[1:].sum()),
+        tokens_flat=int((tokens[1:] * tree.leaf_counts()[1:]).sum()),
+        value=float(tree.value[ROOT]),
+        advantage_min=float(credited.min()) if len(credited) else float("nan"),
+        advantage_max=float(credited.max()) if len(credited) else float("nan"),
+        zero_variance_share=zero_variance_share([tree]),
+        mean_entropy=float(tree.entropies[sampled].mean()) if len(tree.entropies[sampled]) else float("nan"),
+    )
+
+
+def zero_variance_share(trees: Sequence[RolloutTree]) -> float:
+    """Share of sibling groups (two or more children) in which every scored child has the same value: they teach nothing,
+    whatever the estimator. NaN if there is no such group."""
+    groups = flat = 0
+    for tree in trees:
+        counts, first = tree.child_counts(), tree.first_children()
+        for node in np.flatnonzero(counts > 1):
+            values = tree.value[first[node] : first[node] + counts[node]]
+            values = values[np.isfinite(values)]
+            if len(values) < 2:
+                continue
+            groups += 1
+            flat += bool(values.max() == values.min())
+    return flat / groups if groups else float("nan")
