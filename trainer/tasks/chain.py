@@ -150,8 +150,9 @@ def corrupt(problem: ChainProblem, rng: np.random.Generator, wrong_share: float)
     """Return the solution text in which each step is wrong with probability `wrong_share` (0 to 1).
 
     A wrong step is one of: the opposite operation (35 %), a result off by 10 or 100 (35 %), a
-    result off by 1 or 2 (30 %). Later steps carry the wrong value on, so the text keeps its form and each
-    other line is right in itself. A value may leave 1..99 this way, and even 0.
+    result off by 1 or 2 (30 %). No mistake takes a value below 0: a slip then goes upwards, and in place of the
+    opposite operation the kind is drawn again. Later steps carry the wrong value on, so the text keeps its
+    form and each other line is right in itself; what is carried on may leave 1..99 and fall below 0.
     Raises ValueError when `wrong_share` is no probability.
     """
     if not 0 <= wrong_share <= 1:
@@ -171,19 +172,18 @@ def corrupt(problem: ChainProblem, rng: np.random.Generator, wrong_share: float)
 
 
 def _wrong_step(rng: np.random.Generator, value: int, sign: str, amount: int) -> tuple[str, int, int]:
-    """Return the operator, amount and result of a step gone wrong; redrawn while it would fall below 0."""
+    """Return the operator, amount and result of a step gone wrong."""
     right = _apply(value, sign, amount)
+    lowest = min(right, 0)  # a carried mistake may have gone below 0 already, and then has nowhere else to go
     while True:
         kind = rng.random()
-        if kind < 0.35:
-            wrong_sign, wrong_amount = _opposite(sign, amount)
-            result = _apply(value, wrong_sign, wrong_amount)
-        else:
-            wrong_sign, wrong_amount = sign, amount
+        if kind >= 0.35:
             size = _pick(rng, (10, 100) if kind < 0.70 else (1, 2))
-            result = right + (size if rng.random() < 0.5 else -size)
-        # A value already below 0 may stay there: a carried mistake has nowhere else to go.
-        if result != right and result >= min(right, 0):
+            downwards = rng.random() < 0.5 and right - size >= lowest
+            return sign, amount, right - size if downwards else right + size
+        wrong_sign, wrong_amount = _opposite(sign, amount)
+        result = _apply(value, wrong_sign, wrong_amount)
+        if result != right and result >= lowest:
             return wrong_sign, wrong_amount, result
 
 
