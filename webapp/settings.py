@@ -10,8 +10,11 @@ from urllib.parse import unquote, urlsplit
 from csp.constants import NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
 
+from webapp.embedded.folder import DataFolder
+
 BASE_DIR = Path(__file__).resolve().parent.parent
-DATA_DIR = Path(os.environ.get("ARBORIST_DATA_DIR", BASE_DIR / ".arborist")).absolute()
+FOLDER = DataFolder.at(os.environ.get("ARBORIST_DATA_DIR") or BASE_DIR / ".arborist")
+DATA_DIR = FOLDER.root
 
 
 def _flag(name: str, default: bool = False) -> bool:
@@ -45,15 +48,17 @@ def _database(url: str) -> dict[str, object]:
 
 
 DEBUG = _flag("ARBORIST_DEBUG")
-# Without a key of its own a process makes one up: fine for one process, and `manage.py up` stores one for the site.
-SECRET_KEY = os.environ.get("ARBORIST_SECRET_KEY") or secrets.token_urlsafe(50)
-SECRET_KEY_IS_TEMPORARY = "ARBORIST_SECRET_KEY" not in os.environ
+# `manage.py up` stores a key for the site. Without one a process makes one up, which is fine for one process.
+_stored_key = os.environ.get("ARBORIST_SECRET_KEY") or FOLDER.read_secret_key()
+SECRET_KEY = _stored_key or secrets.token_urlsafe(50)
+SECRET_KEY_IS_TEMPORARY = not _stored_key
 ALLOWED_HOSTS = [h for h in os.environ.get("ARBORIST_ALLOWED_HOSTS", "127.0.0.1,localhost,[::1]").split(",") if h]
 CSRF_TRUSTED_ORIGINS = [o for o in os.environ.get("ARBORIST_TRUSTED_ORIGINS", "").split(",") if o]
 
-DATABASE_URL = os.environ.get("ARBORIST_DATABASE_URL", "")
-DATABASES = {"default": _database(DATABASE_URL or "postgresql://arborist@/arborist?host=/nonexistent")}
-BROKER_URL = os.environ.get("ARBORIST_BROKER_URL", "")
+# Without addresses these are the sockets of the embedded servers, whether they run or not.
+DATABASE_URL = os.environ.get("ARBORIST_DATABASE_URL") or FOLDER.database_url
+DATABASES = {"default": _database(DATABASE_URL)}
+BROKER_URL = os.environ.get("ARBORIST_BROKER_URL") or FOLDER.broker_url
 
 INSTALLED_APPS = [
     "django.contrib.auth",
