@@ -99,8 +99,8 @@ class DataFolder:
                 continue
             return Account(entry.pw_uid, entry.pw_gid, entry.pw_name)
         raise EmbeddedError(
-            "PostgreSQL refuses to run as root, and this machine has neither a user 'postgres' nor 'nobody' to run "
-            "it as. Make one of them, start as a normal user, or set ARBORIST_DATABASE_URL."
+            "PostgreSQL refuses to run as root, and this machine has neither a user 'postgres' nor "
+            "'nobody' to run it as. Make one of them, start as a normal user, or set ARBORIST_DATABASE_URL."
         )
 
     @cached_property
@@ -125,7 +125,7 @@ class DataFolder:
         return inside if fits_a_socket(inside) else self.side / "broker" / "broker.sock"
 
     def prepare(self) -> None:
-        """Make the folders, private to us. When PostgreSQL runs as another user, that user's group may pass."""
+        """Make the folders, private to us; if PostgreSQL runs as another user, its group may pass."""
         account = self.database_account
         own_folder(self.root, mode=0o700 if account is None else 0o710, group=account)
         for name in ("run", "logs", "broker"):

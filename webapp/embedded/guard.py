@@ -4,8 +4,8 @@ Run as a script by `processes.guarded`, never imported; it knows nothing of Arbo
 
     python -I -S guard.py PARENT_PID DEATH_SIGNAL UID:GID|- PROGRAM [ARGUMENT …]
 
-The order matters. The kernel forgets the death signal at a change of credentials, so those come first; and the
-parent may have died before the signal was asked for, so that is checked last.
+The order matters. The kernel forgets the death signal at a change of credentials, so those come first; and
+the parent may have died before the signal was asked for, so that is checked last.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The embedded PostgreSQL: somebody else's server binaries, our own few lines to run them.
 
-The server listens on a unix socket in a private folder and on no port. Its files survive `kill -9` of anything;
-what this module adds is to know a dead server from a living one, which a pid file alone does not tell.
+The server listens on a unix socket in a private folder and on no port. Its files survive `kill -9` of
+anything; what this module adds is to know a dead server from a living one, which a pid file does not tell.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def installed() -> Iterator[Programs]:
         programs = probe(Path(chosen))
         if programs is None:
             raise EmbeddedError(
-                f"ARBORIST_POSTGRES_BIN is {chosen!r}, which does not hold 'postgres' and 'initdb' of version "
-                f"{OLDEST_MAJOR} or newer. Name a folder that does, or unset it."
+                f"ARBORIST_POSTGRES_BIN is {chosen!r}, which does not hold 'postgres' and 'initdb' of "
+                f"version {OLDEST_MAJOR} or newer. Name a folder that does, or unset it."
             )
         yield programs
         return
@@ -158,7 +158,8 @@ class PostgresServer:
         if free < self.free_bytes_needed:
             raise EmbeddedError(
                 f"The disk that holds {self.data.parent} has {free // 2**20} MB free; the database needs "
-                f"{self.free_bytes_needed // 2**20} MB. Make room, or choose another folder with ARBORIST_DATA_DIR."
+                f"{self.free_bytes_needed // 2**20} MB. Make room, or choose another folder with "
+                "ARBORIST_DATA_DIR."
             )
 
     def _choose(self) -> Programs:
@@ -175,22 +176,22 @@ class PostgresServer:
             )
         have = ", ".join(str(programs.major) for programs in found) or "none"
         raise EmbeddedError(
-            f"The database in {self.data} was made by PostgreSQL {wanted}, and this machine has {have}. Install "
-            f"PostgreSQL {wanted} (or name its bin folder with ARBORIST_POSTGRES_BIN), or choose another folder with "
-            "ARBORIST_DATA_DIR."
+            f"The database in {self.data} was made by PostgreSQL {wanted}, and this machine has {have}. "
+            f"Install PostgreSQL {wanted} (or name its bin folder with ARBORIST_POSTGRES_BIN), or choose "
+            "another folder with ARBORIST_DATA_DIR."
         )
 
     def _data_major(self) -> int:
         text = (self.data / "PG_VERSION").read_text(encoding="ascii", errors="replace").strip()
         if not text.isdecimal():
             raise EmbeddedError(
-                f"{self.data / 'PG_VERSION'} holds {text!r} and no version number: the folder is damaged or not a "
-                "database. Restore it, or choose another folder with ARBORIST_DATA_DIR."
+                f"{self.data / 'PG_VERSION'} holds {text!r} and no version number: the folder is damaged "
+                "or not a database. Restore it, or choose another folder with ARBORIST_DATA_DIR."
             )
         return int(text)
 
     def _copy(self, programs: Programs) -> Programs:
-        """Put the installation where the server's account can run it: an environment in /root is closed to it."""
+        """Put the installation where the server's account can run it; one in /root is closed to it."""
         installation = programs.bin.parent
         above = own_folder(self.folder.side / "programs", mode=0o755)
         copy = above / installation.parent.name / installation.name
@@ -333,7 +334,8 @@ class PostgresServer:
     def end_leftovers(self) -> None:
         """End servers that outlived their supervisor, then drop a pid file that stands for nobody.
 
-        PostgreSQL refuses to start while the pid in the file is alive, even when by now it is another program's.
+        PostgreSQL refuses to start while the pid in the file is alive, even when by now it is another
+        program's.
         """
         left = self.backends()
         postmaster = self._postmaster()
@@ -349,7 +351,8 @@ class PostgresServer:
             time.sleep(processes.POLL_SECONDS)
         if left:
             raise EmbeddedError(
-                f"Process {left[0].pid} holds the database in {self.data} and cannot be ended. End it, then start again."
+                f"Process {left[0].pid} holds the database in {self.data} and cannot be ended. End it, "
+                "then start again."
             )
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
@@ -371,16 +374,19 @@ class PostgresServer:
     def _reason(self, text: str) -> str | None:
         if "No space left on device" in text or "File too large" in text:
             return (
-                f"The disk that holds {self.data} is full, so the database cannot run. Make room and start again; "
-                "what was stored is safe."
+                f"The disk that holds {self.data} is full, so the database cannot run. Make room and "
+                "start again; what was stored is safe."
             )
         if "Permission denied" in text:
             who = self.account.name if self.account is not None else user_name()
-            return f"The user {who!r}, as whom PostgreSQL runs, may not use {self.data}; {self.log} says where it failed."
+            return (
+                f"The user {who!r}, as whom PostgreSQL runs, may not use {self.data}; {self.log} says "
+                "where it failed."
+            )
         if "could not look up effective user ID" in text:
             return (
-                f"The user id {os.geteuid()} has no name on this machine, and PostgreSQL refuses to run so. Add it to "
-                "/etc/passwd, run as a named user, or set ARBORIST_DATABASE_URL."
+                f"The user id {os.geteuid()} has no name on this machine, and PostgreSQL refuses to run "
+                "so. Add it to /etc/passwd, run as a named user, or set ARBORIST_DATABASE_URL."
             )
         return None
 

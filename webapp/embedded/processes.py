@@ -2,8 +2,8 @@
 
 Three nets, one behind the other. Every child gets a death signal, so the kernel ends it with us, also after
 `kill -9`. The signal does not reach grandchildren, so every child carries a mark in its environment that its
-own children inherit, by which `end_marked` finds them. And pids with their start times are written to a file, by
-which the next supervisor ends what outlived the last one.
+own children inherit, by which `end_marked` finds them. And pids with their start times are written to a
+file, by which the next supervisor ends what outlived the last one.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def start(
 ) -> Child:
     """Start `argv` in a process group of its own, with its output appended to `log`.
 
-    Call it from a thread that lives as long as the child may: the death signal is sent when the *thread* ends.
+    Call it from a thread that lives as long as the child may: the death signal is sent when the *thread*
+    ends.
     """
     with log.open("ab") as output:
         popen = subprocess.Popen(
@@ -194,8 +195,8 @@ def write_record(path: Path, children: Iterable[Child]) -> None:
 
 
 def read_record(path: Path) -> list[tuple[str, Identity]]:
-    """What an earlier supervisor wrote down and is still alive. Empty after a reboot, or when it is unreadable:
-    a record cut short by a full disk must not keep anyone from starting.
+    """What an earlier supervisor wrote down and is still alive. Empty after a reboot, or when it is
+    unreadable: a record cut short by a full disk must not keep anyone from starting.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
