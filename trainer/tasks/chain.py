@@ -150,9 +150,9 @@ def corrupt(problem: ChainProblem, rng: np.random.Generator, wrong_share: float)
     """Return the solution text in which each step is wrong with probability `wrong_share` (0 to 1).
 
     A wrong step is one of: the opposite operation (35 %), a result off by 10 or 100 (35 %), a
-    result off by 1 or 2 (30 %). No mistake takes a value below 0: a slip then goes upwards, and in place of the
-    opposite operation the kind is drawn again. Later steps carry the wrong value on, so the text keeps its
-    form and each other line is right in itself; what is carried on may leave 1..99 and fall below 0.
+    result off by 1 or 2 (30 %). No mistake takes a value below 0: a slip then goes upwards, and in place of
+    the opposite operation the kind is drawn again. Later steps carry the wrong value on, so the text keeps
+    its form and each other line is right in itself; what is carried on may leave 1..99 and fall below 0.
     Raises ValueError when `wrong_share` is no probability.
     """
     if not 0 <= wrong_share <= 1:
