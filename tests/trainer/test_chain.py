@@ -139,6 +139,8 @@ def test_kinds_of_mistakes_come_in_the_documented_shares() -> None:
         _, sign, amount, result = read_step(step)
         if (sign, amount) != (right_sign, right_amount):
             assert is_right(step)
+            opposite = {"+": ("-", right_amount), "-": ("+", right_amount), "*": ("*", 5 - right_amount)}
+            assert (sign, amount) == opposite[right_sign]
             kinds["operation"] += 1
         else:
             kinds[str(abs(result - right))] += 1
