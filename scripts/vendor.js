@@ -1,0 +1,104 @@
+// Fetch the pinned browser packages and write webapp/static/vendor/. A development tool: its result is checked in.
+//
+//   node scripts/vendor.js [FOLDER]     FOLDER: where to write instead, to compare with what is checked in
+//
+// Works in a temporary folder with `npm install --ignore-scripts` of exact versions; nothing is added to this project.
+import { execFileSync } from "node:child_process";
+import { createHash } from "node:crypto";
+import { copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join, resolve } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const here = dirname(fileURLToPath(import.meta.url));
+const target = resolve(process.argv[2] ?? join(here, "../webapp/static/vendor"));
+
+const ESBUILD = "0.28.2";
+/** What D3 is made of here: direct packages, then what they bring. All pinned. */
+const D3 = {
+  "d3-array": "3.2.5", "d3-format": "3.1.3", "d3-scale": "4.0.3", "d3-selection": "3.0.1", "d3-shape": "3.2.1", "d3-zoom": "3.0.1",
+  "d3-color": "3.1.1", "d3-dispatch": "3.0.2", "d3-drag": "3.0.1", "d3-ease": "3.0.2", "d3-interpolate": "3.0.2", "d3-path": "3.1.1",
+  "d3-time": "3.1.1", "d3-time-format": "4.1.1", "d3-timer": "3.0.2", "d3-transition": "3.0.2", internmap: "2.0.3",
+};
+/** Taken as published: package, version, [file in the package, file here]. uPlot's ES module comes unminified. */
+const COPIED = [
+  ["uplot", "1.6.32", [["dist/uPlot.esm.js", "uPlot.js"], ["dist/uPlot.min.css", "uPlot.min.css"]]],
+  ["htmx.org", "4.0.1", [["dist/htmx.min.js", "htmx.min.js"]]],
+  ["@fontsource-variable/inter", "5.3.0", [["files/inter-latin-wght-normal.woff2", "fonts/inter.woff2"]]],
+  ["@fontsource-variable/jetbrains-mono", "5.3.0", [["files/jetbrains-mono-latin-wght-normal.woff2", "fonts/jetbrains-mono.woff2"]]],
+];
+
+const work = mkdtempSync(join(tmpdir(), "arborist-vendor-"));
+try {
+  const dependencies = { ...D3, esbuild: ESBUILD };
+  for (const [name, version] of COPIED) dependencies[name] = version;
+  writeFileSync(join(work, "package.json"), JSON.stringify({ private: true, dependencies, overrides: D3 }));
+  // esbuild's binary comes as an optional package, so no install script has to run.
+  execFileSync("npm", ["install", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"], { cwd: work, stdio: "inherit" });
+  const lock = JSON.parse(readFileSync(join(work, "package-lock.json"), "utf8")).packages;
+
+  mkdirSync(join(target, "fonts"), { recursive: true });
+  mkdirSync(join(target, "licences"), { recursive: true });
+  const files = [];
+  const packages = [];
+
+  /** Version, integrity and licence of an installed package; its licence text is copied beside the files. */
+  function describe(name, pinned) {
+    const entry = lock[`node_modules/${name}`];
+    if (entry?.version !== pinned) throw new Error(`${name}: npm installed ${entry?.version}, expected exactly ${pinned}.`);
+    const licence = licenceText(join(work, "node_modules", name));
+    writeFileSync(join(target, "licences", `${name.replace("@", "").replace("/", "-")}.txt`), licence);
+    return { name, version: entry.version, licence: entry.license, integrity: entry.integrity };
+  }
+
+  /** One minified ES module without imports. */
+  function bundle(entry, file, title) {
+    const banner = `// ${title}. Made by scripts/vendor.js; see manifest.json and licences/.`;
+    const flags = ["--bundle", "--format=esm", "--target=es2022", "--minify", "--legal-comments=none", "--log-level=warning"];
+    const esbuild = join(work, "node_modules/.bin/esbuild");
+    execFileSync(esbuild, [entry, ...flags, `--banner:js=${banner}`, `--outfile=${join(target, file)}`], { cwd: work, stdio: "inherit" });
+  }
+
+  for (const [name, version] of Object.entries(D3)) packages.push({ ...describe(name, version), file: "d3.js" });
+  copyFileSync(join(here, "vendor_d3.js"), join(work, "entry.js"));
+  bundle("entry.js", "d3.js", "D3, the parts used by Arborist");
+  files.push("d3.js");
+
+  for (const [name, version, copies] of COPIED) {
+    const described = describe(name, version);
+    for (const [from, to] of copies) {
+      const source = join(work, "node_modules", name, from);
+      if (to.endsWith(".woff2")) copyFileSync(source, join(target, to));
+      else if (from.endsWith(".esm.js")) bundle(source, to, `${name} ${version}`);
+      // Source maps are not shipped, and a comment that names one would be a request that fails.
+      else writeFileSync(join(target, to), readFileSync(source, "utf8").replace(/^\/[/*][#@] sourceMappingURL=.*$/gm, "").trimEnd() + "\n");
+      packages.push({ ...described, file: to });
+      files.push(to);
+    }
+  }
+
+  const manifest = {
+    made_by: "scripts/vendor.js",
+    packages,
+    files: files.map((file) => {
+      const bytes = readFileSync(join(target, file));
+      return { file, bytes: bytes.length, sha256: createHash("sha256").update(bytes).digest("hex") };
+    }),
+  };
+  writeFileSync(join(target, "manifest.json"), JSON.stringify(manifest, null, 1) + "\n");
+  for (const { file, bytes } of manifest.files) console.log(`${String(bytes).padStart(8)}  ${file}`);
+} finally {
+  rmSync(work, { recursive: true, force: true });
+}
+
+/** The licence file of an installed package; every package here ships one. */
+function licenceText(folder) {
+  for (const file of ["LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE"]) {
+    try {
+      return readFileSync(join(folder, file), "utf8");
+    } catch (error) {
+      if (error.code !== "ENOENT") throw error;
+    }
+  }
+  throw new Error(`${folder} ships no licence file. Vendor only what says how it may be used.`);
+}

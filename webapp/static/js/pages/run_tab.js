@@ -1,0 +1,1 @@
+// On every page: shows what needs a script, and switches the theme.
