@@ -8,12 +8,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from webapp.embedded import processes
 from webapp.embedded.errors import EmbeddedError
@@ -23,7 +21,6 @@ from webapp.embedded.processes import Child
 MAX_MEMORY = "64mb"
 START_SECONDS = 10.0
 STOP_SECONDS = 5.0
-NO_RETRY = Retry(NoBackoff(), 0)  # who asks whether it is ready asks again
 
 
 def find_program() -> Path:
@@ -59,31 +56,29 @@ class BrokerServer:
         self.log = folder.logs / "broker.log"
 
     def start(self, mark: str) -> Child:
-        socket = self.folder.broker_socket
-        # A server binds its own socket anew; one left by `kill -9` would only mislead `is_ready`.
-        socket.unlink(missing_ok=True)
+        address = self.folder.broker_socket
+        address.unlink(missing_ok=True)  # left by `kill -9`
         argv: list[str | Path] = [find_program(), "--port", "0"]
-        argv += ["--unixsocket", socket, "--unixsocketperm", "700"]
+        argv += ["--unixsocket", address, "--unixsocketperm", "700"]
         argv += ["--save", "", "--appendonly", "no", "--dir", self.folder.root / "broker"]
         argv += ["--maxmemory", MAX_MEMORY, "--maxmemory-policy", "noeviction", "--daemonize", "no"]
         env = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8", processes.MARK: mark}
         return processes.start(self.name, argv, log=self.log, env=env, cwd=self.folder.root)
 
     def is_ready(self) -> bool:
-        client = redis.Redis(
-            unix_socket_path=str(self.folder.broker_socket), socket_timeout=2, retry=NO_RETRY
-        )
-        try:
-            return bool(client.ping())
-        except redis.RedisError:
-            return False
-        finally:
-            client.close()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(2)
+            try:
+                connection.connect(str(self.folder.broker_socket))
+                connection.sendall(b"PING\r\n")
+                return connection.recv(16).startswith(b"+PONG")
+            except OSError:
+                return False
 
     def explain(self) -> str:
         return f"The broker did not start; the last lines of {self.log} say why."
 
-    def stop(self, child: Child, *, hurry: bool = False) -> None:
-        processes.stop_politely(child, signal.SIGTERM, 0.0 if hurry else STOP_SECONDS)
+    def stop(self, child: Child, *, hurry: Callable[[], bool] = lambda: False) -> None:
+        processes.stop_politely(child, signal.SIGTERM, STOP_SECONDS, hurry=hurry)
         child.end()
         self.folder.broker_socket.unlink(missing_ok=True)

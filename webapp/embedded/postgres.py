@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,15 @@ from psycopg import sql
 
 from webapp.embedded import processes
 from webapp.embedded.errors import EmbeddedError
-from webapp.embedded.folder import DATABASE, POSTGRES_PORT, ROLE, DataFolder, own_folder, reachable
+from webapp.embedded.folder import (
+    DATABASE,
+    POSTGRES_PORT,
+    POSTGRES_SOCKET,
+    ROLE,
+    DataFolder,
+    own_folder,
+    reachable,
+)
 from webapp.embedded.processes import Child, Identity
 
 OLDEST_MAJOR = 15
@@ -138,6 +146,11 @@ class PostgresServer:
     # Making it
 
     @property
+    def account_name(self) -> str:
+        """Who the server runs as."""
+        return self.account.name if self.account is not None else user_name()
+
+    @property
     def is_made(self) -> bool:
         return (self.data / "PG_VERSION").exists()
 
@@ -151,7 +164,6 @@ class PostgresServer:
         if not self.is_made:
             self._initdb(programs)
         self._write_access_rules()
-        self.end_leftovers()
 
     def _check_space(self) -> None:
         free = shutil.disk_usage(self.data.parent).free
@@ -257,6 +269,7 @@ class PostgresServer:
     def start(self, mark: str) -> Child:
         if self._programs is None:
             self.prepare()
+        self.end_leftovers()
         programs = self._programs
         if programs is None:  # prepare sets it or raises
             raise RuntimeError("prepare() chose no programs")
@@ -308,9 +321,9 @@ class PostgresServer:
             autocommit=True,
         )
 
-    def stop(self, child: Child, *, hurry: bool = False) -> None:
+    def stop(self, child: Child, *, hurry: Callable[[], bool] = lambda: False) -> None:
         """Fast and clean; in a hurry, or when that takes too long, at once, which the next start repairs."""
-        if hurry or not processes.stop_politely(child, signal.SIGINT, STOP_SECONDS):
+        if not processes.stop_politely(child, signal.SIGINT, STOP_SECONDS, hurry=hurry):
             processes.stop_politely(child, signal.SIGQUIT, 5.0)
         child.end()
         processes.kill(self.backends())
@@ -332,7 +345,7 @@ class PostgresServer:
         return found
 
     def end_leftovers(self) -> None:
-        """End servers that outlived their supervisor, then drop a pid file that stands for nobody.
+        """End servers that outlived their supervisor, then drop the pid files, which now stand for nobody.
 
         PostgreSQL refuses to start while the pid in the file is alive, even when by now it is another
         program's.
@@ -355,6 +368,7 @@ class PostgresServer:
                 "then start again."
             )
         (self.data / "postmaster.pid").unlink(missing_ok=True)
+        (self.socket_folder / f"{POSTGRES_SOCKET}.lock").unlink(missing_ok=True)
 
     def _postmaster(self) -> int | None:
         try:
@@ -378,10 +392,9 @@ class PostgresServer:
                 "start again; what was stored is safe."
             )
         if "Permission denied" in text:
-            who = self.account.name if self.account is not None else user_name()
             return (
-                f"The user {who!r}, as whom PostgreSQL runs, may not use {self.data}; {self.log} says "
-                "where it failed."
+                f"The user {self.account_name!r}, as whom PostgreSQL runs, may not use {self.data}; "
+                f"{self.log} says where it failed."
             )
         if "could not look up effective user ID" in text:
             return (
