@@ -1,0 +1,85 @@
+"""The queue as the web sees it: task names and a producer. It sends hints; the run row is the job.
+
+Nothing here waits longer than a second, so a broker that is dead or frozen costs a web request no more than
+that, and what could not be sent the sweeper sends later.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from typing import Any
+
+from celery import Celery
+from django.conf import settings
+from kombu.exceptions import KombuError
+from redis import RedisError
+
+TRAIN_RUN = "arborist.train_run"
+QUEUES = ("cpu", "gpu")
+TIMEOUT_SECONDS = 1.0
+UNREACHABLE = (KombuError, RedisError, OSError)
+
+logger = logging.getLogger(__name__)
+
+
+def celery_url(url: str) -> str:
+    """A broker's URL as Celery reads it: `unix:///path`, redis-py's word for a socket, is `redis+socket:///path`."""
+    return "redis+socket://" + url.removeprefix("unix://") if url.startswith("unix://") else url
+
+
+# What both ends agree on. JSON only, and no results: rows are the result.
+MESSAGES: dict[str, Any] = {
+    "task_serializer": "json",
+    "accept_content": ["json"],
+    "task_ignore_result": True,
+    "result_backend": None,
+    "task_default_queue": "cpu",
+    "task_protocol": 2,
+    "broker_connection_timeout": TIMEOUT_SECONDS,
+}
+
+
+@lru_cache(maxsize=1)
+def _producer(url: str) -> Celery:
+    app = Celery("arborist-web", broker=celery_url(url), fixups=[], set_as_current=False)
+    app.conf.update(
+        MESSAGES,
+        broker_transport_options={
+            "socket_timeout": TIMEOUT_SECONDS,
+            "socket_connect_timeout": TIMEOUT_SECONDS,
+            "max_retries": 0,
+        },
+    )
+    return app
+
+
+def send_train_run(run_id: int, queue: str) -> bool:
+    """Tell the workers of `queue` that a run waits. Returns whether the broker took it; False is only logged."""
+    if not settings.BROKER_URL:
+        logger.warning("Run %s waits for the sweeper: ARBORIST_BROKER_URL is not set.", run_id)
+        return False
+    try:
+        _producer(settings.BROKER_URL).send_task(
+            TRAIN_RUN, args=[run_id], queue=queue, retry=False, ignore_result=True
+        )
+    except UNREACHABLE as error:
+        logger.warning("Run %s waits for the sweeper: the broker did not take it (%s).", run_id, error)
+        return False
+    return True
+
+
+def waiting(queue: str) -> int | None:
+    """How many messages lie in `queue`; None when the broker does not answer."""
+    if not settings.BROKER_URL:
+        return None
+    try:
+        with _producer(settings.BROKER_URL).connection_for_write() as connection:
+            return int(connection.default_channel.client.llen(queue))
+    except UNREACHABLE:
+        return None
+
+
+def is_reachable() -> bool:
+    """Whether the broker answers now."""
+    return waiting(QUEUES[0]) is not None

@@ -1,0 +1,24 @@
+"""Sizes, rates and times of the worker side, in one place. What the web shares is in `webapp.limits`."""
+
+from __future__ import annotations
+
+MAX_LINE_BYTES = 64 * 2**20  # one event; a tree of 100,000 nodes is some 35 MB
+MAX_SPOOL_BYTES = 2**30  # a full spool makes the trainer wait, it never drops an event
+MAX_STRAY_LINES = 100  # output lines that are no event, kept as log lines; more are only counted
+STDERR_TAIL_BYTES = 16_384
+
+SPOOL_SYNC_SECONDS = 1.0
+RECORD_SECONDS = 0.25  # at most four transactions a second and run ...
+RECORD_EVENTS = 500  # ... unless this many events wait
+RECORD_BYTES = 16 * 2**20  # events are taken into memory up to this size at once
+PROGRESS_SECONDS = 0.5
+RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0, 5.0)  # the database is away
+
+WISH_SECONDS = 1.0  # how often the wish to stop is read: with the grace of 8 s a stop ends within 10 s
+PREEMPT_GRACE_SECONDS = 60.0  # a worker that is told to stop gives its trainer this long to save
+FINISHED_GRACE_SECONDS = 10.0  # a trainer that said it finished may take this long to leave
+SHUTDOWN_RECORD_SECONDS = 10.0  # a worker that is told to stop waits this long for a lost database
+SIGHTING_SECONDS = 10.0
+FORGET_WORKERS_SECONDS = 3600
+
+MAX_STEP = 2**53
