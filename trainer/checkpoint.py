@@ -1,0 +1,240 @@
+"""All state of a run out to a folder and back in, whole or not at all.
+
+    step-25/
+      model/               a model folder like any other: config, tokenizer, safetensors weights
+      optimiser.safetensors   AdamW's tensors by parameter name
+      state.json           counters; randomness needs no state, it has names (`seeding`)
+      config.json          the run's complete config
+      manifest.json        size and SHA-256 of every file above; written last
+
+A folder without a manifest that matches does not exist as far as Arborist is concerned. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trainer.config import RunConfig
+from trainer.optim import Optimiser
+from trainer.policy import Policy
+
+FORMAT_VERSION = 1
+FOLDER = "checkpoints"
+_NAME = re.compile(r"step-(\d+)")
+_HEADROOM = 1.2
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read; the message says which file and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """The counters that a run goes on from. `is_evaluation_due`: a stop came before this step's evaluation."""
+
+    step: int = 0
+    unique_tokens: int = 0
+    skipped_updates: int = 0
+    skipped_in_a_row: int = 0
+    cpu_seconds: float = 0.0
+    is_evaluation_due: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SavedCheckpoint:
+    """`path` is relative to the run's folder."""
+
+    step: int
+    path: str
+    bytes: int
+    weights_sha256: str
+
+
+def save_checkpoint(
+    run_dir: Path, config: RunConfig, state: TrainerState, policy: Policy, optimiser: Optimiser, *, keep_last: int
+) -> SavedCheckpoint:
+    """Write `checkpoints/step-N` and delete all but the last `keep_last`. Raises CheckpointError; then nothing changed.
+
+    Everything is written under a temporary name and synced to disk before the folder takes its name.
+    """
+    folder = run_dir / FOLDER
+    target = folder / f"step-{state.step}"
+    scratch = folder / f"{target.name}.tmp-{secrets.token_hex(4)}"
+    weights = policy.weights_sha256()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _refuse_full_disk(folder, policy)
+        _write(scratch, config, state, policy, optimiser)
+        size = _write_manifest(scratch, state, config, weights)
+        _take_name(scratch, target, weights)
+        _sync(folder)
+        for old in list_checkpoints(run_dir)[:-keep_last]:
+            shutil.rmtree(old)
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise CheckpointError(f"The checkpoint of step {state.step} could not be written: {error.strerror or error}.") from error
+    return SavedCheckpoint(state.step, f"{FOLDER}/{target.name}", size, weights)
+
+
+def remove_unfinished(run_dir: Path) -> None:
+    """Delete what a killed process left half-written. Only the one process that may write to this folder calls it."""
+    for leftover in (run_dir / FOLDER).glob("step-*.tmp-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """Folders of finished checkpoints, oldest step first; their files are not verified here."""
+    found = []
+    for path in (run_dir / FOLDER).glob("step-*"):
+        match = _NAME.fullmatch(path.name)
+        if match and (path / "manifest.json").is_file():
+            found.append((int(match[1]), path))
+    return [path for _, path in sorted(found)]
+
+
+def read_checkpoint(path: Path) -> tuple[TrainerState, RunConfig]:
+    """Verify every file's hash, then the counters and the config. Raises CheckpointError naming the damaged file."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is no checkpoint: it has no manifest.json.") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path / 'manifest.json'} cannot be read: {error}.") from error
+    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(f"{path} is a checkpoint of another format; this Arborist reads format {FORMAT_VERSION}.")
+    for name, expected in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"The checkpoint {path} is damaged: {name} is missing. Resume from an earlier one.")
+        if file.stat().st_size != expected["bytes"] or _file_sha256(file) != expected["sha256"]:
+            raise CheckpointError(
+                f"The checkpoint {path} is damaged: {name} does not match its SHA-256. Resume from an earlier one."
+            )
+    try:
+        state = TrainerState(**json.loads((path / "state.json").read_bytes()))
+        config = RunConfig.model_validate_json((path / "config.json").read_bytes())
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"The checkpoint {path} cannot be read: {error}.") from error
+    return state, config
+
+
+def model_folder(path: Path) -> Path:
+    """The policy of a checkpoint, as a model folder."""
+    return path / "model"
+
+
+def load_optimiser(path: Path, policy: Policy, optimiser: Optimiser) -> None:
+    """Put AdamW's state back, by parameter name. Raises CheckpointError when the names or shapes differ."""
+    try:
+        tensors = load_file(path / "optimiser.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path / 'optimiser.safetensors'} cannot be read: {error}.") from error
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, part = key.rpartition("/")
+        by_name.setdefault(name, {})[part] = tensor
+    parameters = policy.named_parameters()
+    if unknown := by_name.keys() - parameters.keys():
+        raise CheckpointError(f"{path} has optimiser state for {sorted(unknown)[0]}, which the model does not have.")
+    for name, parts in by_name.items():
+        parameter = parameters[name]
+        for part, tensor in parts.items():
+            if tensor.dim() and tensor.shape != parameter.shape:
+                raise CheckpointError(f"{path}: {part} of {name} has shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}.")
+        optimiser.adamw.state[parameter] = {
+            # AdamW counts steps on the CPU whatever the device of the weights.
+            part: tensor if part == "step" else tensor.to(parameter.device)
+            for part, tensor in parts.items()
+        }
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+def _write(scratch: Path, config: RunConfig, state: TrainerState, policy: Policy, optimiser: Optimiser) -> None:
+    policy.model.save_pretrained(model_folder(scratch))
+    policy.tokenizer.save_pretrained(model_folder(scratch))
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in policy.named_parameters().items():
+        for part, value in optimiser.adamw.state.get(parameter, {}).items():
+            tensors[f"{name}/{part}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    save_file(tensors, scratch / "optimiser.safetensors")
+    (scratch / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+    (scratch / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _take_name(scratch: Path, target: Path, weights: str) -> None:
+    """Rename into place. After a resume the same step may be there already, usually bit for bit; then that one stays."""
+    if target.exists():
+        try:
+            known = json.loads((target / "manifest.json").read_bytes()).get("weights_sha256")
+        except (OSError, ValueError):
+            known = None  # half a folder, from elsewhere
+        if known == weights:
+            shutil.rmtree(scratch)
+            return
+        old = target.with_name(f"{target.name}.tmp-{secrets.token_hex(4)}")
+        target.rename(old)
+        scratch.rename(target)
+        shutil.rmtree(old)
+    else:
+        scratch.rename(target)
+
+
+def _write_manifest(scratch: Path, state: TrainerState, config: RunConfig, weights: str) -> int:
+    """Sync every file, then write and sync the manifest. Returns the bytes of all."""
+    files: dict[str, dict[str, Any]] = {}
+    for file in sorted(path for path in scratch.rglob("*") if path.is_file()):
+        _sync(file)
+        files[file.relative_to(scratch).as_posix()] = {"bytes": file.stat().st_size, "sha256": _file_sha256(file)}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "step": state.step,
+        "config_sha256": config.sha256(),
+        "weights_sha256": weights,
+        "files": files,
+    }
+    path = scratch / "manifest.json"
+    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    for place in (path, model_folder(scratch), scratch):
+        _sync(place)
+    return sum(entry["bytes"] for entry in files.values()) + path.stat().st_size
+
+
+def _refuse_full_disk(folder: Path, policy: Policy) -> None:
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in policy.named_parameters().values())
+    needed = int(3 * weights * _HEADROOM) + 2**20  # weights, two moments, the rest
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CheckpointError(
+            f"The disk is full: a checkpoint needs {needed:,} bytes and {free:,} are free under {folder}. Make room, then resume."
+        )
+
+
+def _file_sha256(file: Path) -> str:
+    hashed = sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            hashed.update(block)
+    return hashed.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

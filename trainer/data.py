@@ -1,0 +1,295 @@
+"""Problems: where they come from, which are held out, and in which order they are trained on.
+
+Two sources: the generated `chain` task, and local JSONL files in GSM8K form. Nothing here knows tokens or models. Torch-free:
+the web app checks an uploaded file with `validate_jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b, sha256
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from trainer.config import ChainData, Data, JsonlData
+from trainer.seeding import generator
+from trainer.tasks import chain
+from trainer.text import storable
+
+ANSWER_MARK = "#### "
+QUESTION_COLUMN, ANSWER_COLUMN = "question", "answer"
+MAX_LINE_BYTES = 4 * 2**20
+MAX_REPORTED_LINES = 1000
+EXAMPLES_IN_MESSAGE = 5
+EVALUATION_SEED = 0  # the same held-out problems for every run, so that runs can be compared
+
+
+class DataError(ValueError):
+    """A data set cannot be used; the message says what was wrong, where, and what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question with a reference answer. `prompt` is exactly what the policy continues."""
+
+    problem_id: str
+    prompt: str
+    reference_answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetReport:
+    """What reading a whole JSONL file found. `rows`: usable rows; `bad`: (line number from 1, what was wrong), the first
+    `MAX_REPORTED_LINES` of `bad_rows`; `sha256` of the file's bytes; `examples`: the first few problems."""
+
+    rows: int
+    bad_rows: int
+    bad: tuple[tuple[int, str], ...]
+    sha256: str
+    bytes: int
+    examples: tuple[Problem, ...]
+
+
+class TrainingProblems(Protocol):
+    """What a step trains on: a function of the step alone, so that a resumed run goes on where it was."""
+
+    count: int | None
+
+    def batch(self, step: int, size: int) -> list[Problem]:
+        """The problems of step 1, 2, 3, ..."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Training problems, held-out problems (no text is in both), and what people should know about the source."""
+
+    training: TrainingProblems
+    evaluation: tuple[Problem, ...]
+    warnings: tuple[str, ...] = field(default=())
+
+
+def load_data(config: Data, *, seed: int, evaluation_problems: int) -> Dataset:
+    """The run's problems. `seed` is the run's and decides order; the held-out problems do not depend on it.
+
+    Raises DataError.
+    """
+    if isinstance(config, ChainData):
+        return Dataset(
+            training=ChainStream(seed, config.operations),
+            evaluation=tuple(
+                _chain_problem(EVALUATION_SEED, "evaluation", index, config.operations)
+                for index in range(evaluation_problems)
+            ),
+        )
+    return _load_jsonl(config, seed, evaluation_problems)
+
+
+# ---------------------------------------------------------------------------------------------------- chain
+
+
+class ChainStream:
+    """Generated problems without end; step s takes the indices from (s - 1) * size on."""
+
+    count = None
+
+    def __init__(self, seed: int, operations: int) -> None:
+        self._seed, self._operations = seed, operations
+
+    def batch(self, step: int, size: int) -> list[Problem]:
+        first = (step - 1) * size
+        return [_chain_problem(self._seed, "train", first + place, self._operations) for place in range(size)]
+
+
+def _chain_problem(seed: int, split: str, index: int, operations: int) -> Problem:
+    problem = chain.problem_at(seed, split, index, operations)
+    return Problem(f"chain-{operations}-{split}-{seed}-{index}", problem.prompt, str(problem.answer))
+
+
+# ---------------------------------------------------------------------------------------------------- JSONL
+
+
+class ShuffledProblems:
+    """A finite set in a new seeded order every epoch; a batch may run over the end of an epoch."""
+
+    def __init__(self, problems: list[Problem], seed: int) -> None:
+        self._problems, self._seed = problems, seed
+        self._epoch, self._order = -1, list(range(len(problems)))
+        self.count: int | None = len(problems)
+
+    def batch(self, step: int, size: int) -> list[Problem]:
+        first = (step - 1) * size
+        return [self._at(place) for place in range(first, first + size)]
+
+    def _at(self, place: int) -> Problem:
+        epoch, index = divmod(place, len(self._problems))
+        if epoch != self._epoch:
+            order = generator(self._seed, "epoch", epoch).random(len(self._problems)).argsort(kind="stable")
+            self._epoch, self._order = epoch, order.tolist()
+        return self._problems[self._order[index]]
+
+
+def is_held_out(question: str, share: float) -> bool:
+    """Whether a question is an evaluation problem: by its hash, so that equal texts always fall on the same side."""
+    digest = blake2b(question.strip().encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64 < share
+
+
+def validate_jsonl(path: str | Path) -> DatasetReport:
+    """Read a whole file and say what is in it. Raises DataError when it cannot be used at all.
+
+    A file is refused when it is no readable text file, holds no usable row, or half of its rows or more are bad; else the bad
+    rows are listed and training skips them.
+    """
+    hashed = sha256()
+    rows = bad_rows = size = 0
+    bad: list[tuple[int, str]] = []
+    examples: list[Problem] = []
+    file = Path(path)
+    for number, content, line in _rows(file):
+        hashed.update(line)
+        size += len(line)
+        if isinstance(content, Problem):
+            rows += 1
+            if len(examples) < EXAMPLES_IN_MESSAGE:
+                examples.append(content)
+        elif content is not None:
+            bad_rows += 1
+            if len(bad) < MAX_REPORTED_LINES:
+                bad.append((number, content))
+    if not rows and not bad_rows:
+        raise DataError(f"{file.name} is empty. Expected one JSON object per line with `question` and `answer`.")
+    if bad_rows >= rows:
+        shown = "; ".join(f"line {number}: {message}" for number, message in bad[:EXAMPLES_IN_MESSAGE])
+        more = f"; and {bad_rows - EXAMPLES_IN_MESSAGE} more" if bad_rows > EXAMPLES_IN_MESSAGE else ""
+        raise DataError(f"{file.name}: {bad_rows} of {rows + bad_rows} rows cannot be used: {shown}{more}.")
+    return DatasetReport(rows, bad_rows, tuple(bad), hashed.hexdigest(), size, tuple(examples))
+
+
+def _load_jsonl(config: JsonlData, seed: int, evaluation_problems: int) -> Dataset:
+    file = Path(config.path)
+    report = validate_jsonl(file)
+    training: list[Problem] = []
+    held_out: list[Problem] = []
+    for _, content, _ in _rows(file):
+        if isinstance(content, Problem):
+            side = held_out if is_held_out(content.prompt, config.evaluation_share) else training
+            side.append(content)
+    if not training or not held_out:
+        raise DataError(
+            f"{file.name} has {report.rows} usable rows, of which {len(held_out)} fall to evaluation and {len(training)} to "
+            f"training; both need at least one. Add rows, or change data.evaluation_share ({config.evaluation_share})."
+        )
+    warnings = []
+    if report.bad_rows:
+        number, message = report.bad[0]
+        warnings.append(
+            f"{file.name}: skipped {report.bad_rows} of {report.rows + report.bad_rows} rows; the first is line {number}: {message}."
+        )
+    if len(held_out) < evaluation_problems:
+        warnings.append(
+            f"{file.name}: {len(held_out)} problems are held out, fewer than the {evaluation_problems} asked for; all are used."
+        )
+    # By hash again, not by place in the file: the same problems whatever the order of the rows.
+    held_out.sort(key=lambda problem: problem.problem_id)
+    return Dataset(ShuffledProblems(training, seed), tuple(held_out[:evaluation_problems]), tuple(warnings))
+
+
+def _rows(file: Path) -> Iterator[tuple[int, Problem | str | None, bytes]]:
+    """Line by line: (line number, the problem or what is wrong with the line or None if it is blank, the line's bytes).
+
+    Raises DataError when the file as a whole is not readable text.
+    """
+    try:
+        if not file.is_file():
+            what = "a folder" if file.is_dir() else "not there" if not file.exists() else "not a regular file"
+            raise DataError(f"{file} is {what}. Expected a JSONL file.")
+        with file.open("rb") as stream:
+            _refuse_other_formats(file, stream.read(4))
+            stream.seek(0)
+            for number, line, is_whole in _lines(stream):
+                yield number, _parse(number, line, is_whole), line
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror or error}.") from error
+
+
+def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
+    """(number, bytes, whether the line fits). An overlong line comes in pieces, all but the first marked as not fitting."""
+    number, continued = 0, False
+    while line := stream.readline(MAX_LINE_BYTES):
+        number += not continued
+        cut = len(line) == MAX_LINE_BYTES and not line.endswith(b"\n")
+        yield number, line, not cut and not continued
+        continued = cut
+
+
+def _refuse_other_formats(file: Path, head: bytes) -> None:
+    for start, what in (
+        (b"\xff\xfe", "UTF-16 text (it starts with a byte-order mark FF FE)"),
+        (b"\xfe\xff", "UTF-16 text (it starts with a byte-order mark FE FF)"),
+        (b"\x80\x02", "a Python pickle"),
+        (b"\x80\x03", "a Python pickle"),
+        (b"\x80\x04", "a Python pickle"),
+        (b"\x80\x05", "a Python pickle"),
+        (b"PK\x03\x04", "a zip archive"),
+        (b"\x1f\x8b", "gzip-compressed"),
+        (b"PAR1", "a Parquet file"),
+    ):
+        if head.startswith(start):
+            raise DataError(f"{file.name} is {what}. Expected a JSONL file in UTF-8; it was not opened any further.")
+
+
+def _parse(number: int, line: bytes, is_whole: bool) -> Problem | str | None:
+    """The problem on a line, a sentence on what is wrong with it, or None for a blank line."""
+    if not is_whole:
+        return f"longer than {MAX_LINE_BYTES:,} bytes"
+    if number == 1:
+        line = line.removeprefix(b"\xef\xbb\xbf")
+    if not line.strip():
+        return None
+    try:
+        row = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 (byte {error.start + 1} is {line[error.start]:#04x})"
+    except json.JSONDecodeError as error:
+        if not line.endswith(b"\n"):
+            return f"the last line is cut off: {error.msg} at column {error.colno}"
+        return f"not JSON: {error.msg} at column {error.colno}"
+    except (ValueError, RecursionError) as error:  # NaN, an integer of thousands of digits, nesting without end
+        return f"not JSON: {error}" if isinstance(error, ValueError) else "not JSON: nested too deep"
+    return _problem(row)
+
+
+def _refuse_constant(word: str) -> Any:
+    raise ValueError(f"{word} is not a JSON value")
+
+
+def _problem(row: Any) -> Problem | str:
+    """`Any`: whatever JSON holds."""
+    if not isinstance(row, dict):
+        return f"a JSON {_kind(row)}, expected an object with `{QUESTION_COLUMN}` and `{ANSWER_COLUMN}`"
+    missing = [name for name in (QUESTION_COLUMN, ANSWER_COLUMN) if name not in row]
+    if missing:
+        found = ", ".join(f"`{str(name)[:40]}`" for name in list(row)[:10]) or "none"
+        return f"columns found: {found}; needed: `{QUESTION_COLUMN}`, `{ANSWER_COLUMN}`"
+    for name in (QUESTION_COLUMN, ANSWER_COLUMN):
+        if not isinstance(row[name], str):
+            return f"`{name}` is a JSON {_kind(row[name])}, expected text"
+    question = storable(row[QUESTION_COLUMN]).strip()
+    if not question:
+        return f"`{QUESTION_COLUMN}` is blank"
+    _, mark, answer = storable(row[ANSWER_COLUMN]).rpartition(ANSWER_MARK.rstrip())
+    answer = answer.strip()
+    if not mark:
+        return f"`{ANSWER_COLUMN}` has no `{ANSWER_MARK}` with the reference answer after it"
+    if not answer:
+        return f"`{ANSWER_COLUMN}` has nothing after its last `{ANSWER_MARK}`"
+    if "\n" in answer:
+        return f"`{ANSWER_COLUMN}` has more than one line after its last `{ANSWER_MARK}`"
+    return Problem(sha256(question.encode()).hexdigest()[:16], chain.PROMPT_TEMPLATE.format(question=question), answer)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", int: "number", float: "number", type(None): "null"}
+    return names[type(value)]

@@ -1,0 +1,60 @@
+"""Held-out accuracy of the policy as it is: one sample at temperature 1, and greedy. Changes nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from trainer.data import Problem
+from trainer.sampling.engine import Engine, SamplingPlan
+from trainer.seeding import named_seed
+from trainer.tree import Verdict
+from trainer.verifiers import JudgeAnswer, verify_trees
+
+_Z = 1.959963984540054  # 97.5 % point of the normal distribution: a 95 % interval
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927): unlike mean ± 2 s.e. it stays in [0, 1] and is honest near 0 and 1.
+
+    centre = (p + z²/2n) / (1 + z²/n), half width = z sqrt(p(1-p)/n + z²/4n²) / (1 + z²/n). NaN, NaN without trials.
+    """
+    if trials == 0:
+        return math.nan, math.nan
+    share, weight = successes / trials, _Z**2 / trials
+    centre = (share + weight / 2) / (1 + weight)
+    half = _Z * math.sqrt(share * (1 - share) / trials + weight / (4 * trials)) / (1 + weight)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def evaluate(
+    engine: Engine,
+    problems: Sequence[Problem],
+    judge: JudgeAnswer,
+    *,
+    most_tokens: int,
+    seed: int,
+    should_stop: Callable[[], bool],
+    on_progress: Callable[[int, int], None],
+) -> dict[str, float]:
+    """`eval/...` metrics. Every evaluation of a run draws the same random numbers, so that two differ by the policy alone.
+
+    `most_tokens`: longest answer. Raises what `Engine.sample` raises.
+    """
+    values: dict[str, float] = {}
+    for part, (word, temperature) in enumerate((("sampled", 1.0), ("greedy", 0.0))):
+        trees = engine.sample(
+            problems,
+            SamplingPlan((1,), (most_tokens,), split_at_newline=False, temperature=temperature),
+            seed=named_seed(seed, "evaluation"),
+            step=0,
+            should_stop=should_stop,
+            on_progress=lambda done, total, part=part: on_progress(part * total + done, 2 * total),  # type: ignore[misc]
+        )
+        verdicts = [tree.verdict[1:] for tree in verify_trees(trees, judge)]
+        judged = sum(int((found != Verdict.ERROR).sum()) for found in verdicts)
+        correct = sum(int((found == Verdict.CORRECT).sum()) for found in verdicts)
+        low, high = wilson_interval(correct, judged)
+        values[f"eval/pass1_{word}"] = correct / judged if judged else math.nan
+        values[f"eval/pass1_{word}_low"], values[f"eval/pass1_{word}_high"] = low, high
+    return values

@@ -1,0 +1,334 @@
+"""train(): the whole method, read top to bottom. What each line means stands in the module it calls."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from trainer.checkpoint import (
+    CheckpointError,
+    TrainerState,
+    load_optimiser,
+    model_folder,
+    read_checkpoint,
+    remove_unfinished,
+    save_checkpoint,
+)
+from trainer.config import RunConfig
+from trainer.credit import credit_trees
+from trainer.data import load_data
+from trainer.evaluation import evaluate
+from trainer.events import CheckpointSaved, Event, LogLine, Metrics, Progress, Started, TreeSampled
+from trainer.optim import Optimiser, UpdateResult, UpdateStopped
+from trainer.packing import pack
+from trainer.policy import Policy, load_policy
+from trainer.rollout_metrics import rollout_metrics
+from trainer.sampling.engine import SamplingStopped, plan_from_config
+from trainer.sampling.local_engine import LocalEngine
+from trainer.seeding import named_seed
+from trainer.tree import RolloutTree, summarise
+from trainer.verifiers import judge_from_config, verify_trees
+
+SKIPS_IN_A_ROW = 3  # updates that are not finite before a run fails
+PROGRESS_SECONDS = 0.5
+Emit = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: the last complete step, one sentence, and the weights it ended with."""
+
+    outcome: Literal["succeeded", "stopped", "failed"]
+    step: int
+    reason: str
+    weights_sha256: str
+
+
+def train(
+    config: RunConfig,
+    *,
+    emit: Emit,
+    should_stop: Callable[[], bool],
+    run_dir: Path,
+    resume: Path | None = None,
+    device: torch.device | str = "cpu",
+) -> Outcome:
+    """Train the policy as `config` says, from its start or from a checkpoint, and tell `emit` all that happens.
+
+    `should_stop` is asked often; once true, the step under way is given up, a checkpoint is written and the run ends as
+    stopped. Raises DataError, ModelError, CheckpointError, ValueError and RewardRangeError with a sentence for people.
+    """
+    run = _Run(config, emit, should_stop, run_dir, resume, device)
+    state = run.state
+    try:
+        if state.is_evaluation_due:
+            state = run.evaluate(state)
+        for step in range(state.step + 1, config.training.steps + 1):
+            clock = _Clock()
+            problems = run.data.training.batch(step, config.training.problems_per_step)
+            trees = run.engine.sample(
+                problems, run.plan, seed=run.seed, step=step, should_stop=should_stop, on_progress=run.progress(step, "sampling")
+            )
+            clock.lap("sampling")
+            trees = verify_trees(trees, run.judge)
+            trees = credit_trees(trees, config.credit)
+            clock.lap("credit")
+            updates = run.update(trees, step)
+            run.engine.sync()
+            clock.lap("training")
+            state = run.counted(state, step, trees, updates, clock)
+            run.emit_step(state, trees, updates, clock)
+            if state.skipped_in_a_row >= SKIPS_IN_A_ROW:
+                run.save(state)
+                return run.ended("failed", state, f"The loss or its gradient was not finite {SKIPS_IN_A_ROW} times in a row, "
+                                 f"the last at step {step}. Lower the learning rate, or start from an earlier checkpoint.")  # fmt: skip
+            if run.is_evaluation_step(step):
+                state = run.evaluate(replace(state, is_evaluation_due=True))
+            if run.is_checkpoint_step(step):
+                run.save(state)
+    except (SamplingStopped, UpdateStopped):
+        state = run.state
+        run.save(state)
+        return run.ended("stopped", state, f"Stopped after step {state.step} of {config.training.steps}, as asked.")
+    except FloatingPointError as error:
+        return run.ended("failed", run.state, f"{error} This was seen at step {run.state.step + 1}. Lower the learning rate, "
+                         "or start from an earlier checkpoint.")  # fmt: skip
+    return run.ended("succeeded", state, f"All {config.training.steps} steps are done.")
+
+
+class _Run:
+    """What a run holds between steps, and how it speaks. `state` is the last complete one."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        emit: Emit,
+        should_stop: Callable[[], bool],
+        run_dir: Path,
+        resume: Path | None,
+        device: torch.device | str,
+    ) -> None:
+        self.config, self.emit, self.should_stop, self.run_dir = config, emit, should_stop, run_dir
+        self.progress(0, "loading")(0, 1)
+        self.state = TrainerState()
+        remove_unfinished(run_dir)
+        if resume is not None:
+            self.state, saved = read_checkpoint(resume)
+            refuse_other_config(saved, config)
+        self.policy: Policy = load_policy(model_folder(resume) if resume else config.model.path, device)
+        self.data = load_data(config.data, seed=config.seed, evaluation_problems=config.evaluation.problems)
+        for warning in self.data.warnings:
+            self.say("warning", warning)
+        self.seed = named_seed(config.seed, "sampling")
+        self.plan = plan_from_config(config.sampler)
+        self.judge = judge_from_config(config.verifier)
+        self.engine = LocalEngine(self.policy)
+        self.optimiser = Optimiser(self.policy, config.training)
+        if resume is not None:
+            load_optimiser(resume, self.policy, self.optimiser)
+        emit(
+            Started(
+                time=time.time(),
+                step=self.state.step,
+                resumed_from=resume.name if resume else None,
+                config_sha256=config.sha256(),
+                weights_sha256=self.policy.weights_sha256(),
+                parameters=self.policy.parameter_count(),
+                engine=self.engine.name,
+                device=str(self.policy.device),
+                versions={"python": platform.python_version()}
+                | {name: version(name) for name in ("torch", "transformers", "safetensors", "numpy")},
+                training_problems=self.data.training.count,
+                evaluation_problems=len(self.data.evaluation),
+            )
+        )
+
+    # ---- parts of a step
+
+    def update(self, trees: Sequence[RolloutTree], step: int) -> list[UpdateResult]:
+        """One optimiser update per part of the batch; with one part exactly on-policy."""
+        results = []
+        objective, training = self.config.objective, self.config.training
+        parts = np.array_split(np.arange(len(trees)), min(training.updates_per_step, len(trees)))
+        report = self.progress(step, "training")
+        for number, part in enumerate(parts):
+            report(number, len(parts))
+            batch = pack([trees[i] for i in part], self.config.credit.spread, objective.aggregate)
+            # Once the weights have moved within a step, the step is finished: half a step is no state to go on from.
+            should_stop = self.should_stop if number == 0 else _never
+            results.append(
+                self.optimiser.update(
+                    batch, objective, step=step, temperature=self.plan.temperature, should_stop=should_stop
+                )
+            )
+        return results
+
+    def evaluate(self, state: TrainerState) -> TrainerState:
+        values = evaluate(
+            self.engine,
+            self.data.evaluation,
+            self.judge,
+            most_tokens=self.plan.most_tokens,
+            seed=named_seed(self.config.seed, "evaluation"),
+            should_stop=self.should_stop,
+            on_progress=self.progress(state.step, "evaluating"),
+        )
+        self.emit(Metrics(time=time.time(), step=state.step, values=values))
+        self.state = replace(state, is_evaluation_due=False)
+        return self.state
+
+    def counted(
+        self, state: TrainerState, step: int, trees: Sequence[RolloutTree], updates: Sequence[UpdateResult], clock: _Clock
+    ) -> TrainerState:
+        """The counters after a step."""
+        in_a_row, skipped = state.skipped_in_a_row, state.skipped_updates
+        for update in updates:
+            in_a_row = 0 if update.is_finite else in_a_row + 1
+            skipped += not update.is_finite
+        self.state = TrainerState(
+            step=step,
+            unique_tokens=state.unique_tokens + sum(int(tree.token_counts()[1:].sum()) for tree in trees),
+            skipped_updates=skipped,
+            skipped_in_a_row=in_a_row,
+            cpu_seconds=state.cpu_seconds + clock.cpu_seconds(),
+            is_evaluation_due=self.is_evaluation_step(step),
+        )
+        return self.state
+
+    def is_evaluation_step(self, step: int) -> bool:
+        every = self.config.evaluation.every_steps
+        return step == self.config.training.steps or (every > 0 and step % every == 0)
+
+    def is_checkpoint_step(self, step: int) -> bool:
+        every = self.config.checkpoint.every_steps
+        return step == self.config.training.steps or (every > 0 and step % every == 0)
+
+    # ---- what it says
+
+    def emit_step(
+        self, state: TrainerState, trees: Sequence[RolloutTree], updates: Sequence[UpdateResult], clock: _Clock
+    ) -> None:
+        for update in updates:
+            if not update.is_finite:
+                self.say("warning", f"Step {state.step}: an update was skipped, its loss or gradient is not finite.")
+        values = rollout_metrics(trees)
+        last = updates[-1]
+        trained = sum(update.trained_tokens for update in updates)
+        values |= {
+            "tree/unique_tokens_total": float(state.unique_tokens),
+            "policy/loss": last.loss,
+            "policy/grad_norm": last.grad_norm,
+            "policy/clip_fraction": sum(u.clip_fraction * u.trained_tokens for u in updates) / max(trained, 1),
+            "policy/logprob_gap": updates[0].logprob_gap,
+            "policy/learning_rate": last.learning_rate,
+            "policy/trained_tokens": float(trained),
+            "policy/skipped_updates": float(state.skipped_updates),
+            "speed/tokens_per_second": values["tree/unique_tokens"] / clock.wall_seconds(),
+            "speed/step_seconds": clock.wall_seconds(),
+            "speed/sampling_seconds": clock.laps["sampling"],
+            "speed/training_seconds": clock.laps["training"],
+            "speed/cpu_seconds_total": state.cpu_seconds,
+        }
+        self.emit(Metrics(time=time.time(), step=state.step, values=values))
+        for index, tree in enumerate(trees[: self.config.recording.trees_per_step]):
+            self.emit(
+                TreeSampled(
+                    time=time.time(),
+                    step=state.step,
+                    index=index,
+                    problem_id=tree.problem_id,
+                    prompt=tree.texts[0],
+                    summary=summarise(tree),
+                    payload=tree.to_payload(),
+                )
+            )
+
+    def save(self, state: TrainerState) -> None:
+        self.progress(state.step, "saving")(0, 1)
+        saved = save_checkpoint(
+            self.run_dir, self.config, state, self.policy, self.optimiser, keep_last=self.config.checkpoint.keep_last
+        )
+        self.emit(
+            CheckpointSaved(
+                time=time.time(),
+                step=saved.step,
+                path=saved.path,
+                bytes=saved.bytes,
+                weights_sha256=saved.weights_sha256,
+            )
+        )
+
+    def say(self, level: Literal["info", "warning", "error"], message: str) -> None:
+        self.emit(LogLine(time=time.time(), level=level, message=message[:8192]))
+
+    def progress(self, step: int, phase: Phase) -> Callable[[int, int], None]:
+        """A reporter that speaks at most once per `PROGRESS_SECONDS`."""
+        last = 0.0
+
+        def report(done: int, total: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= PROGRESS_SECONDS:
+                last = now
+                self.emit(Progress(time=time.time(), step=step, phase=phase, done=done, total=total))
+
+        return report
+
+    def ended(self, outcome: Literal["succeeded", "stopped", "failed"], state: TrainerState, reason: str) -> Outcome:
+        return Outcome(outcome, state.step, reason, self.policy.weights_sha256())
+
+
+Phase = Literal["loading", "sampling", "verifying", "training", "evaluating", "saving"]
+
+
+class _Clock:
+    """Wall and CPU time of a step."""
+
+    def __init__(self) -> None:
+        self._start = self._lap = time.perf_counter()
+        self._cpu = time.process_time()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._lap = now - self._lap, now
+
+    def wall_seconds(self) -> float:
+        return self._lap - self._start
+
+    def cpu_seconds(self) -> float:
+        return time.process_time() - self._cpu
+
+
+def _never() -> bool:
+    return False
+
+
+def refuse_other_config(saved: RunConfig, config: RunConfig) -> None:
+    """Raise CheckpointError when a resumed run would not be the run that was saved: what samples, scores or trains must be equal.
+
+    The number of steps may grow; what is only recorded, evaluated or kept may change.
+    """
+    free = {"preset", "evaluation", "checkpoint", "recording", "resources"}
+    old, new = saved.model_dump(mode="json", exclude=free), config.model_dump(mode="json", exclude=free)
+    old["training"].pop("steps"), new["training"].pop("steps")
+    differing = sorted(
+        f"{section}.{key}" if isinstance(old[section], dict) else section
+        for section in old
+        if old[section] != new[section]
+        for key in (old[section] if isinstance(old[section], dict) else [""])
+        if not isinstance(old[section], dict) or old[section].get(key) != new[section].get(key)
+    )
+    if differing:
+        raise CheckpointError(
+            f"The checkpoint was made with another config: {', '.join(differing)} differ. Resume with the run's own config, "
+            "or start a new run from the checkpoint's model folder."
+        )

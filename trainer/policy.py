@@ -1,0 +1,146 @@
+"""The policy: a causal language model of transformers and its tokenizer, loaded from a folder.
+
+It turns prompts into ids and gives the logprobs of sampled tokens with gradient. It samples nothing (`trainer.sampling`).
+Weights come from safetensors only: nothing is ever unpickled, and no code of a model folder is run.
+"""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trainer.detokenizer import SegmentDecoder
+from trainer.sampling.decoder import UnsupportedModelError, refuse_unsupported
+
+TINY_REASONER = "tiny-reasoner"
+_ASSETS = Path(__file__).parent / "assets"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
+
+
+class ModelError(ValueError):
+    """A model folder cannot be used; the message says why and what to do."""
+
+
+class Policy:
+    """Model and tokenizer. `end_ids`: tokens that end an answer; `newline_tokens` [V]: tokens whose text has a line break."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, end_ids: frozenset[int]) -> None:
+        """`tokenizer`: a fast tokenizer of transformers; Any because it is typed only in part."""
+        self.model: Any = model
+        self.tokenizer = tokenizer
+        self.end_ids = end_ids
+        self.decoder = SegmentDecoder(tokenizer, end_ids)
+        self.newline_tokens: NDArray[np.bool_] = self.decoder.newline_tokens(int(self.model.config.vocab_size))
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    def encode(self, prompt: str) -> list[int]:
+        """Ids of a prompt, at least one. Text that looks like a special token is text."""
+        ids: list[int] = self.tokenizer(prompt, split_special_tokens=True)["input_ids"]
+        return ids or [next(iter(sorted(self.end_ids)))]
+
+    def parameter_count(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by name, each tied weight once."""
+        return dict(self.model.named_parameters())
+
+    def weights_sha256(self) -> str:
+        """Hash of all parameters: names, shapes, dtypes and bytes, in the order of names."""
+        hashed = sha256()
+        for name, parameter in sorted(self.named_parameters().items()):
+            values = parameter.detach().cpu().contiguous()
+            hashed.update(f"{name} {tuple(values.shape)} {values.dtype}\n".encode())
+            hashed.update(values.view(torch.uint8).numpy().tobytes() if values.dim() else values.numpy().tobytes())
+        return hashed.hexdigest()
+
+    def logprobs(self, tokens: Tensor, rows: Tensor, columns: Tensor, temperature: float) -> Tensor:
+        """Logprobs, with gradient, of chosen tokens given all before them in their row.
+
+        tokens [B, T] int64, padded on the right (causal attention never sees the padding); rows, columns [M] int64 name the
+        chosen tokens, columns >= 1. Returns [M] float32 under softmax(logits / temperature), the distribution that is
+        sampled from. Logits are made for these M places only.
+        """
+        hidden = self.model.model(input_ids=tokens, use_cache=False).last_hidden_state  # [B, T, H]
+        logits = self.model.lm_head(hidden[rows, columns - 1]).float()  # [M, V]
+        if temperature != 1:
+            logits = logits / temperature
+        chosen = logits.gather(1, tokens[rows, columns][:, None])[:, 0]  # [M]
+        return chosen - logits.logsumexp(-1)
+
+
+def resolve_model(path: str) -> Path:
+    """The folder of a model: the packaged `tiny-reasoner`, or a path."""
+    return _ASSETS / TINY_REASONER if path == TINY_REASONER else Path(path)
+
+
+def load_policy(path: str | Path, device: torch.device | str = "cpu") -> Policy:
+    """Load a folder with config.json, tokenizer and safetensors weights, in float32. Raises ModelError."""
+    folder = resolve_model(str(path))
+    config = _refuse_unsafe(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_fast=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        )
+    except Exception as error:  # transformers raises whatever its parsers raise; each means: this folder is no model
+        raise ModelError(f"The model in {folder} did not load: {type(error).__name__}: {_first_line(error)}") from error
+    try:
+        refuse_unsupported(model.config)
+    except UnsupportedModelError as error:
+        raise ModelError(f"The model in {folder} cannot be used: {error}") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(f"The model in {folder} has no tokenizer.json. Save its tokenizer in the fast format.")
+    model.to(device)
+    model.eval()  # no dropout: the sampling policy and the trained policy are one function
+    return Policy(model, tokenizer, _end_ids(folder, config, model, tokenizer))
+
+
+def _refuse_unsafe(folder: Path) -> dict[str, Any]:
+    """The parsed config.json. Raises ModelError before anything else of the folder is opened."""
+    if not folder.is_dir():
+        raise ModelError(f"The model did not load: there is no folder {folder}. Give a folder or `{TINY_REASONER}`.")
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except FileNotFoundError:
+        raise ModelError(f"{folder} is no model folder: it has no config.json.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{folder / 'config.json'} cannot be read: {_first_line(error)}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder / 'config.json'} is not a JSON object.")
+    if "auto_map" in config or any(folder.glob("modeling_*.py")):
+        raise ModelError(f"The model in {folder} needs code of its own, which is never run. Use a model that transformers knows.")
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
+        if pickles:
+            raise ModelError(
+                f"The model in {folder} has pickled weights ({pickles[0]}), which are never loaded because a pickle can run "
+                "code. Convert them to safetensors."
+            )
+        raise ModelError(f"The model in {folder} has no weights: no *.safetensors file.")
+    return config
+
+
+def _end_ids(folder: Path, config: dict[str, Any], model: Any, tokenizer: Any) -> frozenset[int]:
+    ends: set[int] = set()
+    for source in (config.get("eos_token_id"), model.generation_config.eos_token_id, tokenizer.eos_token_id):
+        ends.update(source if isinstance(source, list) else [] if source is None else [source])
+    if not ends:
+        raise ModelError(f"The model in {folder} has no end token. Set eos_token_id in its config.json.")
+    return frozenset(ends)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:500]
