@@ -26,6 +26,7 @@ $(READY):
 	@scripts/setup.sh $@
 
 setup: $(READY)
+	@:
 
 demo: $(READY)
 	@exec $(PY) manage.py demo $(ARGS)

@@ -17,7 +17,8 @@ started=$(date +%s)
 say() { printf 'set-up  %s\n' "$*"; }
 fail() { printf 'set-up  %s\n' "$*" >&2; exit 1; }
 pip() { .venv/bin/python -m pip --disable-pip-version-check --no-input "$@"; }
-install() { pip install --quiet "$@"; }
+# Errors only: what pip warns of is about its own sources, and there is a line for it per package.
+install() { pip install --quiet --quiet "$@"; }
 
 command -v "$python" >/dev/null 2>&1 ||
     fail "No '$python' was found. Arborist needs Python 3.11 or newer: install it, or name one with PYTHON=/path/to/python3 make …"
@@ -52,7 +53,7 @@ elif [ "$(uname -s)" != Linux ] || { command -v nvidia-smi >/dev/null 2>&1 && nv
     install "torch==$torch"
 else
     say "2/4 PyTorch $torch, CPU build (about 200 MB)"
-    if pip install --quiet "torch==$torch+cpu" 2>/dev/null; then
+    if install "torch==$torch+cpu" 2>/dev/null; then
         :
     elif [ -n "$torch_index" ] && install "torch==$torch" --index-url "$torch_index"; then
         :
