@@ -11,6 +11,7 @@ from csp.constants import NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
 
 from webapp.embedded.folder import DataFolder
+from webapp.limits import MAX_BODY_BYTES
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 FOLDER = DataFolder.at(os.environ.get("ARBORIST_DATA_DIR") or BASE_DIR / ".arborist")
@@ -24,6 +25,17 @@ def _flag(name: str, default: bool = False) -> bool:
     if text in ("0", "false", "no", "off", ""):
         return False
     raise ImproperlyConfigured(f"{name}={text!r} is not a yes or no. Use 1 or 0.")
+
+
+def _count(name: str, default: int) -> int:
+    text = os.environ.get(name, "").strip() or str(default)
+    if not (text.isascii() and text.isdecimal()):
+        raise ImproperlyConfigured(f"{name}={text!r} is not a whole number of 0 or more.")
+    return int(text)
+
+
+POOL_CONNECTIONS = _count("ARBORIST_DATABASE_POOL", 0)  # 0: no pool
+STATEMENT_SECONDS = _count("ARBORIST_STATEMENT_SECONDS", 0)  # 0: no limit
 
 
 def _database(url: str) -> dict[str, object]:
@@ -41,9 +53,20 @@ def _database(url: str) -> dict[str, object]:
         "PASSWORD": unquote(parts.password or ""),
         "HOST": unquote(query.get("host", parts.hostname or "")),
         "PORT": str(parts.port or query.get("port", "")),
-        "CONN_MAX_AGE": 60,
+        # A web process answers each request in another thread, so it shares connections through a pool; `asgi.py`
+        # asks for one. Other processes keep one connection per thread.
+        "CONN_MAX_AGE": 0 if POOL_CONNECTIONS else 60,
         "CONN_HEALTH_CHECKS": True,
-        "OPTIONS": {"connect_timeout": 5, "application_name": "arborist"},
+        "OPTIONS": {
+            "connect_timeout": 5,
+            "application_name": "arborist",
+            "options": f"-c statement_timeout={STATEMENT_SECONDS}s -c idle_in_transaction_session_timeout=60s",
+            **(
+                {"pool": {"min_size": 1, "max_size": POOL_CONNECTIONS, "timeout": 5}}
+                if POOL_CONNECTIONS
+                else {}
+            ),
+        },
     }
 
 
@@ -52,7 +75,11 @@ DEBUG = _flag("ARBORIST_DEBUG")
 _stored_key = os.environ.get("ARBORIST_SECRET_KEY") or FOLDER.read_secret_key()
 SECRET_KEY = _stored_key or secrets.token_urlsafe(50)
 SECRET_KEY_IS_TEMPORARY = not _stored_key
-ALLOWED_HOSTS = [h for h in os.environ.get("ARBORIST_ALLOWED_HOSTS", "127.0.0.1,localhost,[::1]").split(",") if h]
+ALLOWED_HOSTS = [
+    h for h in os.environ.get("ARBORIST_ALLOWED_HOSTS", "127.0.0.1,localhost,[::1]").split(",") if h
+]
+# Where the site listens, for the checks of `checks.py`; the launcher sets it.
+BIND_ADDRESS = os.environ.get("ARBORIST_BIND", "127.0.0.1")
 CSRF_TRUSTED_ORIGINS = [o for o in os.environ.get("ARBORIST_TRUSTED_ORIGINS", "").split(",") if o]
 
 # Without addresses these are the sockets of the embedded servers, whether they run or not.
@@ -144,7 +171,8 @@ CONTENT_SECURITY_POLICY = {
         "form-action": [SELF],
     }
 }
-DATA_UPLOAD_MAX_MEMORY_SIZE = 1_000_000
+CSRF_FAILURE_VIEW = "webapp.views.csrf_failure"
+DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY_BYTES
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 500
 
 STATIC_URL = "static/"

@@ -1,4 +1,4 @@
-"""Who may enter: users, one-time login links, API tokens."""
+"""Who may enter: users, one-time login links, API tokens, and the tries that limit guessing."""
 
 from __future__ import annotations
 
@@ -46,3 +46,23 @@ class ApiToken(models.Model):
 
     class Meta:
         db_table = "arborist_api_token"
+
+
+class LoginTry(models.Model):
+    """One password that was tried and has not (yet) proved right; `accounts.limits` counts them.
+
+    `account` is the SHA-256 of the name as typed, so a password typed into the wrong field is not kept.
+    """
+
+    account = models.CharField(max_length=64)
+    address = models.CharField(max_length=64, blank=True)
+    at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "arborist_login_try"
+        indexes = [
+            # The two counts before each try, and the sweep of old rows.
+            models.Index(fields=["account", "at"], name="login_try_account"),
+            models.Index(fields=["address", "at"], name="login_try_address"),
+            models.Index(fields=["at"], name="login_try_at"),
+        ]

@@ -38,7 +38,9 @@ class Membership(models.Model):
         db_table = "arborist_membership"
         constraints = [
             models.UniqueConstraint(fields=["project", "user"], name="one_role_per_user_and_project"),
-            models.CheckConstraint(condition=models.Q(role__in=["viewer", "editor", "admin"]), name="role_is_known"),
+            models.CheckConstraint(
+                condition=models.Q(role__in=["viewer", "editor", "admin"]), name="role_is_known"
+            ),
         ]
 
 
@@ -56,7 +58,9 @@ class Dataset(models.Model):
     class Meta:
         db_table = "arborist_dataset"
         ordering = ["slug"]
-        constraints = [models.UniqueConstraint(fields=["project", "slug"], name="dataset_slug_is_unique_in_its_project")]
+        constraints = [
+            models.UniqueConstraint(fields=["project", "slug"], name="dataset_slug_is_unique_in_its_project")
+        ]
 
     def __str__(self) -> str:
         return self.name

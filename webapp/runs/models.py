@@ -49,7 +49,9 @@ class Run(models.Model):
     idempotency_key = models.CharField(max_length=64, null=True, blank=True)
 
     status = models.CharField(max_length=12, choices=RunStatus.choices, default=RunStatus.QUEUED)
-    reason = models.CharField(max_length=2000, blank=True, help_text="One sentence: why it ended, or what it waits for.")
+    reason = models.CharField(
+        max_length=2000, blank=True, help_text="One sentence: why it ended, or what it waits for."
+    )
     queued_at = models.DateTimeField(db_default=Now())
     started_at = models.DateTimeField(null=True, blank=True)
     ended_at = models.DateTimeField(null=True, blank=True)
@@ -63,7 +65,9 @@ class Run(models.Model):
     lease_owner = models.CharField(max_length=120, blank=True)
     lease_until = models.DateTimeField(null=True, blank=True)
     heartbeat_at = models.DateTimeField(null=True, blank=True)
-    progress_at = models.DateTimeField(null=True, blank=True, help_text="When the trainer last said something.")
+    progress_at = models.DateTimeField(
+        null=True, blank=True, help_text="When the trainer last said something."
+    )
     not_before = models.DateTimeField(null=True, blank=True, help_text="Back-off: not claimed earlier.")
     restarts = models.PositiveSmallIntegerField(default=0, help_text="Attempts lost without an orderly end.")
 
@@ -74,19 +78,24 @@ class Run(models.Model):
     phase = models.CharField(max_length=12, blank=True)
     phase_done = models.BigIntegerField(default=0)
     phase_total = models.BigIntegerField(default=0)
-    checkpoint = models.ForeignKey("Checkpoint", on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
+    checkpoint = models.ForeignKey(
+        "Checkpoint", on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
 
     class Meta:
         db_table = "arborist_run"
         constraints = [
-            models.CheckConstraint(condition=models.Q(status__in=RunStatus.values), name="run_status_is_known"),
+            models.CheckConstraint(
+                condition=models.Q(status__in=RunStatus.values), name="run_status_is_known"
+            ),
             models.CheckConstraint(
                 condition=models.Q(status__in=[s.value for s in ENDED], ended_at__isnull=False)
                 | (~models.Q(status__in=[s.value for s in ENDED]) & models.Q(ended_at__isnull=True)),
                 name="run_is_ended_iff_it_has_an_end_time",
             ),
             models.CheckConstraint(
-                condition=~models.Q(status__in=[s.value for s in LEASED]) | models.Q(lease_until__isnull=False),
+                condition=~models.Q(status__in=[s.value for s in LEASED])
+                | models.Q(lease_until__isnull=False),
                 name="run_that_is_worked_on_has_a_lease",
             ),
             models.UniqueConstraint(
@@ -120,10 +129,14 @@ class Attempt(models.Model):
     owner = models.CharField(max_length=120)
     started_at = models.DateTimeField(db_default=Now())
     ended_at = models.DateTimeField(null=True, blank=True)
-    outcome = models.CharField(max_length=12, blank=True, help_text="succeeded, stopped, failed, preempted or lost.")
+    outcome = models.CharField(
+        max_length=12, blank=True, help_text="succeeded, stopped, failed, preempted or lost."
+    )
     reason = models.CharField(max_length=2000, blank=True)
     resumed_from_step = models.BigIntegerField(null=True, blank=True)
-    recorded_through = models.BigIntegerField(default=0, help_text="Spool records 1..n of this attempt are stored.")
+    recorded_through = models.BigIntegerField(
+        default=0, help_text="Spool records 1..n of this attempt are stored."
+    )
 
     class Meta:
         db_table = "arborist_attempt"
@@ -160,7 +173,9 @@ class Series(models.Model):
 
     class Meta:
         db_table = "arborist_series"
-        constraints = [models.UniqueConstraint(fields=["run", "name"], name="series_name_is_unique_in_its_run")]
+        constraints = [
+            models.UniqueConstraint(fields=["run", "name"], name="series_name_is_unique_in_its_run")
+        ]
 
 
 class Point(models.Model):
@@ -197,7 +212,11 @@ class Checkpoint(models.Model):
 
     class Meta:
         db_table = "arborist_checkpoint"
-        constraints = [models.UniqueConstraint(fields=["run", "epoch", "step"], name="one_checkpoint_per_step_and_attempt")]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["run", "epoch", "step"], name="one_checkpoint_per_step_and_attempt"
+            )
+        ]
 
 
 class Worker(models.Model):
