@@ -1,0 +1,74 @@
+"""Deny by default: every view of every app needs a login, unless its name stands in `OPEN_VIEWS`.
+
+API calls may carry a bearer token instead of a session; its user and scope are settled here too, so that no view can
+forget it. Static files are served before this (whitenoise), web sockets check in `live.consumers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.shortcuts import redirect, resolve_url
+
+from webapp.accounts.services import find_token
+from webapp.problems import is_api, problem
+
+OPEN_VIEWS = frozenset({"login", "login-link", "healthz"})
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class LoginRequiredMiddleware:
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        return self.get_response(request)
+
+    def process_view(
+        self,
+        request: HttpRequest,
+        view: Callable[..., Any],
+        args: Any,
+        kwargs: Any,  # noqa: ARG002 (Django calls it so)
+    ) -> HttpResponseBase | None:
+        match = request.resolver_match
+        if match is not None and match.view_name in OPEN_VIEWS:
+            return None
+        if is_api(request):
+            return self._check_api(request)
+        if request.user.is_authenticated:
+            return None
+        target = resolve_url(settings.LOGIN_URL)
+        if request.method == "GET":
+            target += "?next=" + quote(request.get_full_path(), safe="/")
+        return redirect(target)
+
+    def _check_api(self, request: HttpRequest) -> HttpResponseBase | None:
+        header = request.headers.get("Authorization", "")
+        if header:
+            kind, _, secret = header.partition(" ")
+            token = find_token(secret.strip()) if kind.lower() == "bearer" else None
+            if token is None:
+                return _unauthorised(
+                    "This bearer token is unknown, expired or revoked. Make one with `manage.py create_token`."
+                )
+            if token.scope == "read" and request.method not in SAFE_METHODS:
+                return problem(
+                    403, "This token may only read. Make one with `--scope write` to change something."
+                )
+            request.user = token.user
+            request.api_token = token  # type: ignore[attr-defined]  # read by webapp.api's authentication
+            return None
+        if request.user.is_authenticated:
+            return None
+        return _unauthorised("Log in, or send a token in the header `Authorization: Bearer …`.")
+
+
+def _unauthorised(detail: str) -> HttpResponse:
+    response = problem(401, detail)
+    response["WWW-Authenticate"] = 'Bearer realm="arborist"'
+    return response

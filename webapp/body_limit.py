@@ -1,0 +1,59 @@
+"""Refuses large and slow request bodies before Django sees them, by counting bytes: a client may lie about the length."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from webapp.limits import BODY_SECONDS, MAX_BODY_BYTES
+from webapp.problems import problem
+
+
+class BodyLimit:
+    """ASGI middleware. A body has at most 1 MB, so it is gathered here and handed on whole.
+
+    413 as soon as one byte too many was announced or came, 408 when it takes too long.
+    """
+
+    def __init__(
+        self, application: Any
+    ) -> None:  # ASGI applications: asgiref's types are too narrow for middleware
+        self.application = application
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if not announced.isdigit() or len(announced) > 12 or int(announced) > MAX_BODY_BYTES:
+            await _refuse(send, 413, f"The body is larger than {MAX_BODY_BYTES:,} bytes.")
+            return
+        messages: list[dict[str, Any]] = []
+        size, more = 0, True
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return
+                    size += len(message.get("body", b""))
+                    if size > MAX_BODY_BYTES:
+                        await _refuse(send, 413, f"The body is larger than {MAX_BODY_BYTES:,} bytes.")
+                        return
+                    messages.append(message)
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            await _refuse(send, 408, f"The body did not arrive within {BODY_SECONDS} seconds.")
+            return
+        messages.reverse()
+
+        async def replay() -> dict[str, Any]:
+            message: dict[str, Any] = messages.pop() if messages else await receive()
+            return message
+
+        await self.application(scope, replay, send)
+
+
+async def _refuse(send: Any, status: int, detail: str) -> None:
+    response = problem(status, detail)
+    headers = [(b"content-type", b"application/problem+json"), (b"connection", b"close")]
+    headers.append((b"content-length", str(len(response.content)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": response.content})

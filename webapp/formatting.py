@@ -1,0 +1,106 @@
+"""How numbers, times and states read in templates (`{% load arborist %}`). What is missing is an em dash, never a zero."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from django import template
+from django.utils import timezone
+
+register = template.Library()
+
+MISSING = "—"
+MINUS = "\u2212"
+
+_GLYPHS = {
+    "queued": "◷",
+    "starting": "▷",
+    "running": "▶",
+    "stopping": "◧",
+    "recovering": "↻",
+    "succeeded": "✓",
+    "stopped": "■",
+    "failed": "✕",
+    "cancelled": "∅",
+}
+
+
+def _finite(value: Any) -> float | None:
+    """`value` as a finite float, or None: templates hand over whatever there is."""
+    if value is None or isinstance(value, bool | str):
+        return None
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+@register.filter
+def number(value: float | None, places: int | str = 3) -> str:
+    """`0.4123` → `0.412`; thousands with thin commas; a true minus sign."""
+    found = _finite(value)
+    if found is None:
+        return MISSING
+    text = f"{found:,.{int(places)}f}"
+    if found and not float(text.replace(",", "")):  # too small for that many places
+        text = f"{found:.2e}"
+    return text.replace("-", MINUS)
+
+
+@register.filter
+def signed(value: float | None, places: int | str = 3) -> str:
+    """`0.4` → `+0.400`, `-0.4` → `−0.400`."""
+    found = _finite(value)
+    if found is None:
+        return MISSING
+    text = f"{found:+,.{int(places)}f}"
+    return text.replace("-", MINUS)
+
+
+@register.filter
+def percent(value: float | None, places: int | str = 0) -> str:
+    """`0.563` → `56 %`."""
+    found = _finite(value)
+    return MISSING if found is None else f"{100 * found:.{int(places)}f} %".replace("-", MINUS)
+
+
+@register.filter
+def duration(value: float | timedelta | None) -> str:
+    """Seconds in the two largest units: `3 h 10 min`, `41 s`."""
+    seconds = _finite(value.total_seconds() if isinstance(value, timedelta) else value)
+    if seconds is None:
+        return MISSING
+    if seconds < 0:
+        seconds = 0.0
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s")]
+    first = next(index for index, (count, _) in enumerate(parts) if count)
+    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2] if count)
+
+
+@register.filter
+def ago(value: datetime | None) -> str:
+    """`3 h 10 min ago`."""
+    if value is None:
+        return MISSING
+    seconds = (timezone.now() - value).total_seconds()
+    return "just now" if seconds < 2 else f"{duration(seconds)} ago"
+
+
+@register.filter
+def status_glyph(status: str) -> str:
+    return _GLYPHS.get(status, "?")
+
+
+@register.filter
+def status_word(status: str) -> str:
+    return status.capitalize()
+
+
+@register.filter
+def item(mapping: Mapping[str, Any] | None, key: str) -> Any:
+    """`mapping[key]`, or None; for keys that are no template names, as `reward/mean`."""
+    return None if mapping is None else mapping.get(key)

@@ -1,0 +1,149 @@
+"""API operations on projects and runs. Views of other formats: the functions called here are the pages' own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from django.http import HttpRequest
+from ninja import Query, Router, Schema
+from pydantic import ConfigDict, Field, ValidationError
+
+from trainer.config import RunConfig
+from trainer.metrics import METRICS
+from trainer.presets import PRESETS
+from webapp.limits import MAX_CHART_POINTS, MAX_PAGE_SIZE, PAGE_SIZE
+from webapp.problems import Problem
+from webapp.projects.access import Role, get_project, get_run, projects_for, require
+from webapp.runs import services
+from webapp.runs.config_form import ConfigError, config_errors
+from webapp.runs.estimate import estimate
+from webapp.runs.events import events_after
+from webapp.runs.metrics import series_data
+from webapp.runs.querysets import run_detail, runs_page
+
+router = Router(tags=["runs"])
+
+Id = Annotated[int, Field(ge=1, le=2**63 - 1)]
+Seq = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Limit = Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE)]
+
+
+class NewRun(Schema):
+    """`config` may be short: what it leaves out has RunConfig's defaults."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    config: dict[str, Any]
+    idempotency_key: str | None = None
+
+
+class ConfigToCheck(Schema):
+    model_config = ConfigDict(extra="forbid")
+
+    config: dict[str, Any]
+
+
+def parse_config(given: dict[str, Any]) -> RunConfig:
+    """The config, checked strictly: `"3"` is no number here. Raises Problem(400) with every error and its path."""
+    try:
+        return RunConfig.model_validate_json(json.dumps(given), strict=True)
+    except ValidationError as error:
+        raise invalid_config(config_errors(error)) from error
+
+
+def invalid_config(errors: list[ConfigError]) -> Problem:
+    more = f" And {len(errors) - 1} more." if len(errors) > 1 else ""
+    first = errors[0]
+    place = f"{first.path}: " if first.path else ""
+    return Problem(400, f"{place}{first.message}{more}", [error.as_dict() for error in errors])
+
+
+@router.get("/projects", summary="The projects you are in")
+def list_projects(request: HttpRequest) -> Any:
+    return [
+        {"slug": project.slug, "name": project.name, "role": project.role}
+        for project in projects_for(request.user)
+    ]
+
+
+@router.get("/projects/{slug:slug}/runs", summary="Runs of a project, newest first")
+def list_runs(request: HttpRequest, slug: str, before: Id | None = None, limit: Limit = PAGE_SIZE) -> Any:
+    runs, next_before = runs_page(get_project(request, slug), before, limit)
+    return {"runs": runs, "next_before": next_before}
+
+
+@router.post("/projects/{slug:slug}/runs", summary="Create a run and queue it")
+def create_run(request: HttpRequest, slug: str, payload: NewRun) -> Any:
+    from ninja.responses import Status
+
+    project = get_project(request, slug)
+    require(request.user, project, Role.EDITOR)
+    config = parse_config(payload.config)
+    run = services.create_run(project, request.user, config, payload.name, payload.idempotency_key)
+    return Status(201, run_detail(run))
+
+
+@router.get("/runs/{int:run_id}", summary="One run")
+def read_run(request: HttpRequest, run_id: int) -> Any:
+    return run_detail(get_run(request, run_id))
+
+
+@router.post("/runs/{int:run_id}/stop", summary="Stop a run")
+def stop_run(request: HttpRequest, run_id: int) -> Any:
+    run = get_run(request, run_id)
+    require(request.user, run.project, Role.EDITOR)
+    return run_detail(services.request_stop(run, request.user))
+
+
+@router.get("/runs/{int:run_id}/metrics", summary="Metric series, bucketed for charts")
+def read_metrics(
+    request: HttpRequest,
+    run_id: int,
+    names: str | None = None,
+    max_points: Annotated[int, Query(ge=1, le=MAX_CHART_POINTS)] = 1000,
+    from_step: Seq | None = None,
+    to_step: Seq | None = None,
+) -> Any:
+    run = get_run(request, run_id)
+    wanted = None if names is None else [name for name in names.split(",") if name]
+    series = series_data(run, wanted, max_points=max_points, from_step=from_step, to_step=to_step)
+    # Read before the points were: what came between is told again by the socket, from this cursor on.
+    return {"run": run.id, "last_seq": run.last_seq, "series": series}
+
+
+@router.get("/runs/{int:run_id}/events", summary="Events after a cursor")
+def read_events(request: HttpRequest, run_id: int, after: Seq = 0, limit: Limit = PAGE_SIZE) -> Any:
+    run = get_run(request, run_id)
+    return {"run": run.id, "last_seq": run.last_seq, "events": events_after(run.id, after, limit)}
+
+
+@router.post("/configs/validate", summary="Check a config and estimate its cost")
+def validate_config(request: HttpRequest, payload: ConfigToCheck) -> Any:
+    try:
+        config = RunConfig.model_validate_json(json.dumps(payload.config), strict=True)
+    except ValidationError as error:
+        return {"valid": False, "errors": [one.as_dict() for one in config_errors(error)], "estimate": None}
+    return {"valid": True, "errors": [], "estimate": asdict(estimate(config))}
+
+
+@router.get("/presets", summary="Complete configs to start from")
+def list_presets(request: HttpRequest) -> Any:
+    return [
+        {
+            "slug": preset.slug,
+            "title": preset.title,
+            "summary": preset.summary,
+            "formula": preset.formula,
+            "source": preset.source,
+            "config": preset.config.model_dump(mode="json"),
+        }
+        for preset in PRESETS.values()
+    ]
+
+
+@router.get("/metrics", summary="Every metric a run logs")
+def list_metrics(request: HttpRequest) -> Any:
+    return [asdict(metric) for metric in METRICS.values()]

@@ -1,0 +1,60 @@
+"""Which metrics share a chart, and in which order the charts stand. Every known metric has its place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainer.metrics import METRICS
+
+# Charts of their own kind; a band is drawn around its metric. All other metrics get a chart each, after these.
+_TOP: tuple[dict[str, Any], ...] = (
+    {"section": "Learning", "metrics": ["reward/mean"]},
+    {
+        "section": "Learning",
+        "title": "pass@1",
+        "metrics": ["eval/pass1_sampled", "eval/pass1_greedy"],
+        "bands": {
+            "eval/pass1_sampled": ["eval/pass1_sampled_low", "eval/pass1_sampled_high"],
+            "eval/pass1_greedy": ["eval/pass1_greedy_low", "eval/pass1_greedy_high"],
+        },
+    },
+    {"section": "Learning", "metrics": ["sampling/response_tokens"]},
+    {"section": "Learning", "metrics": ["policy/entropy"]},
+    {"section": "Learning", "metrics": ["speed/tokens_per_second"]},
+    {"section": "Learning", "metrics": ["credit/zero_variance_share"]},
+)
+_SECTIONS = {
+    "reward": "Learning",
+    "eval": "Learning",
+    "tree": "Tree",
+    "credit": "Credit",
+    "policy": "Policy",
+    "sampling": "Sampling health",
+    "speed": "Speed",
+}
+
+
+def panels() -> list[dict[str, Any]]:
+    """`{title, section, unit, metrics: [name], titles: {name: title}, formulas: {name: formula}, bands: {name: [low, high]}}`."""
+    placed = {
+        name for panel in _TOP for name in (*panel["metrics"], *sum(panel.get("bands", {}).values(), []))
+    }
+    rest = [
+        {"section": _SECTIONS.get(name.partition("/")[0], "Other"), "metrics": [name]}
+        for name in METRICS
+        if name not in placed
+    ]
+    order = list(dict.fromkeys([*_SECTIONS.values(), "Other"]))
+    everything = [*_TOP, *sorted(rest, key=lambda panel: order.index(str(panel["section"])))]
+    return [
+        {
+            "title": panel.get("title", METRICS[panel["metrics"][0]].title),
+            "section": panel["section"],
+            "unit": METRICS[panel["metrics"][0]].unit,
+            "metrics": panel["metrics"],
+            "titles": {name: METRICS[name].title for name in panel["metrics"]},
+            "formulas": {name: METRICS[name].formula for name in panel["metrics"]},
+            "bands": panel.get("bands", {}),
+        }
+        for panel in everything
+    ]

@@ -1,0 +1,194 @@
+"""Runs as pages, API and sockets show them. Every function here takes many runs and costs a fixed number of queries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from django.db import connection
+from django.db.models import Count, Sum
+from django.urls import reverse
+
+from webapp.limits import MAX_PAGE_SIZE
+from webapp.projects.models import Project
+from webapp.runs.models import LEASED, Attempt, Run, RunStatus, Series
+
+LATEST = (
+    "reward/mean",
+    "eval/pass1_sampled",
+    "eval/pass1_greedy",
+    "credit/zero_variance_share",
+    "speed/tokens_per_second",
+)
+STEP_CLOCK = "speed/step_seconds"  # logged once per step, so its points tell when each step ended
+RECENT_STEPS = 20
+SPARK_POINTS = 40
+
+
+def run_states(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """RUNSTATE of each run, in the order given. Two queries, however many runs.
+
+    `heartbeat_age_s` and `eta_s` are by the database's clock; the ETA is the wall time of the last 20 steps, evaluation
+    and saving included, times the steps that are left.
+    """
+    runs = list(runs)
+    if not runs:
+        return []
+    ids = [run.id for run in runs]
+    latest: dict[int, dict[str, float | None]] = {run_id: {} for run_id in ids}
+    ages: dict[int, float | None] = {}
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT r.id, extract(epoch FROM now() - r.heartbeat_at)::float8, s.name, s.last_value
+            FROM arborist_run r
+            LEFT JOIN arborist_series s ON s.run_id = r.id AND s.name = ANY(%s)
+            WHERE r.id = ANY(%s)
+            """,
+            [list(LATEST), ids],
+        )
+        for run_id, age, name, value in cursor.fetchall():
+            ages[run_id] = age
+            if name is not None:
+                latest[run_id][name] = value if value is not None and math.isfinite(value) else None
+    etas = _etas([run for run in runs if run.status == RunStatus.RUNNING])
+    return [
+        {
+            "id": run.id,
+            "name": run.name,
+            "status": run.status,
+            "reason": run.reason,
+            "step": run.step,
+            "steps_total": run.steps_total,
+            "phase": run.phase if run.is_active else "",
+            "phase_done": run.phase_done,
+            "phase_total": run.phase_total,
+            "last_seq": run.last_seq,
+            "heartbeat_age_s": _rounded(ages.get(run.id)) if run.status in LEASED else None,
+            "eta_s": etas.get(run.id),
+            "worker": run.lease_owner if run.status in LEASED else "",
+            "stop_requested": run.is_active and run.stop_requested_at is not None,
+            "latest": {name: latest[run.id].get(name) for name in LATEST},
+        }
+        for run in runs
+    ]
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(max(seconds, 0.0), 1)
+
+
+def _etas(runs: Sequence[Run]) -> dict[int, float]:
+    """Seconds until the last step, for the runs that have done two steps or more. One query."""
+    if not runs:
+        return {}
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT s.run_id, max(p.step), max(p.step) - min(p.step),
+                   extract(epoch FROM max(e.at) - min(e.at))::float8, extract(epoch FROM now() - max(e.at))::float8
+            FROM arborist_series s
+            CROSS JOIN LATERAL (
+                SELECT p.step, p.seq FROM arborist_point p
+                WHERE p.series_id = s.id AND NOT p.superseded ORDER BY p.step DESC LIMIT %s
+            ) p
+            JOIN arborist_event e ON e.run_id = s.run_id AND e.seq = p.seq
+            WHERE s.name = %s AND s.run_id = ANY(%s)
+            GROUP BY s.run_id
+            """,
+            [RECENT_STEPS, STEP_CLOCK, [run.id for run in runs]],
+        )
+        rows = {row[0]: row[1:] for row in cursor.fetchall()}
+    etas = {}
+    for run in runs:
+        if run.id in rows:
+            step, steps, seconds, since = rows[run.id]
+            if steps > 0 and seconds > 0:
+                etas[run.id] = round(
+                    max((run.steps_total - step) * seconds / steps - max(since, 0.0), 0.0), 1
+                )
+    return etas
+
+
+def sparklines(run_ids: Sequence[int], metric: str = "reward/mean") -> dict[int, list[float]]:
+    """At most 40 values of `metric` per run, evenly over its steps. One query; its cost does not grow with the runs' length."""
+    sparks: dict[int, list[float]] = {run_id: [] for run_id in run_ids}
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT DISTINCT ON (s.run_id, p.step) s.run_id, p.value
+            FROM arborist_series s
+            CROSS JOIN generate_series(0, %s) AS k
+            CROSS JOIN LATERAL (
+                SELECT p.step, p.value FROM arborist_point p
+                WHERE p.series_id = s.id AND NOT p.superseded AND p.step >= s.last_step * k / %s
+                ORDER BY p.step LIMIT 1
+            ) p
+            WHERE s.name = %s AND s.run_id = ANY(%s)
+            ORDER BY s.run_id, p.step
+            """,
+            [SPARK_POINTS - 1, SPARK_POINTS - 1, metric, list(run_ids)],
+        )
+        for run_id, value in cursor.fetchall():
+            if math.isfinite(value):
+                sparks[run_id].append(value)
+    return sparks
+
+
+def runs_page(project: Project, before: int | None, limit: int) -> tuple[list[dict[str, Any]], int | None]:
+    """One page of the runs table, newest first, and the id to pass as `before` for the next one. Four queries."""
+    limit = max(1, min(limit, MAX_PAGE_SIZE))
+    wanted = Run.objects.filter(project=project).order_by("-id").defer("config")
+    if before is not None:
+        wanted = wanted.filter(id__lt=before)
+    runs = list(wanted[: limit + 1])
+    more, runs = len(runs) > limit, runs[:limit]
+    sparks = sparklines([run.id for run in runs])
+    rows = [
+        {
+            **state,
+            "colour": run.colour,
+            "preset": run.preset,
+            "seed": run.seed,
+            "created_at": run.created_at,
+            "url": reverse("run-detail", args=[run.id]),
+            "spark": sparks[run.id],
+        }
+        for run, state in zip(runs, run_states(runs), strict=True)
+    ]
+    return rows, runs[-1].id if more else None
+
+
+def run_detail(run: Run) -> dict[str, Any]:
+    """RUN of the API: the state, and what never changes or is counted."""
+    (state,) = run_states([run])
+    trees = run.trees.filter(superseded=False).aggregate(n=Count("id"), nodes=Sum("n_nodes"))
+    points = Series.objects.filter(run=run).aggregate(n=Sum("n_points"))["n"]
+    return {
+        **state,
+        "project": run.project.slug,
+        "preset": run.preset,
+        "seed": run.seed,
+        "config": run.config,
+        "config_sha256": run.config_sha256,
+        "created_by": run.created_by.get_username(),
+        "created_at": run.created_at,
+        "started_at": run.started_at,
+        "ended_at": run.ended_at,
+        "colour": run.colour,
+        "url": reverse("run-detail", args=[run.id]),
+        "attempts": attempts_of(run),
+        "counts": {
+            "trees": trees["n"],
+            "nodes": trees["nodes"] or 0,
+            "events": run.last_seq,
+            "points": points or 0,
+        },
+    }
+
+
+def attempts_of(run: Run) -> list[dict[str, Any]]:
+    """Every attempt, the first one first."""
+    fields = ("epoch", "owner", "started_at", "ended_at", "outcome", "reason", "resumed_from_step")
+    return list(Attempt.objects.filter(run=run).order_by("epoch").values(*fields))

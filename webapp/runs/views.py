@@ -1,0 +1,304 @@
+"""Pages of runs. Views parse, call, render."""
+
+from __future__ import annotations
+
+import io
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from django.contrib import messages
+from django.db import connection
+from django.db.models.functions import Now
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
+from django.shortcuts import redirect, render
+from django.urls import reverse
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+
+from trainer.config import RunConfig
+from trainer.presets import PRESETS, Preset
+from webapp import broker
+from webapp.limits import PAGE_SIZE
+from webapp.problems import Problem
+from webapp.projects.access import Role, get_project, get_run, may, require, runs_for
+from webapp.projects.models import Dataset, ModelSource, Project
+from webapp.runs import services
+from webapp.runs.config_form import (
+    ConfigError,
+    FormField,
+    build_form,
+    config_errors,
+    read_form,
+    unseen_fields,
+)
+from webapp.runs.estimate import estimate
+from webapp.runs.events import told_events
+from webapp.runs.models import CLAIMABLE, Run, Worker
+from webapp.runs.panels import panels
+from webapp.runs.querysets import attempts_of, run_states, runs_page
+
+DEFAULT_PRESET = "treerpo-tiny"
+MAX_OVERLAYS = 9
+
+
+@require_GET
+def run_list(request: HttpRequest, slug: str) -> HttpResponse:
+    project = get_project(request, slug)
+    runs, next_before = runs_page(project, page_cursor(request, "before"), PAGE_SIZE)
+    context = {
+        "project": project,
+        "role": project.role,
+        "runs": runs,
+        "next_before": next_before,
+        "presets": list(PRESETS.values()),
+    }
+    return render(request, "runs/list.html", context)
+
+
+def page_cursor(request: HttpRequest, name: str) -> int | None:
+    """A number from the query string; None when it is absent. Nonsense is no page: Http404."""
+    text = request.GET.get(name, "")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= 18):
+        raise Http404
+    return int(text)
+
+
+# ------------------------------------------------------------------------------------------------ create
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+def run_new(request: HttpRequest, slug: str) -> HttpResponseBase:
+    """The form, filled from a preset and from what the address or the form says; a POST queues the run."""
+    project = get_project(request, slug)
+    require(request.user, project, Role.EDITOR)
+    sent = request.POST if request.method == "POST" else request.GET
+    preset = PRESETS.get(sent.get("preset", request.GET.get("preset", DEFAULT_PRESET)))
+    if preset is None:
+        raise Http404
+    typed = {key: value for key, value in sent.items() if isinstance(value, str)}
+    options = _options(project)
+    name = typed.get("name", f"{preset.slug}-{Run.objects.filter(project=project).count() + 1}")
+    key = typed.get("idempotency_key", secrets.token_urlsafe(16))
+    config, errors = _read(preset, typed, options, is_final=request.method == "POST")
+    if request.method == "POST" and config is not None and not errors:
+        try:
+            run = services.create_run(project, request.user, config, name, key)
+        except Problem as problem:
+            errors = [ConfigError(error["path"], error["message"]) for error in problem.errors]
+            errors = errors or [ConfigError("", problem.detail)]
+        else:
+            return redirect("run-detail", run.id)
+    return _show_form(request, project, preset, typed, options, name, key, config, errors)
+
+
+def _options(project: Project) -> dict[str, list[tuple[str, str]]]:
+    """What the text fields of a form may name here."""
+    datasets = Dataset.objects.filter(project=project, spec__kind="jsonl").order_by("name")
+    files = [(str(dataset.spec["path"]), dataset.name) for dataset in datasets]
+    models = [(source.slug, source.name) for source in ModelSource.objects.all()[:200]]
+    options = {"model.path": models, "data.path": files}
+    if not files:
+        options["data.kind"] = [("chain", "Chain")]
+    return options
+
+
+def _read(
+    preset: Preset, typed: Mapping[str, str], options: Mapping[str, list[tuple[str, str]]], *, is_final: bool
+) -> tuple[RunConfig | None, list[ConfigError]]:
+    """The config that was typed, if it is one, and what is wrong with it. `is_final`: it is meant to be queued."""
+    errors = []
+    if is_final:
+        errors = [
+            ConfigError(
+                item.path, f"{item.label} came with another choice. Look at it, then queue the run again."
+            )
+            for item in unseen_fields(preset.config, typed, options)
+        ]
+    try:
+        return RunConfig.model_validate(read_form(preset.config, typed, options)), errors
+    except ValidationError as error:
+        return None, config_errors(error)
+
+
+def _show_form(
+    request: HttpRequest,
+    project: Project,
+    preset: Preset,
+    typed: Mapping[str, str],
+    options: Mapping[str, list[tuple[str, str]]],
+    name: str,
+    key: str,
+    config: RunConfig | None,
+    errors: list[ConfigError],
+) -> HttpResponse:
+    sections = build_form(preset.config, typed=typed, options=options, errors=errors)
+    name_error = next((error.message for error in errors if error.path == "name"), "")
+    name_field = FormField(
+        path="name",
+        id="field-name",
+        label="Name",
+        help="Shown in lists and charts.",
+        unit="",
+        kind="text",
+        value=name,
+        error=name_error,
+    )
+    fields = [name_field, *(item for section in sections for item in (*section.fields, *section.advanced))]
+    context = {
+        "project": project,
+        "role": project.role,  # type: ignore[attr-defined]  # annotated by projects_for
+        "preset": preset,
+        "presets": list(PRESETS.values()),
+        "sections": sections,
+        "errors": [(error.path, error.message, _field_id(error.path, fields)) for error in errors],
+        "estimate": asdict(estimate(config)) if config is not None else None,
+        "name_field": name_field,
+        "idempotency_key": key,
+    }
+    return render(request, "runs/form.html", context, status=400 if request.method == "POST" else 200)
+
+
+def _field_id(path: str, fields: list[FormField]) -> str:
+    """The field an error belongs to: the field itself, its list, or the first one of its section."""
+    for item in fields:
+        if item.path == path or path.startswith(f"{item.path}."):
+            return item.id
+    return next((item.id for item in fields if path and item.path.startswith(f"{path}.")), "")
+
+
+# ------------------------------------------------------------------------------------------------ one run
+
+
+def run_context(request: HttpRequest, run_id: int, tab: str) -> dict[str, Any]:
+    """What every tab of a run's page shows above the tab. Raises Http404 for strangers."""
+    run = get_run(request, run_id)
+    role = str(run.project.role)  # type: ignore[attr-defined]  # annotated by get_run
+    (state,) = run_states([run])
+    preset = PRESETS.get(run.preset)
+    return {
+        "project": run.project,
+        "role": role,
+        "run": run,
+        "state": state,
+        "tab": tab,
+        "preset": preset,
+        "can_control": may(role, Role.EDITOR),
+    }
+
+
+@require_GET
+def run_detail(request: HttpRequest, run_id: int) -> HttpResponse:
+    context = run_context(request, run_id, "curves")
+    context["catalogue"] = panels()
+    context["overlay_runs"] = _overlays(request, context["run"])
+    return render(request, "runs/detail.html", context)
+
+
+def _overlays(request: HttpRequest, run: Run) -> list[dict[str, Any]]:
+    """The runs that `?runs=3,5` asks for, as far as the user may see them, in that order."""
+    asked = [
+        part
+        for part in request.GET.get("runs", "").split(",")[: MAX_OVERLAYS + 1]
+        if part.isdecimal() and len(part) <= 18
+    ]
+    ids = list(dict.fromkeys(int(part) for part in asked))
+    found = {
+        one.id: one for one in runs_for(request.user).filter(id__in=ids).exclude(id=run.id).defer("config")
+    }
+    return [
+        {
+            "id": one.id,
+            "name": one.name,
+            "colour": one.colour,
+            "url": reverse("run-detail", args=[one.id]),
+            "status": one.status,
+            "last_seq": one.last_seq,
+            "steps_total": one.steps_total,
+        }
+        for one in (found[run_id] for run_id in ids if run_id in found)
+    ]
+
+
+@require_GET
+def run_config(request: HttpRequest, run_id: int) -> HttpResponse:
+    context = run_context(request, run_id, "config")
+    context["config_yaml"] = config_yaml(context["run"].config)
+    context["attempts"] = attempts_of(context["run"])
+    return render(request, "runs/config.html", context)
+
+
+def config_yaml(config: Mapping[str, Any]) -> str:
+    """A stored config as YAML 1.2 that `python -m trainer` reads."""
+    stream = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = None  # groups as blocks, lists of numbers on one line
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # the order of RunConfig's fields
+    yaml.allow_unicode = True
+    yaml.dump(_in_schema_order(config), stream)
+    return stream.getvalue()
+
+
+def _in_schema_order(config: Mapping[str, Any]) -> dict[str, Any]:
+    """jsonb forgets the order of keys; RunConfig knows it."""
+    return RunConfig.model_validate(config).model_dump(mode="json")
+
+
+@require_GET
+def run_events(request: HttpRequest, run_id: int) -> HttpResponse:
+    context = run_context(request, run_id, "events")
+    context["events"], context["next"] = told_events(
+        context["run"], page_cursor(request, "after") or 0, PAGE_SIZE
+    )
+    return render(request, "runs/events.html", context)
+
+
+@require_POST
+def run_stop(request: HttpRequest, run_id: int) -> HttpResponseBase:
+    run = get_run(request, run_id)
+    require(request.user, run.project, Role.EDITOR)
+    try:
+        run = services.request_stop(run, request.user)
+    except Problem as problem:
+        messages.warning(request, problem.detail)
+    else:
+        done = "is cancelled" if run.status == "cancelled" else "will stop; it keeps everything it made"
+        messages.success(request, f"{run.name} {done}.")
+    return redirect("run-detail", run.id)
+
+
+# ------------------------------------------------------------------------------------------------ workers
+
+
+@require_GET
+def workers(request: HttpRequest) -> HttpResponse:
+    """Who works, what waits, and what Arborist stands on. Of other projects' runs it shows that they are there, no more."""
+    visible = runs_for(request.user)
+    seen = Worker.objects.annotate(now=Now()).order_by("name")[:PAGE_SIZE]
+    rows = list(seen)
+    mine = visible.in_bulk([worker.run_id for worker in rows if worker.run_id is not None])
+    context = {
+        "workers": [
+            {
+                "name": worker.name,
+                "queues": worker.queues,
+                "heartbeat_age_s": max(0.0, (worker.now - worker.heartbeat_at).total_seconds()),
+                "run": mine.get(worker.run_id),
+                "busy": worker.run_id is not None,
+            }
+            for worker in rows
+        ],
+        "queue": list(visible.filter(status__in=CLAIMABLE).order_by("queued_at", "id")[:PAGE_SIZE]),
+        "stack": {"database": _database_version(), "broker": broker.is_reachable()},
+    }
+    return render(request, "runs/workers.html", context)
+
+
+def _database_version() -> str:
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW server_version")
+        return f"PostgreSQL {cursor.fetchone()[0]}"

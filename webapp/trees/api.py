@@ -1,0 +1,78 @@
+"""API operations on rollout trees."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from django.http import Http404, HttpRequest, HttpResponse
+from ninja import Router
+from pydantic import Field
+
+from trainer.config import RunConfig
+from webapp.problems import Problem
+from webapp.projects.access import get_run, trees_for
+from webapp.runs.api import Id, Limit
+from webapp.trees.models import StoredTree
+from webapp.trees.nodes import columns, estimator_of, find_node, node_json, read_tree
+from webapp.trees.querysets import SORTS, steps_with_trees, tree_row, trees_of_step
+
+router = Router(tags=["trees"])
+
+
+def get_tree(request: HttpRequest, tree_id: int) -> StoredTree:
+    """The tree, its payload and run included, or Http404."""
+    tree = trees_for(request.user).defer(None).select_related("run__project").filter(id=tree_id).first()
+    if tree is None:
+        raise Http404
+    return tree
+
+
+@router.get("/runs/{int:run_id}/steps", summary="Steps that have trees")
+def list_steps(request: HttpRequest, run_id: int) -> Any:
+    return steps_with_trees(get_run(request, run_id))
+
+
+@router.get("/runs/{int:run_id}/trees", summary="Trees of a step")
+def list_trees(
+    request: HttpRequest,
+    run_id: int,
+    step: Annotated[int, Field(ge=0, le=2**63 - 1)],
+    sort: str = "index",
+    after: Id | None = None,
+    limit: Limit = 100,
+) -> Any:
+    run = get_run(request, run_id)
+    if sort not in SORTS:
+        raise Problem(400, f"Trees cannot be sorted by {sort[:80]!r}. Use one of: {', '.join(SORTS)}.")
+    rows, following = trees_of_step(run, step, sort=sort, after=after, limit=limit)
+    return {"trees": rows, "next": following}
+
+
+@router.get("/trees/{int:tree_id}", summary="One tree")
+def read_one_tree(request: HttpRequest, tree_id: int) -> Any:
+    stored = get_tree(request, tree_id)
+    tree = read_tree(stored)
+    return {
+        **tree_row(stored),
+        "run": stored.run_id,
+        "project": stored.run.project.slug,
+        "estimator": estimator_of(tree, stored.run.config),
+        "reference_answer": tree.reference_answer,
+        "policy_version": tree.policy_version,
+    }
+
+
+@router.get("/trees/{int:tree_id}/columns", summary="A tree's node columns, binary", response={200: None})
+def read_columns(request: HttpRequest, tree_id: int) -> HttpResponse:
+    response = HttpResponse(
+        columns(read_tree(get_tree(request, tree_id))), content_type="application/octet-stream"
+    )
+    response["Cache-Control"] = "private, max-age=3600"  # a stored tree never changes
+    return response
+
+
+@router.get("/trees/{int:tree_id}/nodes/{str:name}", summary="One node, with its path and audit")
+def read_node(request: HttpRequest, tree_id: int, name: str) -> Any:
+    stored = get_tree(request, tree_id)
+    tree = read_tree(stored)
+    return node_json(tree, find_node(tree, name), RunConfig.model_validate(stored.run.config).credit)

@@ -1,0 +1,302 @@
+"""One rollout tree for people and for the browser's canvas: columns, nodes, outline.
+
+The numbers are the recorded ones; how a number came about is told by `trainer.credit`, the same code that trained.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.config import CreditConfig, RunConfig
+from trainer.credit import explain
+from trainer.presets import PRESETS
+from trainer.tree import ROOT, CreditState, FinishReason, RolloutTree, Verdict
+from webapp.problems import Problem
+from webapp.trees.models import StoredTree
+
+MAX_SIBLINGS = 200
+MAX_OUTLINE_ROWS = 2000
+TEXT_START_LETTERS = 80
+WILSON_Z = 1.959963984540054  # the normal's 97.5 % point: a 95 % interval
+AGREES_WITHIN = 1e-9
+
+
+def read_tree(stored: StoredTree) -> RolloutTree:
+    """The whole tree. Raises Problem(422) with what is damaged."""
+    try:
+        return RolloutTree.from_payload(bytes(stored.payload))
+    except ValueError as damage:
+        raise Problem(422, f"{damage} Its summary in the list of trees is still right.") from damage
+
+
+def estimator_of(tree: RolloutTree, config: Mapping[str, Any]) -> dict[str, str]:
+    """`name` and `formula` of what gave the tree its credit: its preset's, if the run left the parts as they were."""
+    parsed = RunConfig.model_validate(config)
+    preset = PRESETS.get(parsed.preset)
+    if preset is not None and preset.config.credit == parsed.credit:
+        return {"name": preset.title.partition(" · ")[0], "formula": preset.formula}
+    credit = parsed.credit
+    name = f"{credit.scale.kind} scale, {credit.group} group, {credit.backup} backup".replace("_", " ")
+    return {"name": name, "formula": explain(tree, ROOT, credit).formula}
+
+
+# ------------------------------------------------------------------------------------------------ columns
+
+
+def columns(tree: RolloutTree) -> bytes:
+    """The columns that canvas and outline draw from, for typed arrays:
+
+    uint32 header length · header JSON, padded with blanks · columns, each 4-byte aligned; all little-endian. Offsets count
+    from the end of the header.
+    """
+    arrays: dict[str, NDArray[Any]] = {
+        "parent": tree.parent.astype("<i4"),
+        "n_leaves": tree.leaf_counts().astype("<i4"),
+        "tokens": tree.token_counts().astype("<i4"),
+        "value": tree.value.astype("<f4"),
+        "advantage": tree.advantage.astype("<f4"),
+        "entropy": _mean_per_node(tree, tree.entropies).astype("<f4"),
+        "logprob": _mean_per_node(tree, tree.logprobs).astype("<f4"),
+        "verdict": tree.verdict.astype("u1"),
+        "finish": tree.finish.astype("u1"),
+        "credit_state": tree.credit_state.astype("u1"),
+    }
+    listed, parts, offset = [], [], 0
+    for name, array in arrays.items():
+        raw = array.tobytes()
+        raw += b"\0" * (-len(raw) % 4)
+        dtype = {"<i4": "int32", "<f4": "float32", "|u1": "uint8"}[array.dtype.str]
+        listed.append({"name": name, "dtype": dtype, "offset": offset, "length": tree.n_nodes})
+        parts.append(raw)
+        offset += len(raw)
+    labels = {
+        "verdict": [member.word for member in Verdict],
+        "finish": [member.word for member in FinishReason],
+        "credit_state": [member.word for member in CreditState],
+    }
+    header = json.dumps(
+        {"n_nodes": tree.n_nodes, "columns": listed, "labels": labels, "names_from": "parent"},
+        separators=(",", ":"),
+    ).encode()
+    header += b" " * (-len(header) % 4)
+    return struct.pack("<I", len(header)) + header + b"".join(parts)
+
+
+def _mean_per_node(tree: RolloutTree, per_token: NDArray[np.float32]) -> NDArray[np.float64]:
+    """[N] mean of `per_token` [T] over each segment; NaN for a segment without tokens."""
+    total = np.concatenate(([0.0], np.cumsum(per_token, dtype=np.float64)))
+    counts = tree.token_counts()
+    sums = total[tree.token_offsets[1:]] - total[tree.token_offsets[:-1]]
+    return np.divide(sums, counts, out=np.full(tree.n_nodes, np.nan), where=counts > 0)
+
+
+# ------------------------------------------------------------------------------------------------ one node
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float] | None:
+    """The 95 % Wilson score interval of a share; None without trials.
+
+    centre = (p + z²/2n) / (1 + z²/n), half = z sqrt(p(1-p)/n + z²/4n²) / (1 + z²/n)
+    """
+    if trials == 0:
+        return None
+    p, z2 = successes / trials, WILSON_Z**2
+    scale = 1 + z2 / trials
+    centre = (p + z2 / (2 * trials)) / scale
+    half = WILSON_Z * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials**2)) / scale
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def find_node(tree: RolloutTree, name: str) -> int:
+    """The node called `name`. Raises Problem(404) naming the part that does not exist."""
+    try:
+        return tree.find(name)
+    except KeyError as missing:
+        raise Problem(404, str(missing.args[0])[:300]) from missing
+
+
+def node_json(tree: RolloutTree, node: int, config: CreditConfig) -> dict[str, Any]:
+    """Everything the inspector and the path reader show of one node. Missing numbers are None."""
+    shape = _Shape(tree)
+    leaves = shape.leaves_below(node)
+    scored = leaves[np.isfinite(tree.reward[leaves])]
+    n_correct = int((tree.verdict[leaves] == Verdict.CORRECT).sum())
+    verdict = Verdict(int(tree.verdict[node]))
+    return {
+        "node": shape.name(node),
+        "depth": len(tree.path(node)) - 1,
+        "text": tree.texts[node],
+        "tokens": int(tree.token_counts()[node]),
+        "value": _number(tree.value[node]),
+        "leaf_mean": _number(tree.reward[scored].mean()) if len(scored) else None,
+        "n_leaves": len(leaves),
+        "n_correct": n_correct,
+        "n_scored": len(scored),
+        "wilson": wilson(n_correct, len(scored)),
+        "parent_value": None if node == ROOT else _number(tree.value[tree.parent[node]]),
+        "advantage": _number(tree.advantage[node]),
+        "credit_state": CreditState(int(tree.credit_state[node])).word,
+        "verdict": verdict.word,
+        "finish": FinishReason(int(tree.finish[node])).word,
+        "answer": tree.answers[node],
+        "reference_answer": tree.reference_answer,
+        "n_siblings": len(shape.siblings(node)),
+        "siblings": [
+            {
+                "node": shape.name(other),
+                "value": _number(tree.value[other]),
+                "advantage": _number(tree.advantage[other]),
+                "text_start": text_start(tree.texts[other]),
+                "n_leaves": int(shape.n_leaves[other]),
+            }
+            for other in shape.siblings_near(node)
+        ],
+        "audit": _audit(tree, node, config),
+        "path": [
+            {
+                "node": shape.name(part),
+                "text": tree.texts[part],
+                "value": _number(tree.value[part]),
+                "advantage": _number(tree.advantage[part]),
+                "verdict": Verdict(int(tree.verdict[part])).word,
+                "siblings": [
+                    {"node": shape.name(other), "value": _number(tree.value[other])}
+                    for other in shape.siblings_near(part)
+                    if other != part
+                ],
+            }
+            for part in tree.path(node)
+        ],
+        "leaf_path_suggestion": shape.name(_best_leaf(tree, leaves, node)),
+    }
+
+
+def _audit(tree: RolloutTree, node: int, config: CreditConfig) -> dict[str, Any]:
+    """How the trainer's own code explains the node, and whether it comes to the recorded advantage."""
+    try:
+        told = explain(tree, node, config)
+    except ValueError as error:  # rewards that this estimator refuses
+        return {
+            "formula": "", "substituted": "", "filter": "", "reason": str(error), "value_formula": "",
+            "value_substituted": "", "recomputed": None, "agrees": None,
+        }  # fmt: skip
+    recorded = float(tree.advantage[node])
+    agrees = bool(
+        np.isclose(told.advantage, recorded, rtol=AGREES_WITHIN, atol=AGREES_WITHIN, equal_nan=True)
+    )
+    return {
+        "formula": told.formula,
+        "substituted": told.numbers,
+        "filter": told.filter,
+        "reason": told.reason,
+        "value_formula": told.value_formula,
+        "value_substituted": told.value_numbers,
+        "recomputed": _number(told.advantage),
+        "agrees": agrees,
+    }
+
+
+def _best_leaf(tree: RolloutTree, leaves: NDArray[np.int64], node: int) -> int:
+    """The leaf at or below `node` with the highest value, the first of equals; `node` itself when there is none."""
+    if not len(leaves):
+        return node
+    return int(leaves[np.argmax(np.nan_to_num(tree.value[leaves], nan=-np.inf))])
+
+
+class _Shape:
+    """A tree's children and names, worked out once."""
+
+    def __init__(self, tree: RolloutTree) -> None:
+        self.tree = tree
+        self.counts = tree.child_counts()
+        self.first = tree.first_children()
+        self.n_leaves = tree.leaf_counts()
+        self.leaf = tree.is_leaf()
+
+    def siblings(self, node: int) -> range:
+        """The children of the node's parent, itself included; none for the root."""
+        if node == ROOT:
+            return range(0)
+        parent = int(self.tree.parent[node])
+        start = int(self.first[parent])
+        return range(start, start + int(self.counts[parent]))
+
+    def siblings_near(self, node: int) -> range:
+        """At most 200 of them, around the node."""
+        everyone = self.siblings(node)
+        if len(everyone) <= MAX_SIBLINGS:
+            return everyone
+        start = min(max(node - MAX_SIBLINGS // 2, everyone.start), everyone.stop - MAX_SIBLINGS)
+        return range(start, start + MAX_SIBLINGS)
+
+    def name(self, node: int) -> str:
+        """As `RolloutTree.name`, without working the shape out again."""
+        if node == ROOT:
+            return "0"
+        numbers = []
+        while node != ROOT:
+            parent = int(self.tree.parent[node])
+            numbers.append(str(node - int(self.first[parent]) + 1))
+            node = parent
+        return ".".join(reversed(numbers))
+
+    def leaves_below(self, node: int) -> NDArray[np.int64]:
+        """Leaves at or below `node`. Breadth-first, so each level below is one range of nodes."""
+        found = []
+        start, stop = node, node + 1
+        while start < stop:
+            level = np.arange(start, stop)
+            found.append(level[self.leaf[start:stop]])
+            inner = level[self.counts[start:stop] > 0]
+            if not len(inner):
+                break
+            start, stop = int(self.first[inner[0]]), int(self.first[inner[-1]] + self.counts[inner[-1]])
+        return np.concatenate(found)
+
+
+# ------------------------------------------------------------------------------------------------ outline
+
+
+def outline(tree: RolloutTree, selected: int) -> tuple[list[dict[str, Any]], bool]:
+    """The tree as rows to read, children under their parents; at most 2,000, and whether some were left out."""
+    shape = _Shape(tree)
+    tokens = tree.token_counts()
+    rows: list[dict[str, Any]] = []
+    waiting = [(ROOT, 0)]
+    while waiting and len(rows) < MAX_OUTLINE_ROWS:
+        node, depth = waiting.pop()
+        rows.append(
+            {
+                "node": shape.name(node),
+                "depth": depth,
+                "text_start": text_start(tree.texts[node]),
+                "value": _number(tree.value[node]),
+                "advantage": _number(tree.advantage[node]),
+                "credit_state": CreditState(int(tree.credit_state[node])).word,
+                "verdict": Verdict(int(tree.verdict[node])).word,
+                "tokens": int(tokens[node]),
+                "selected": node == selected,
+            }
+        )
+        first, count = int(shape.first[node]), int(shape.counts[node])
+        waiting.extend((child, depth + 1) for child in range(first + count - 1, first - 1, -1))
+    return rows, tree.n_nodes > len(rows)
+
+
+def text_start(text: str) -> str:
+    """The first letters of a segment, on one line."""
+    start = " ".join(text[: 2 * TEXT_START_LETTERS].split())
+    return start if len(start) <= TEXT_START_LETTERS else start[: TEXT_START_LETTERS - 1] + "…"
+
+
+def _number(value: Any) -> float | None:
+    """A float, or None for NaN and infinity: numpy scalars in, JSON numbers out."""
+    number = float(value)
+    return number if math.isfinite(number) else None

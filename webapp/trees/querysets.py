@@ -1,0 +1,94 @@
+"""Rollout trees as lists show them: rows by step, in an order chosen from a short list of orders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from django.db import connection
+from django.db.models import F
+from django.db.models.expressions import OrderBy
+
+from trainer.tree import RolloutTree
+from webapp.limits import MAX_PAGE_SIZE
+from webapp.runs.models import Run
+from webapp.trees.models import StoredTree
+
+ICICLE_MAX_NODES = 500
+MAX_STEP_CELLS = 1000
+
+_ROW = (
+    "id", "step", "index", "problem_id", "prompt", "value", "n_nodes", "n_leaves", "n_correct", "depth", "tokens",
+    "tokens_flat", "advantage_min", "advantage_max", "zero_variance_share", "mean_entropy", "n_unparsed", "n_truncated",
+    "n_errors",
+)  # fmt: skip
+
+# What a list may be sorted by. Missing values come last either way.
+SORTS: dict[str, OrderBy] = {
+    "index": F("index").asc(),
+    "value": F("value").asc(nulls_last=True),
+    "-value": F("value").desc(nulls_last=True),
+    "advantage": (F("advantage_max") - F("advantage_min")).desc(nulls_last=True),
+    "zero_variance": F("zero_variance_share").desc(nulls_last=True),
+}
+
+
+def tree_row(tree: StoredTree) -> dict[str, Any]:
+    """TREEROW: the summary of one tree."""
+    return {name: getattr(tree, name) for name in _ROW}
+
+
+def icicle(tree: StoredTree) -> dict[str, Any] | None:
+    """The tree in miniature, for lists; None when it is large, or its payload cannot be read (its own page says why)."""
+    if tree.n_nodes > ICICLE_MAX_NODES:
+        return None
+    try:
+        full = RolloutTree.from_payload(bytes(tree.payload))
+    except ValueError:
+        return None
+    advantage = [round(float(a), 4) if np.isfinite(a) else None for a in full.advantage]
+    return {"parent": full.parent.tolist(), "advantage": advantage, "verdict": full.verdict.tolist()}
+
+
+def trees_of_step(
+    run: Run,
+    step: int,
+    *,
+    sort: str = "index",
+    after: int | None = None,
+    limit: int = 100,
+    icicles: bool = True,
+) -> tuple[list[dict[str, Any]], int | None]:
+    """One page of a step's trees, and the id to pass as `after` for the next. `sort` is a key of `SORTS`. Two queries."""
+    limit = max(1, min(limit, MAX_PAGE_SIZE))
+    trees = StoredTree.objects.filter(run=run, step=step, superseded=False)
+    # A step has a few thousand trees at most, and ids alone are cheap: the place of any row is found in any order.
+    ids = list(trees.order_by(SORTS[sort], "id").values_list("id", flat=True))
+    start = ids.index(after) + 1 if after in ids else 0
+    page = ids[start : start + limit]
+    found = StoredTree.objects.in_bulk(page) if icicles else StoredTree.objects.defer("payload").in_bulk(page)
+    rows = []
+    for tree_id in page:
+        row = tree_row(found[tree_id])
+        if icicles:
+            row["icicle"] = icicle(found[tree_id])
+        rows.append(row)
+    return rows, page[-1] if start + limit < len(ids) else None
+
+
+def steps_with_trees(run: Run) -> list[dict[str, Any]]:
+    """The steps that have trees: `step, n_trees, value_mean`, at most 1000 cells; a cell of several steps names the first."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            WITH kept AS (SELECT step, value FROM arborist_tree WHERE run_id = %(run)s AND NOT superseded),
+            span AS (
+                SELECT greatest(1, power(2, ceil(log(2, greatest(1, (max(step) - min(step) + 1) / %(cells)s::numeric))))::bigint)
+                AS width FROM kept
+            )
+            SELECT min(kept.step), count(*), avg(kept.value)
+            FROM kept, span GROUP BY kept.step / span.width ORDER BY 1
+            """,
+            {"run": run.id, "cells": MAX_STEP_CELLS - 1},
+        )
+        return [{"step": step, "n_trees": n, "value_mean": value} for step, n, value in cursor.fetchall()]

@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from django.urls import include, path
+
+from webapp.trees import views
+
+tree_urls = [
+    path("", views.tree_detail, name="tree-detail"),
+    path("n/<str:name>", views.node_page, name="node-page"),
+]
+
+urlpatterns = [
+    path("r/<int:run_id>/trees", views.run_trees, name="run-trees"),
+    path("t/<int:tree_id>/", include(tree_urls)),
+]

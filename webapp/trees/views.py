@@ -1,0 +1,131 @@
+"""Pages of rollout trees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.http import Http404, HttpRequest, HttpResponse, QueryDict
+from django.shortcuts import render
+from django.urls import reverse
+from django.views.decorators.http import require_GET
+
+from trainer.config import RunConfig
+from trainer.tree import RolloutTree
+from webapp.limits import PAGE_SIZE
+from webapp.problems import Problem
+from webapp.projects.access import Role, may
+from webapp.runs.querysets import run_states
+from webapp.runs.views import page_cursor, run_context
+from webapp.trees.api import get_tree
+from webapp.trees.models import StoredTree
+from webapp.trees.nodes import estimator_of, find_node, node_json, outline, read_tree
+from webapp.trees.querysets import SORTS, steps_with_trees, tree_row, trees_of_step
+
+VIEWS = ("icicle", "outline")
+COLOURS = ("advantage", "value", "verdict", "entropy")
+
+
+@require_GET
+def run_trees(request: HttpRequest, run_id: int) -> HttpResponse:
+    """The trees of one step, the newest one unless the address names another."""
+    context = run_context(request, run_id, "trees")
+    run = context["run"]
+    steps = steps_with_trees(run)
+    step = page_cursor(request, "step")
+    if step is None and steps:
+        newest = run.trees.filter(superseded=False).order_by("-step").values_list("step", flat=True).first()
+        step = steps[-1]["step"] if newest is None else newest
+    sort = _one_of(request, "sort", tuple(SORTS))
+    trees: list[dict[str, Any]] = []
+    following = None
+    if step is not None:
+        trees, following = trees_of_step(
+            run, step, sort=sort, after=page_cursor(request, "after"), limit=PAGE_SIZE
+        )
+    further = QueryDict(mutable=True)
+    further.update({"step": str(step), "sort": sort, "after": str(following)})
+    context |= {
+        "steps": steps,
+        "step": step,
+        "sort": sort,
+        "trees": trees,
+        "next": further.urlencode() if following is not None else "",
+    }
+    return render(request, "runs/trees.html", context)
+
+
+@require_GET
+def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
+    """One tree: canvas, outline, the selected node and its path."""
+    stored, tree, context = _tree_context(request, tree_id)
+    if tree is None:
+        return _damaged(request, context)
+    node = find_or_404(tree, request.GET.get("n", "0"))
+    rows, is_cut = outline(tree, node)
+    view, colour = _one_of(request, "view", VIEWS), _one_of(request, "color", COLOURS)
+    for row in rows:
+        row["url"] = f"{reverse('tree-detail', args=[stored.id])}?n={row['node']}&view={view}&color={colour}"
+    siblings, _ = trees_of_step(stored.run, stored.step, limit=200, icicles=False)
+    context |= {
+        "estimator": estimator_of(tree, stored.run.config),
+        "node": node_json(tree, node, RunConfig.model_validate(stored.run.config).credit),
+        "outline": rows,
+        "outline_cut": is_cut,
+        "siblings_of_step": siblings,
+        "view": view,
+        "color": colour,
+    }
+    return render(request, "trees/detail.html", context)
+
+
+@require_GET
+def node_page(request: HttpRequest, tree_id: int, name: str) -> HttpResponse:
+    """One node as a plain page: where every node link leads without scripts."""
+    stored, tree, context = _tree_context(request, tree_id)
+    if tree is None:
+        return _damaged(request, context)
+    node = find_or_404(tree, name)
+    context["node"] = node_json(tree, node, RunConfig.model_validate(stored.run.config).credit)
+    return render(request, "trees/node.html", context)
+
+
+def find_or_404(tree: RolloutTree, name: str) -> int:
+    try:
+        return find_node(tree, name)
+    except Problem as missing:
+        raise Http404(missing.detail) from missing
+
+
+def _tree_context(
+    request: HttpRequest, tree_id: int
+) -> tuple[StoredTree, RolloutTree | None, dict[str, Any]]:
+    """The stored tree, the tree itself (None: damaged, and `damage` says how), and what both pages show."""
+    stored = get_tree(request, tree_id)
+    run = stored.run
+    request.project = run.project  # type: ignore[attr-defined]  # read by webapp.context.shell
+    (state,) = run_states([run])
+    role = stored.role
+    context = {
+        "project": run.project,
+        "role": role,
+        "run": run,
+        "state": state,
+        "tree": tree_row(stored),
+        "can_control": may(role, Role.EDITOR),
+    }
+    try:
+        return stored, read_tree(stored), context
+    except Problem as damage:
+        return stored, None, {**context, "reason": damage.detail}
+
+
+def _damaged(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
+    return render(request, "trees/damaged.html", context, status=422)
+
+
+def _one_of(request: HttpRequest, name: str, allowed: tuple[str, ...]) -> str:
+    """A query parameter from a short list; its first entry is the default. Anything else is no page: Http404."""
+    value = request.GET.get(name, allowed[0])
+    if value not in allowed:
+        raise Http404
+    return value

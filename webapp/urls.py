@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from django.urls import include, path
+
+from webapp.api import api
+from webapp.views import health_check, home, project_list
+
+handler400 = "webapp.views.bad_request"
+handler403 = "webapp.views.permission_denied"
+handler404 = "webapp.views.page_not_found"
+handler500 = "webapp.views.server_error"
+
+urlpatterns = [
+    path("", home, name="home"),
+    path("p/", project_list, name="projects"),
+    path("healthz", health_check, name="healthz"),
+    path("", include("webapp.accounts.urls")),
+    path("", include("webapp.runs.urls")),
+    path("", include("webapp.trees.urls")),
+    path("api/v1/", api.urls),
+]
