@@ -141,6 +141,7 @@ class Stack:
     interrupts: Interrupts = field(default_factory=Interrupts)
     services: list[Service] = field(default_factory=list)
     url: str = ""
+    secret_key: str = ""
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -209,9 +210,7 @@ class Stack:
 
     def _start(self) -> None:
         self._end_leftovers()
-        key = os.environ.get("ARBORIST_SECRET_KEY") or self.folder.make_secret_key()
-        # In our own environment, so that what this process says to the database matches its children.
-        os.environ["ARBORIST_SECRET_KEY"] = key
+        self.secret_key = os.environ.get("ARBORIST_SECRET_KEY") or self.folder.make_secret_key()
         own_database = not os.environ.get("ARBORIST_DATABASE_URL")
         own_broker = not os.environ.get("ARBORIST_BROKER_URL")
         env = self._environment()
@@ -253,6 +252,7 @@ class Stack:
             "ARBORIST_DATA_DIR": str(self.folder.root),
             "ARBORIST_DATABASE_URL": self.folder.database_url,
             "ARBORIST_BROKER_URL": self.folder.broker_url,
+            "ARBORIST_SECRET_KEY": self.secret_key,
             "PYTHONUNBUFFERED": "1",
         }
         # What the person set wins, where it says anything.
