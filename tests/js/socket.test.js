@@ -1,0 +1,173 @@
+import assert from "node:assert/strict";
+import test from "node:test";
+
+import { backoffSeconds, LiveSocket, SILENCE_SECONDS } from "../../webapp/static/js/live/socket.js";
+import { liveWords } from "../../webapp/static/js/live/words.js";
+import { announcer } from "../../webapp/static/js/core/announce.js";
+
+/** Time that moves only when told. */
+function fakeClock() {
+  let now = 0;
+  let timers = [];
+  let next = 1;
+  return {
+    now: () => now,
+    setTimeout: (callback, ms) => (timers.push({ id: next, at: now + ms, callback }), next++),
+    clearTimeout: (id) => { timers = timers.filter((timer) => timer.id !== id); },
+    advance(ms) {
+      const end = now + ms;
+      for (;;) {
+        const due = timers.filter((timer) => timer.at <= end).sort((a, b) => a.at - b.at)[0];
+        if (!due) break;
+        now = due.at;
+        timers = timers.filter((timer) => timer !== due);
+        due.callback();
+      }
+      now = end;
+    },
+  };
+}
+
+/** A server that only does what the test says. */
+function fixture() {
+  const clock = fakeClock();
+  const sockets = [];
+  const messages = [];
+  const statuses = [];
+  const live = new LiveSocket("ws://x/ws/v1", {
+    clock,
+    random: () => 0.5,
+    onMessage: (message) => messages.push(message),
+    onStatus: (status, failures) => statuses.push(`${status} ${failures}`),
+    open: () => {
+      const socket = {
+        readyState: 0, sent: [], closed: false, openedAt: clock.now(),
+        send: (text) => socket.sent.push(JSON.parse(text)),
+        close: () => { socket.closed = true; },
+        accept: () => { socket.readyState = 1; socket.onopen(); },
+        say: (message) => socket.onmessage({ data: JSON.stringify(message) }),
+        drop: (code = 1006) => { socket.readyState = 3; socket.onclose({ code }); },
+      };
+      sockets.push(socket);
+      return socket;
+    },
+  });
+  return { clock, sockets, messages, statuses, live };
+}
+
+test("waits double from half a second to fifteen, each half to one and a half of it", () => {
+  assert.deepEqual([0, 1, 2, 3, 4, 5, 6, 60].map((n) => backoffSeconds(n, () => 0.5)), [0.5, 1, 2, 4, 8, 15, 15, 15]);
+  assert.equal(backoffSeconds(1, () => 0), 0.5);
+  assert.equal(backoffSeconds(1, () => 1), 1.5);
+});
+
+test("subscribes with the cursors of the moment it connects", () => {
+  const { sockets, live } = fixture();
+  let cursor = 3;
+  live.followRun(12, () => cursor);
+  live.followProject("lab");
+  live.connect();
+  cursor = 40;
+  sockets[0].accept();
+  assert.deepEqual(sockets[0].sent, [{ type: "subscribe", project: "lab" }, { type: "subscribe", run: 12, from_seq: 40 }]);
+  cursor = 55;
+  live.askAgain(12);
+  assert.deepEqual(sockets[0].sent.at(-1), { type: "subscribe", run: 12, from_seq: 55 });
+  live.leaveRun(12);
+  assert.deepEqual(sockets[0].sent.at(-1), { type: "unsubscribe", run: 12 });
+});
+
+test("reconnects later and later, and from the start again once the server has spoken", () => {
+  const { clock, sockets, statuses, live } = fixture();
+  live.connect();
+  const waits = [];
+  for (let i = 0; i < 7; i++) {
+    const at = clock.now();
+    sockets.at(-1).drop();
+    while (sockets.length === i + 1) clock.advance(50);
+    waits.push((clock.now() - at) / 1000);
+  }
+  assert.deepEqual(waits, [0.5, 1, 2, 4, 8, 15, 15]);
+  assert.equal(statuses.at(-1), "reconnecting 7");
+  sockets.at(-1).accept();
+  assert.equal(statuses.at(-1), "reconnecting 7"); // an accepted connection has not proved anything yet
+  sockets.at(-1).say({ type: "ping" });
+  assert.equal(statuses.at(-1), "open 0");
+  sockets.at(-1).drop();
+  assert.equal(statuses.at(-1), "reconnecting 1");
+});
+
+test("answers pings, and hands on everything else", () => {
+  const { sockets, messages, live } = fixture();
+  live.connect();
+  sockets[0].accept();
+  sockets[0].say({ type: "ping" });
+  sockets[0].say({ type: "resync", run: 1, last_seq: 2 });
+  assert.deepEqual(sockets[0].sent, [{ type: "pong" }]);
+  assert.deepEqual(messages, [{ type: "resync", run: 1, last_seq: 2 }]);
+});
+
+test("forty seconds of silence are a lost connection; a message in time is not", () => {
+  const { clock, sockets, live } = fixture();
+  live.connect();
+  sockets[0].accept();
+  clock.advance(1000 * SILENCE_SECONDS - 1);
+  sockets[0].say({ type: "ping" });
+  clock.advance(1000 * SILENCE_SECONDS - 1);
+  assert.equal(sockets.length, 1);
+  clock.advance(1 + 500);
+  assert.equal(sockets.length, 2);
+  assert.ok(sockets[0].closed);
+});
+
+test("does not knock again once the server says that nobody is logged in", () => {
+  const { clock, sockets, statuses, live } = fixture();
+  live.connect();
+  sockets[0].drop(4401);
+  clock.advance(60_000);
+  assert.equal(sockets.length, 1);
+  assert.equal(statuses.at(-1), "refused 0");
+});
+
+test("a resting tab holds no connection and comes back with its cursors", () => {
+  const { clock, sockets, live } = fixture();
+  let cursor = 1;
+  live.followRun(5, () => cursor);
+  live.connect();
+  sockets[0].accept();
+  live.rest();
+  assert.ok(sockets[0].closed);
+  clock.advance(120_000);
+  assert.equal(sockets.length, 1);
+  cursor = 9;
+  live.connect();
+  sockets[1].accept();
+  assert.deepEqual(sockets[1].sent, [{ type: "subscribe", run: 5, from_seq: 9 }]);
+});
+
+const now = (more = {}) => ({ connection: "open", paused: false, held: 0, missing: 0, behind: 0.4, lastData: 0, state: { status: "running", heartbeat_age_s: 1 }, ...more });
+
+test("the status line tells live, catching up, paused, lost, silent and finished apart", () => {
+  assert.equal(liveWords(now()).text, "Live · 0.4 s behind");
+  assert.equal(liveWords(now({ behind: -0.2 })).text, "Live · 0.0 s behind");
+  assert.equal(liveWords(now({ missing: 1204 })).text, "Catching up · 1,204 events");
+  assert.equal(liveWords(now({ paused: true, held: 312 })).text, "Paused by you · +312 steps");
+  assert.match(liveWords(now({ connection: "reconnecting" })).text, /^Reconnecting · last data \d\d:\d\d:\d\d$/);
+  assert.equal(liveWords(now({ state: { status: "running", heartbeat_age_s: 45.3 } })).text, "Worker silent for 45 s");
+  assert.equal(liveWords(now({ state: { status: "stopped", heartbeat_age_s: null } })).text, "Finished");
+  assert.equal(liveWords(now({ missing: 5, state: { status: "stopped", heartbeat_age_s: null } })).text, "Catching up · 5 events");
+  assert.match(liveWords(now({ connection: "refused" })).text, /log in again/);
+});
+
+test("screen readers hear at most one sentence per ten seconds, the newest", () => {
+  const clock = fakeClock();
+  const said = [];
+  const announce = announcer((text) => said.push(`${clock.now()} ${text}`), { now: clock.now, later: clock.setTimeout });
+  announce("one");
+  clock.advance(1000);
+  announce("two");
+  announce("three");
+  clock.advance(30_000);
+  announce("four");
+  assert.deepEqual(said, ["0 one", "10000 three", "31000 four"]);
+});

@@ -1,0 +1,220 @@
+import assert from "node:assert/strict";
+import test from "node:test";
+
+import { decodeColumns } from "../../webapp/static/js/tree/columns.js";
+import { hit } from "../../webapp/static/js/tree/hit.js";
+import { firstRightOf, layout, visibleBoxes } from "../../webapp/static/js/tree/layout.js";
+import { around, bringIn, fit, transformOf, viewOf } from "../../webapp/static/js/tree/viewport.js";
+import { childNumber, move, nameOf, nextAlike, nodeNamed, outlineRows, pathTo } from "../../webapp/static/js/tree/walk.js";
+import { randomParents, seeded } from "./random.js";
+
+//        0
+//    1       2
+//  3 4 5    6           7 is a child of 4
+//    7
+const SMALL = [-1, 0, 0, 1, 1, 1, 2, 4];
+
+/** The slow obvious layout: recursion over lists of children. */
+function slowLayout(parent) {
+  const children = parent.map((_, node) => parent.flatMap((up, i) => (up === node ? [i] : [])));
+  const places = [];
+  const place = (node, x, depth) => {
+    let width = 0;
+    for (const child of children[node]) width += place(child, x + width, depth + 1);
+    places[node] = { x, depth, leaves: width || 1, children: children[node] };
+    return width || 1;
+  };
+  place(0, 0, 0);
+  return places;
+}
+
+test("a tree worked by hand", () => {
+  const tree = layout(SMALL);
+  assert.deepEqual([...tree.leaves], [4, 3, 1, 1, 1, 1, 1, 1]);
+  assert.deepEqual([...tree.x], [0, 0, 3, 0, 1, 2, 3, 1]);
+  assert.deepEqual([...tree.depth], [0, 1, 1, 2, 2, 2, 2, 3]);
+  assert.deepEqual([...tree.rowStart], [0, 1, 3, 7, 8]);
+  assert.deepEqual([...tree.leafAt], [3, 7, 5, 6]);
+  assert.equal(tree.maxDepth, 3);
+});
+
+test("the two passes agree with the recursive layout", () => {
+  for (let seed = 1; seed <= 200; seed++) {
+    const parent = randomParents(seeded(seed), 1 + (seed % 90));
+    const fast = layout(parent);
+    const slow = slowLayout(parent);
+    slow.forEach((place, node) => {
+      assert.equal(fast.x[node], place.x, `x of ${node}, seed ${seed}`);
+      assert.equal(fast.leaves[node], place.leaves, `leaves of ${node}, seed ${seed}`);
+      assert.equal(fast.depth[node], place.depth);
+      assert.deepEqual(place.children, Array.from({ length: fast.nChildren[node] }, (_, i) => fast.firstChild[node] + i));
+      if (!place.children.length) assert.equal(fast.leafAt[place.x], node);
+    });
+  }
+});
+
+test("a root alone is one leaf", () => {
+  const tree = layout([-1]);
+  assert.deepEqual([...tree.leafAt], [0]);
+  assert.deepEqual([...tree.rowStart], [0, 1]);
+});
+
+test("a hundred thousand nodes are laid out at once, not in a stack of calls", () => {
+  const parent = [-1];
+  for (let i = 1; i < 100_000; i++) parent.push((i - 1) >> 2);
+  const started = performance.now();
+  const tree = layout(parent);
+  assert.ok(performance.now() - started < 500, "laying out 100,000 nodes took over half a second");
+  assert.equal(tree.leaves[0], tree.leafAt.length);
+  const chain = layout(Array.from({ length: 50_000 }, (_, i) => i - 1));
+  assert.equal(chain.maxDepth, 49_999);
+});
+
+test("binary search in a row is the same as looking through it", () => {
+  for (let seed = 1; seed <= 60; seed++) {
+    const random = seeded(seed);
+    const tree = layout(randomParents(random, 60));
+    for (let row = 0; row <= tree.maxDepth; row++) {
+      const x = random.next() * (tree.leaves[0] + 2) - 1;
+      let slow = tree.rowStart[row];
+      while (slow < tree.rowStart[row + 1] && tree.x[slow] + tree.leaves[slow] <= x) slow++;
+      assert.equal(firstRightOf(tree, row, x), slow);
+    }
+  }
+});
+
+test("what is hit is what is drawn there", () => {
+  const [width, rowHeight] = [640, 26];
+  for (let seed = 1; seed <= 100; seed++) {
+    const random = seeded(seed);
+    const tree = layout(randomParents(random, 120));
+    const total = tree.leaves[0];
+    const x0 = random.next() * total * 0.5;
+    const view = { x0, x1: x0 + Math.max(0.5, random.next() * (total - x0)) };
+    for (let tries = 0; tries < 30; tries++) {
+      const [px, py] = [random.next() * width, random.next() * rowHeight * (tree.maxDepth + 1)];
+      const x = view.x0 + (px / width) * (view.x1 - view.x0);
+      const row = Math.floor(py / rowHeight);
+      const slow = [...tree.depth.keys()].find((i) => tree.depth[i] === row && tree.x[i] <= x && x < tree.x[i] + tree.leaves[i]) ?? -1;
+      assert.equal(hit(tree, view, width, rowHeight, px, py), slow);
+    }
+  }
+  const tree = layout(SMALL);
+  assert.equal(hit(tree, fit(tree), 400, 26, 150, 26 * 4 + 5), 7); // the row of outcomes: the second leaf
+  assert.equal(hit(tree, fit(tree), 400, 26, -1, 5), -1);
+});
+
+test("the rectangles of a row cover exactly its nodes in the view, none thinner than a pixel", () => {
+  for (let seed = 1; seed <= 80; seed++) {
+    const random = seeded(seed);
+    const tree = layout(randomParents(random, 400));
+    const view = seed % 2 ? fit(tree) : { x0: tree.leaves[0] * 0.2, x1: tree.leaves[0] * 0.7 };
+    const width = 20 + random.below(100);
+    for (let row = 0; row <= tree.maxDepth; row++) {
+      const boxes = visibleBoxes(tree, row, view, width);
+      const covered = boxes.flatMap((box) => Array.from({ length: box.to - box.from + 1 }, (_, i) => box.from + i));
+      const inView = [...tree.depth.keys()].filter((i) => tree.depth[i] === row && tree.x[i] + tree.leaves[i] > view.x0 && tree.x[i] < view.x1);
+      assert.deepEqual(covered, inView);
+      assert.ok(boxes.length <= width + 2, `${boxes.length} rectangles on ${width} pixels`);
+    }
+  }
+});
+
+test("views: a subtree edge to edge, and d3's transform there and back", () => {
+  const tree = layout(SMALL);
+  assert.deepEqual(fit(tree), { x0: 0, x1: 4 });
+  assert.deepEqual(around(tree, 1), { x0: 0, x1: 3 });
+  const view = { x0: 1, x1: 2 };
+  const transform = transformOf(view, 800, 4);
+  assert.deepEqual(transform, { k: 4, x: -800 });
+  assert.deepEqual(viewOf(transform, 800, 4), view);
+  assert.deepEqual(viewOf({ k: 1, x: 0 }, 800, 4), fit(tree));
+});
+
+test("bringing a node in moves the window as little as possible and never out of the tree", () => {
+  const tree = layout(SMALL);
+  const view = { x0: 0, x1: 2 };
+  assert.equal(bringIn(tree, view, 3), view);
+  assert.deepEqual(bringIn(tree, view, 6), { x0: 2, x1: 4 });
+  assert.equal(bringIn(tree, view, 1), view);
+  assert.deepEqual(bringIn(tree, { x0: 3, x1: 4 }, 0), { x0: 1.5, x1: 2.5 });
+});
+
+test("names lead to their nodes and back", () => {
+  const tree = layout(SMALL);
+  assert.deepEqual(SMALL.map((_, node) => nameOf(tree, node)), ["0", "1", "2", "1.1", "1.2", "1.3", "2.1", "1.2.1"]);
+  for (let node = 0; node < tree.n; node++) assert.equal(nodeNamed(tree, nameOf(tree, node)), node);
+  for (const bad of ["3", "1.4", "1.0", "x", "1.1.1", "", "-1", "1..2"]) assert.equal(nodeNamed(tree, bad), -1, bad);
+  assert.deepEqual(pathTo(tree, 7), [0, 1, 4, 7]);
+  assert.equal(childNumber(tree, 5), 3);
+});
+
+test("keys move among family and stop at its edges", () => {
+  const tree = layout(SMALL);
+  assert.equal(move(tree, 4, "up"), 1);
+  assert.equal(move(tree, 0, "up"), 0);
+  assert.equal(move(tree, 1, "down"), 3);
+  assert.equal(move(tree, 7, "down"), 7);
+  assert.equal(move(tree, 3, "left"), 3);
+  assert.equal(move(tree, 3, "right"), 4);
+  assert.equal(move(tree, 5, "right"), 5); // 6 is next to it but a cousin
+  assert.equal(move(tree, 4, "first"), 3);
+  assert.equal(move(tree, 4, "last"), 5);
+});
+
+test("the next leaf of the same verdict, round the end", () => {
+  const tree = layout(SMALL); // leaves from left to right: 3 7 5 6
+  const verdict = [0, 0, 0, 1, 0, 2, 1, 2];
+  assert.equal(nextAlike(tree, verdict, 3, 1), 6);
+  assert.equal(nextAlike(tree, verdict, 6, 1), 3);
+  assert.equal(nextAlike(tree, verdict, 7, -1), 5);
+  assert.equal(nextAlike(tree, verdict, 1, 1), 3);
+  assert.equal(nextAlike(tree, [0, 0, 0, 1, 0, 2, 2, 2], 3, 1), 3);
+});
+
+test("outline rows read depth first and hide what is closed", () => {
+  const tree = layout(SMALL);
+  assert.deepEqual([...outlineRows(tree, new Set())], [0, 1, 3, 4, 7, 5, 2, 6]);
+  assert.deepEqual([...outlineRows(tree, new Set([1]))], [0, 1, 2, 6]);
+});
+
+/** The binary form, written by hand as the contract has it. */
+function binary(parent, changes = {}) {
+  const n = parent.length;
+  const kinds = { parent: "int32", n_leaves: "int32", tokens: "int32", value: "float32", advantage: "float32", entropy: "float32", logprob: "float32", verdict: "uint8", finish: "uint8", credit_state: "uint8" };
+  const size = { int32: 4, float32: 4, uint8: 1 };
+  let offset = 0;
+  const columns = Object.entries(kinds).map(([name, dtype]) => {
+    const column = { name, dtype, offset, length: n };
+    offset += Math.ceil((n * size[dtype]) / 4) * 4;
+    return column;
+  });
+  let header = JSON.stringify({ n_nodes: n, columns, labels: { verdict: ["none", "correct"], finish: ["none"], credit_state: ["none"] }, names_from: "parent", ...changes });
+  header += " ".repeat((4 - (header.length % 4)) % 4);
+  const buffer = new ArrayBuffer(4 + header.length + offset);
+  const view = new DataView(buffer);
+  view.setUint32(0, header.length, true);
+  new Uint8Array(buffer, 4).set(new TextEncoder().encode(header));
+  parent.forEach((up, i) => view.setInt32(4 + header.length + 4 * i, up, true));
+  const advantage = columns.find(({ name }) => name === "advantage").offset;
+  parent.forEach((_, i) => view.setFloat32(4 + header.length + advantage + 4 * i, i % 2 ? NaN : i / 4, true));
+  return buffer;
+}
+
+test("columns come out as they went in", () => {
+  const columns = decodeColumns(binary(SMALL));
+  assert.equal(columns.n, 8);
+  assert.deepEqual([...columns.parent], SMALL);
+  assert.deepEqual([...columns.advantage], [0, NaN, 0.5, NaN, 1, NaN, 1.5, NaN]);
+  assert.equal(columns.verdict.length, 8);
+  assert.deepEqual(columns.labels.verdict, ["none", "correct"]);
+});
+
+test("columns that do not fit together are refused with a reason", () => {
+  assert.throws(() => decodeColumns(new ArrayBuffer(2)), /2 bytes/);
+  assert.throws(() => decodeColumns(binary(SMALL).slice(0, -4)), /ends after/);
+  assert.throws(() => decodeColumns(binary(SMALL, { columns: [] })), /Column parent is missing/);
+  assert.throws(() => decodeColumns(binary([-1, 0, 2, 1])), /breadth-first/);
+  assert.throws(() => decodeColumns(binary([-1, 0, 1, 0])), /Node 3 has parent 0/);
+  assert.throws(() => decodeColumns(binary([0, 0])), /Node 0 has parent 0/);
+});

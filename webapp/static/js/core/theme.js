@@ -1,0 +1,57 @@
+// Light, dark, or as the system has it. The server sets the attribute before first paint from the cookie written here.
+
+const root = document.documentElement;
+const system = matchMedia("(prefers-color-scheme: dark)");
+
+/** @returns {Theme} the theme in use */
+export function theme() {
+  const chosen = root.dataset.theme;
+  return chosen === "light" || chosen === "dark" ? chosen : system.matches ? "dark" : "light";
+}
+
+/** The next of: as the system, light, dark. */
+export function switchTheme() {
+  const order = ["", "light", "dark"];
+  const next = order[(order.indexOf(root.dataset.theme ?? "") + 1) % order.length] ?? "";
+  if (next) root.dataset.theme = next;
+  else delete root.dataset.theme;
+  const secure = location.protocol === "https:" ? "; secure" : "";
+  document.cookie = `theme=${next}; path=/; max-age=${next ? 31_536_000 : 0}; samesite=lax${secure}`;
+  changed();
+}
+
+/** @type {Set<() => void>} */
+const listeners = new Set();
+function changed() {
+  colours.clear();
+  for (const listener of listeners) listener();
+}
+system.addEventListener("change", changed);
+
+/** Canvases repaint. @param {() => void} listener */
+export function onTheme(listener) {
+  listeners.add(listener);
+}
+
+/** @type {Map<string, string>} */
+const colours = new Map();
+
+/** A token of `tokens.css`, as the colour it is in the theme in use. @param {string} token as in `--line` */
+export function colour(token) {
+  let value = colours.get(token);
+  if (value === undefined) {
+    const probe = document.createElement("span");
+    probe.style.color = `var(${token})`;
+    root.append(probe);
+    value = getComputedStyle(probe).color;
+    probe.remove();
+    colours.set(token, value);
+  }
+  return value;
+}
+
+/** @param {number} slot of the run palette, 1 to 10 */
+export const runColour = (slot) => colour(`--run-${((slot - 1) % 10) + 1}`);
+
+/** @param {string} css a computed `rgb(...)` @param {number} share 0..1 */
+export const faded = (css, share) => css.replace(/^rgba?\(([^)]+?)(?:,\s*[\d.]+)?\)$/, (_, channels) => `rgba(${channels.split(",").slice(0, 3).join(",")}, ${share})`);

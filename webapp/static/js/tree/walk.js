@@ -1,0 +1,82 @@
+// Names of nodes, and moves from one to another. Pure.
+
+/** `2.1.3`: the child numbers from the root, counted from 1; the root is `0`. @param {Layout} tree @param {number} node */
+export function nameOf(tree, node) {
+  const parts = [];
+  for (let i = node; i > 0; i = /** @type {number} */ (tree.parent[i])) parts.push(childNumber(tree, i));
+  return parts.length ? parts.reverse().join(".") : "0";
+}
+
+/** The node of that name, or -1. @param {Layout} tree @param {string} name */
+export function nodeNamed(tree, name) {
+  if (name === "0") return 0;
+  let node = 0;
+  for (const part of name.split(".")) {
+    const place = Number(part);
+    if (!Number.isInteger(place) || place < 1 || place > /** @type {number} */ (tree.nChildren[node])) return -1;
+    node = /** @type {number} */ (tree.firstChild[node]) + place - 1;
+  }
+  return node;
+}
+
+/** From 1; 1 for the root. @param {Layout} tree @param {number} node */
+export function childNumber(tree, node) {
+  return node === 0 ? 1 : node - /** @type {number} */ (tree.firstChild[/** @type {number} */ (tree.parent[node])]) + 1;
+}
+
+/** Root to node. @param {Layout} tree @param {number} node */
+export function pathTo(tree, node) {
+  const path = [node];
+  for (let i = node; i > 0; ) path.push((i = /** @type {number} */ (tree.parent[i])));
+  return path.reverse();
+}
+
+/**
+ * Where a key leads; the node itself when there is nothing in that direction.
+ * @param {Layout} tree @param {number} node @param {"up" | "down" | "left" | "right" | "first" | "last"} direction
+ */
+export function move(tree, node, direction) {
+  const parent = /** @type {number} */ (tree.parent[node]);
+  if (direction === "up") return node === 0 ? 0 : parent;
+  if (direction === "down") return /** @type {number} */ (tree.nChildren[node]) ? /** @type {number} */ (tree.firstChild[node]) : node;
+  if (node === 0) return 0;
+  const first = /** @type {number} */ (tree.firstChild[parent]);
+  const last = first + /** @type {number} */ (tree.nChildren[parent]) - 1;
+  if (direction === "first") return first;
+  if (direction === "last") return last;
+  return direction === "left" ? Math.max(first, node - 1) : Math.min(last, node + 1);
+}
+
+/**
+ * The next (or previous) leaf from left to right with the same verdict as this one, round the end; from an inner node, the
+ * first leaf below it. The node itself if it is the only one.
+ * @param {Layout} tree @param {ArrayLike<number>} verdict @param {number} node @param {1 | -1} step
+ */
+export function nextAlike(tree, verdict, node, step) {
+  if (/** @type {number} */ (tree.nChildren[node])) return /** @type {number} */ (tree.leafAt[/** @type {number} */ (tree.x[node])]);
+  const total = tree.leafAt.length;
+  for (let i = 1; i <= total; i++) {
+    const place = (((/** @type {number} */ (tree.x[node]) + i * step) % total) + total) % total;
+    const leaf = /** @type {number} */ (tree.leafAt[place]);
+    if (verdict[leaf] === verdict[node]) return leaf;
+  }
+  return node;
+}
+
+/**
+ * The rows of an outline: nodes in reading order (depth first), below closed nodes nothing.
+ * @param {Layout} tree @param {ReadonlySet<number>} closed @returns {Int32Array}
+ */
+export function outlineRows(tree, closed) {
+  const rows = new Int32Array(tree.n);
+  const stack = [0];
+  let count = 0;
+  while (stack.length) {
+    const node = /** @type {number} */ (stack.pop());
+    rows[count++] = node;
+    if (closed.has(node)) continue;
+    const first = /** @type {number} */ (tree.firstChild[node]);
+    for (let i = first + /** @type {number} */ (tree.nChildren[node]) - 1; i >= first && first >= 0; i--) stack.push(i);
+  }
+  return rows.subarray(0, count);
+}
