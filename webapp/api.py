@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from threading import Lock
-from typing import Any, cast
+from typing import Any
 
 import orjson
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
@@ -28,6 +28,7 @@ from webapp import strict_json
 from webapp.accounts.models import User
 from webapp.limits import API_CALLS, API_WINDOW_SECONDS, MAX_BODY_BYTES
 from webapp.problems import Problem, problem
+from webapp.projects.access import user_of
 from webapp.runs.api import router as runs_router
 from webapp.trees.api import router as trees_router
 
@@ -40,7 +41,7 @@ class StrictParser(Parser):
     def parse_body(self, request: HttpRequest) -> Any:
         if request.content_type != "application/json":
             raise Problem(
-                415, f"The body is {request.content_type[:80] or 'of no type'}; send application/json."
+                415, f"The body is {(request.content_type or 'of no type')[:80]}; send application/json."
             )
         return strict_json.loads(request.body)
 
@@ -64,7 +65,7 @@ class PerUser(BaseThrottle):
     def allow_request(self, request: HttpRequest) -> bool:
         now = time.monotonic()
         with self._lock:
-            calls = self._calls.setdefault(cast("User", request.user).id, deque())
+            calls = self._calls.setdefault(user_of(request).id, deque())
             while calls and calls[0] <= now - API_WINDOW_SECONDS:
                 calls.popleft()
             if len(calls) >= API_CALLS:
@@ -84,8 +85,7 @@ def caller(request: HttpRequest) -> User:
             raise Problem(
                 403, "The CSRF token is missing or wrong. Send the cookie `csrftoken` as header X-CSRFToken."
             )
-    # The login middleware let nobody else through.
-    return cast("User", request.user)
+    return user_of(request)
 
 
 api = NinjaAPI(

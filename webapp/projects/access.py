@@ -7,11 +7,11 @@ for superusers.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from django.contrib.auth.models import AnonymousUser
 from django.core.exceptions import PermissionDenied
-from django.db.models import F, QuerySet
+from django.db.models import F, Q, QuerySet
 from django.http import Http404, HttpRequest
 
 from webapp.accounts.models import User
@@ -19,34 +19,44 @@ from webapp.projects.models import Membership, Project
 from webapp.runs.models import Run
 
 if TYPE_CHECKING:
+    from django_stubs_ext import WithAnnotations
+
     from webapp.trees.models import StoredTree
+
+    class _WithRole(TypedDict):
+        role: str
+
+    ProjectSeen = WithAnnotations[Project, _WithRole]
+    RunSeen = WithAnnotations[Run, _WithRole]
+    TreeSeen = WithAnnotations[StoredTree, _WithRole]
 
 Role = Membership.Role
 _RANK = {Role.VIEWER: 0, Role.EDITOR: 1, Role.ADMIN: 2}
 
 
-def projects_for(user: User | AnonymousUser) -> QuerySet[Project]:
-    """The projects `user` is a member of, each with `.role`."""
-    if not isinstance(user, User) or not user.is_active:
-        return Project.objects.none()
-    return Project.objects.filter(memberships__user=user).annotate(role=F("memberships__role"))
+def projects_for(user: User | AnonymousUser) -> QuerySet[ProjectSeen]:
+    """The projects `user` is a member of, each with the user's `.role`."""
+    return Project.objects.filter(_member(user, "")).annotate(role=F("memberships__role"))
 
 
-def runs_for(user: User | AnonymousUser) -> QuerySet[Run]:
-    """The runs of those projects."""
-    if not isinstance(user, User) or not user.is_active:
-        return Run.objects.none()
-    return Run.objects.filter(project__memberships__user=user)
+def runs_for(user: User | AnonymousUser) -> QuerySet[RunSeen]:
+    """The runs of those projects, likewise."""
+    return Run.objects.filter(_member(user, "project__")).annotate(role=F("project__memberships__role"))
 
 
-def trees_for(user: User | AnonymousUser) -> QuerySet[StoredTree]:
-    """The trees of those runs, without their payloads."""
+def trees_for(user: User | AnonymousUser) -> QuerySet[TreeSeen]:
+    """The trees of those runs, likewise, without their payloads."""
     from webapp.trees.models import StoredTree
 
-    if not isinstance(user, User) or not user.is_active:
-        return StoredTree.objects.none()
-    mine = StoredTree.objects.filter(run__project__memberships__user=user)
+    mine = StoredTree.objects.filter(_member(user, "run__project__"))
     return mine.annotate(role=F("run__project__memberships__role")).defer("payload")
+
+
+def _member(user: User | AnonymousUser, path: str) -> Q:
+    """Of one membership row, so that the role annotated beside it is this user's. Strangers match nothing."""
+    if not isinstance(user, User) or not user.is_active:
+        return Q(pk__in=())
+    return Q(**{f"{path}memberships__user": user})
 
 
 def role_in(user: User | AnonymousUser, project: Project) -> Membership.Role | None:
@@ -79,26 +89,40 @@ def admins_of(project: Project) -> list[str]:
     return list(admins.values_list("user__username", flat=True)[:5])
 
 
-def get_project(request: HttpRequest, slug: str) -> Any:
-    """The project with its `.role` for this request's user, or Http404; remembers it for the page's frame."""
+def user_of(request: HttpRequest) -> User:
+    """Who asks. The login middleware let nobody else through."""
+    if not isinstance(request.user, User):
+        raise PermissionDenied("Log in first.")
+    return request.user
+
+
+def get_project(request: HttpRequest, slug: str) -> ProjectSeen:
+    """The project, or Http404."""
     project = projects_for(request.user).filter(slug=slug).first()
     if project is None:
         raise Http404
-    request.project = project  # type: ignore[attr-defined]  # read by webapp.context.shell
+    show_in_frame(request, project)
     return project
 
 
-def get_run(request: HttpRequest, run_id: int) -> Run:
-    """The run with its project (and the project's `.role`), or Http404."""
-    run = (
-        runs_for(request.user)
-        .filter(id=run_id)
-        .select_related("project", "created_by")
-        .annotate(role=F("project__memberships__role"))
-        .first()
-    )
+def get_run(request: HttpRequest, run_id: int) -> RunSeen:
+    """The run with its project and its author, or Http404."""
+    run = runs_for(request.user).filter(id=run_id).select_related("project", "created_by").first()
     if run is None:
         raise Http404
-    run.project.role = run.role
-    request.project = run.project
+    show_in_frame(request, run.project)
     return run
+
+
+def get_tree(request: HttpRequest, tree_id: int) -> TreeSeen:
+    """The tree with its payload, run and project, or Http404."""
+    tree = trees_for(request.user).defer(None).select_related("run__project", "run__created_by").filter(id=tree_id).first()
+    if tree is None:
+        raise Http404
+    show_in_frame(request, tree.run.project)
+    return tree
+
+
+def show_in_frame(request: HttpRequest, project: Project) -> None:
+    """The page's frame names this project (`webapp.context.shell`)."""
+    request.project = project  # type: ignore[attr-defined]  # our own attribute

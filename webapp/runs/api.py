@@ -15,7 +15,7 @@ from trainer.metrics import METRICS
 from trainer.presets import PRESETS
 from webapp.limits import MAX_CHART_POINTS, MAX_PAGE_SIZE, PAGE_SIZE
 from webapp.problems import Problem
-from webapp.projects.access import Role, get_project, get_run, projects_for, require
+from webapp.projects.access import Role, get_project, get_run, projects_for, require, user_of
 from webapp.runs import services
 from webapp.runs.config_form import ConfigError, config_errors
 from webapp.runs.estimate import estimate
@@ -75,14 +75,14 @@ def list_runs(request: HttpRequest, slug: str, before: Id | None = None, limit: 
     return {"runs": runs, "next_before": next_before}
 
 
-@router.post("/projects/{slug:slug}/runs", summary="Create a run and queue it")
+@router.post("/projects/{slug:slug}/runs", summary="Create a run and queue it", response={201: Any})
 def create_run(request: HttpRequest, slug: str, payload: NewRun) -> Any:
     from ninja.responses import Status
 
     project = get_project(request, slug)
     require(request.user, project, Role.EDITOR)
     config = parse_config(payload.config)
-    run = services.create_run(project, request.user, config, payload.name, payload.idempotency_key)
+    run = services.create_run(project, user_of(request), config, payload.name, payload.idempotency_key)
     return Status(201, run_detail(run))
 
 
@@ -95,7 +95,7 @@ def read_run(request: HttpRequest, run_id: int) -> Any:
 def stop_run(request: HttpRequest, run_id: int) -> Any:
     run = get_run(request, run_id)
     require(request.user, run.project, Role.EDITOR)
-    return run_detail(services.request_stop(run, request.user))
+    return run_detail(services.request_stop(run, user_of(request)))
 
 
 @router.get("/runs/{int:run_id}/metrics", summary="Metric series, bucketed for charts")

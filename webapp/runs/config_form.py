@@ -114,7 +114,7 @@ def build_form(
     `options` turns a text field into a choice among what there is: {path: [(value, label)]}.
     """
     typed, options = typed or {}, options or {}
-    by_path = {}
+    by_path: dict[str, str] = {}
     for error in errors:
         by_path.setdefault(error.path, error.message)
     values = preset.model_dump(mode="json")

@@ -41,7 +41,7 @@ def series_data(
     if not by_id:
         return []
     step_range = "AND (%(low)s::bigint IS NULL OR p.step >= %(low)s) AND (%(high)s::bigint IS NULL OR p.step <= %(high)s)"
-    given = {"ids": list(by_id), "low": from_step, "high": to_step, "scale": _SCALE, "tiny": 1e-280}
+    given: dict[str, Any] = {"ids": list(by_id), "low": from_step, "high": to_step, "scale": _SCALE, "tiny": 1e-280}
     with connection.cursor() as cursor:
         cursor.execute(
             f"""

@@ -6,7 +6,7 @@ import io
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.contrib import messages
 from django.db import connection
@@ -23,7 +23,7 @@ from trainer.presets import PRESETS, Preset
 from webapp import broker
 from webapp.limits import PAGE_SIZE
 from webapp.problems import Problem
-from webapp.projects.access import Role, get_project, get_run, may, require, runs_for
+from webapp.projects.access import Role, get_project, get_run, may, require, runs_for, user_of
 from webapp.projects.models import Dataset, ModelSource, Project
 from webapp.runs import services
 from webapp.runs.config_form import (
@@ -39,6 +39,9 @@ from webapp.runs.events import told_events
 from webapp.runs.models import CLAIMABLE, Run, Worker
 from webapp.runs.panels import panels
 from webapp.runs.querysets import attempts_of, run_states, runs_page
+
+if TYPE_CHECKING:
+    from webapp.projects.access import ProjectSeen, RunSeen
 
 DEFAULT_PRESET = "treerpo-tiny"
 MAX_OVERLAYS = 9
@@ -87,7 +90,7 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponseBase:
     config, errors = _read(preset, typed, options, is_final=request.method == "POST")
     if request.method == "POST" and config is not None and not errors:
         try:
-            run = services.create_run(project, request.user, config, name, key)
+            run = services.create_run(project, user_of(request), config, name, key)
         except Problem as problem:
             errors = [ConfigError(error["path"], error["message"]) for error in problem.errors]
             errors = errors or [ConfigError("", problem.detail)]
@@ -127,7 +130,7 @@ def _read(
 
 def _show_form(
     request: HttpRequest,
-    project: Project,
+    project: ProjectSeen,
     preset: Preset,
     typed: Mapping[str, str],
     options: Mapping[str, list[tuple[str, str]]],
@@ -151,7 +154,7 @@ def _show_form(
     fields = [name_field, *(item for section in sections for item in (*section.fields, *section.advanced))]
     context = {
         "project": project,
-        "role": project.role,  # type: ignore[attr-defined]  # annotated by projects_for
+        "role": project.role,
         "preset": preset,
         "presets": list(PRESETS.values()),
         "sections": sections,
@@ -177,17 +180,16 @@ def _field_id(path: str, fields: list[FormField]) -> str:
 def run_context(request: HttpRequest, run_id: int, tab: str) -> dict[str, Any]:
     """What every tab of a run's page shows above the tab. Raises Http404 for strangers."""
     run = get_run(request, run_id)
-    role = str(run.project.role)  # type: ignore[attr-defined]  # annotated by get_run
     (state,) = run_states([run])
     preset = PRESETS.get(run.preset)
     return {
         "project": run.project,
-        "role": role,
+        "role": run.role,
         "run": run,
         "state": state,
         "tab": tab,
         "preset": preset,
-        "can_control": may(role, Role.EDITOR),
+        "can_control": may(run.role, Role.EDITOR),
     }
 
 
@@ -262,7 +264,7 @@ def run_stop(request: HttpRequest, run_id: int) -> HttpResponseBase:
     run = get_run(request, run_id)
     require(request.user, run.project, Role.EDITOR)
     try:
-        run = services.request_stop(run, request.user)
+        services.request_stop(run, user_of(request))
     except Problem as problem:
         messages.warning(request, problem.detail)
     else:

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse
 from ninja import Router
 from pydantic import Field
 
 from trainer.config import RunConfig
 from webapp.problems import Problem
-from webapp.projects.access import get_run, trees_for
+from webapp.projects.access import get_run, get_tree
 from webapp.runs.api import Id, Limit
-from webapp.trees.models import StoredTree
 from webapp.trees.nodes import columns, estimator_of, find_node, node_json, read_tree
 from webapp.trees.querysets import SORTS, steps_with_trees, tree_row, trees_of_step
 
 router = Router(tags=["trees"])
-
-
-def get_tree(request: HttpRequest, tree_id: int) -> StoredTree:
-    """The tree, its payload and run included, or Http404."""
-    tree = trees_for(request.user).defer(None).select_related("run__project").filter(id=tree_id).first()
-    if tree is None:
-        raise Http404
-    return tree
 
 
 @router.get("/runs/{int:run_id}/steps", summary="Steps that have trees")

@@ -94,7 +94,8 @@ def _mean_per_node(tree: RolloutTree, per_token: NDArray[np.float32]) -> NDArray
     total = np.concatenate(([0.0], np.cumsum(per_token, dtype=np.float64)))
     counts = tree.token_counts()
     sums = total[tree.token_offsets[1:]] - total[tree.token_offsets[:-1]]
-    return np.divide(sums, counts, out=np.full(tree.n_nodes, np.nan), where=counts > 0)
+    means: NDArray[np.float64] = np.divide(sums, counts, out=np.full(tree.n_nodes, np.nan), where=counts > 0)
+    return means
 
 
 # ------------------------------------------------------------------------------------------------ one node

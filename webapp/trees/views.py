@@ -13,10 +13,9 @@ from trainer.config import RunConfig
 from trainer.tree import RolloutTree
 from webapp.limits import PAGE_SIZE
 from webapp.problems import Problem
-from webapp.projects.access import Role, may
+from webapp.projects.access import Role, get_tree, may
 from webapp.runs.querysets import run_states
 from webapp.runs.views import page_cursor, run_context
-from webapp.trees.api import get_tree
 from webapp.trees.models import StoredTree
 from webapp.trees.nodes import estimator_of, find_node, node_json, outline, read_tree
 from webapp.trees.querysets import SORTS, steps_with_trees, tree_row, trees_of_step
@@ -102,16 +101,14 @@ def _tree_context(
     """The stored tree, the tree itself (None: damaged, and `damage` says how), and what both pages show."""
     stored = get_tree(request, tree_id)
     run = stored.run
-    request.project = run.project  # type: ignore[attr-defined]  # read by webapp.context.shell
     (state,) = run_states([run])
-    role = stored.role
     context = {
         "project": run.project,
-        "role": role,
+        "role": stored.role,
         "run": run,
         "state": state,
         "tree": tree_row(stored),
-        "can_control": may(role, Role.EDITOR),
+        "can_control": may(stored.role, Role.EDITOR),
     }
     try:
         return stored, read_tree(stored), context
