@@ -1,0 +1,364 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import psycopg
+import pytest
+from django.db import connection, connections
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.workers.factories import (
+    NAN,
+    checkpoint,
+    finished,
+    log,
+    make_run,
+    metrics,
+    numbered,
+    started,
+    tree,
+)
+from trainer.events import Progress
+from webapp import limits
+from webapp.runs.models import Attempt, Checkpoint, Event, Point, Run, Series
+from webapp.trees.models import StoredTree
+from workers import lease, recorder
+from workers.lease import Lease, LeaseLostError
+from workers.output import Preempted
+from workers.recorder import GapError, Recorder
+
+pytestmark = pytest.mark.django_db
+
+STREAM = [
+    started(),
+    metrics(0, eval__pass1_sampled=0.25),
+    metrics(1, reward__mean=0.5, policy__loss=NAN),
+    tree(1, 0),
+    tree(1, 1, value=NAN, advantage_min=NAN),
+    log("hello"),
+    metrics(2, reward__mean=0.75, policy__loss=-1.5),
+    tree(2, 0),
+    checkpoint(2),
+    metrics(3, reward__mean=0.25, policy__loss=math.inf),
+    finished(),
+]
+
+
+def claimed(run: Run) -> Lease:
+    found = lease.claim(run.id, "w")
+    assert found is not None
+    return found
+
+
+def content(run: Run) -> dict[str, Any]:
+    """Everything the run holds, as plain values; nothing that a clock or an id decided."""
+    return {
+        "events": list(
+            Event.objects.filter(run=run).order_by("seq").values_list("seq", "epoch", "kind", "step", "body")
+        ),
+        "points": sorted(
+            (name, seq, step, repr(value), superseded)
+            for name, seq, step, value, superseded in Point.objects.filter(run_id=run.id).values_list(
+                "series__name", "seq", "step", "value", "superseded"
+            )
+        ),
+        "trees": list(
+            StoredTree.objects.filter(run=run)
+            .order_by("seq")
+            .values_list("seq", "epoch", "step", "index", "value", "advantage_min", "n_nodes", "superseded")
+        ),
+        "series": {
+            row[0]: tuple(map(repr, row[1:]))
+            for row in Series.objects.filter(run=run).values_list(
+                "name", "n_points", "first_value", "last_step", "last_value", "minimum", "maximum"
+            )
+        },
+        "checkpoints": list(
+            Checkpoint.objects.filter(run=run).values_list("epoch", "step", "path").order_by("seq")
+        ),
+        "run": Run.objects.values("status", "reason", "last_seq", "step").get(id=run.id),
+    }
+
+
+def test_stream_becomes_rows() -> None:
+    run = make_run()
+    held = claimed(run)
+    recorded = Recorder(held).record(numbered(STREAM))
+    found = content(run)
+    # 1 queued, 2 starting, 3..13 the stream, then "running" and "succeeded".
+    assert [row[0] for row in found["events"]] == list(range(1, 16))
+    assert [row[2] for row in found["events"]][2:13] == [event.kind for event in STREAM]
+    assert [row[4].get("status") for row in found["events"][13:]] == ["running", "succeeded"]
+    assert found["events"][5][4] == {"index": 0, "problem_id": "problem 0"}
+    assert found["points"] == [
+        ("eval/pass1_sampled", 4, 0, "0.25", False),
+        ("policy/loss", 5, 1, "nan", False),
+        ("policy/loss", 9, 2, "-1.5", False),
+        ("policy/loss", 12, 3, "inf", False),
+        ("reward/mean", 5, 1, "0.5", False),
+        ("reward/mean", 9, 2, "0.75", False),
+        ("reward/mean", 12, 3, "0.25", False),
+    ]
+    assert found["trees"] == [
+        (6, 1, 1, 0, 0.5, -2.0, 7, False),
+        (7, 1, 1, 1, None, None, 7, False),
+        (10, 1, 2, 0, 0.5, -2.0, 7, False),
+    ]
+    # name: n_points, first, last step, last, minimum, maximum
+    assert found["series"] == {
+        "eval/pass1_sampled": ("1", "0.25", "0", "0.25", "0.25", "0.25"),
+        "reward/mean": ("3", "0.5", "3", "0.25", "0.25", "0.75"),
+        "policy/loss": ("3", "nan", "3", "inf", "-1.5", "-1.5"),
+    }
+    assert found["checkpoints"] == [(1, 2, "attempt-1/checkpoints/step-2")]
+    assert found["run"] == {
+        "status": "succeeded",
+        "reason": "All 3 steps are done.",
+        "last_seq": 15,
+        "step": 3,
+    }
+    run.refresh_from_db()
+    assert run.checkpoint is not None
+    assert run.checkpoint.step == 2
+    assert run.ended_at is not None
+    assert bytes(StoredTree.objects.filter(run=run).order_by("seq")[0].payload) == b"payload"
+    assert (recorded.through, recorded.last_seq, recorded.ended) == (11, 15, True)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_split_replay_and_overlap_stores_the_same_once(data: st.DataObject) -> None:
+    run = make_run()
+    held = claimed(run)
+    known, stream = 0, STREAM[:-1]
+    while known < len(stream):
+        first = data.draw(st.integers(1, known + 1))
+        last = data.draw(st.integers(known + 1, len(stream)))
+        # A restarted recorder knows nothing; a running one has its caches.
+        Recorder(held).record(numbered(stream[first - 1 : last], first))
+        known = last
+    Recorder(held).record(numbered(stream))  # all of it once more
+
+    other = make_run()
+    Recorder(claimed(other)).record(numbered(stream))
+    ours, theirs = content(run), content(other)
+    # "running" stands where the batch with `started` ended, so numbers after it may shift by one.
+    kinds = [[row[2:] for row in found["events"] if row[2] != "status"] for found in (ours, theirs)]
+    assert kinds[0] == kinds[1]
+    assert [row[0] for row in ours["events"]] == list(range(1, len(ours["events"]) + 1))
+    for part in ("points", "trees"):
+        assert [row[:1] + row[2:] if part == "points" else row[1:] for row in ours[part]] == [
+            row[:1] + row[2:] if part == "points" else row[1:] for row in theirs[part]
+        ]
+    assert ours["series"] == theirs["series"]
+    assert ours["run"] == theirs["run"]
+
+
+def test_gap_is_refused_and_nothing_stored() -> None:
+    run = make_run()
+    held = claimed(run)
+    Recorder(held).record(numbered(STREAM[:2]))
+    before = content(run)
+    with pytest.raises(GapError, match="record 4 follows 2"):
+        Recorder(held).record(numbered(STREAM[3:5], 4))
+    assert content(run) == before
+
+
+def test_stale_recorder_is_refused_and_nothing_stored() -> None:
+    run = make_run()
+    old = claimed(run)
+    Recorder(old).record(numbered(STREAM[:3]))
+    Run.objects.filter(id=run.id).update(status="recovering", lease_until=None)
+    claimed(run)
+    before = content(run)
+    with pytest.raises(LeaseLostError):
+        Recorder(old).record(numbered(STREAM[3:], 4))
+    assert content(run) == before
+
+
+def test_half_a_transaction_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run()
+    held = claimed(run)
+    before = content(run)
+    real = recorder._copy_rows
+
+    def break_at_trees(cursor: Any, table: str, *rest: Any) -> None:
+        if table == "arborist_tree":
+            raise psycopg.OperationalError("server closed the connection")
+        real(cursor, table, *rest)
+
+    monkeypatch.setattr(recorder, "_copy_rows", break_at_trees)
+    ours = Recorder(held)
+    with pytest.raises(psycopg.OperationalError):
+        ours.record(numbered(STREAM))
+    assert content(run) == before
+    monkeypatch.undo()
+    ours.record(numbered(STREAM))
+    assert len(content(run)["points"]) == 7
+
+
+def test_dead_attempt_is_drained_under_the_new_epoch() -> None:
+    run = make_run()
+    old = claimed(run)
+    Recorder(old).record(numbered(STREAM[:3]))
+    Run.objects.filter(id=run.id).update(status="recovering", lease_until=None)
+    new = claimed(run)
+    Recorder(new, attempt_epoch=1).record(numbered(STREAM[:9]))
+    found = content(run)
+    assert [row[0] for row in found["events"]] == list(range(1, len(found["events"]) + 1))
+    assert [row[1] for row in found["events"] if row[2] == "tree"] == [1, 1, 1]
+    assert found["checkpoints"] == [(1, 2, "attempt-1/checkpoints/step-2")]
+    assert Attempt.objects.get(run=run, epoch=1).recorded_through == 9
+    assert Attempt.objects.get(run=run, epoch=2).recorded_through == 0
+
+
+def test_dead_attempt_that_had_finished_ends_the_run() -> None:
+    run = make_run()
+    claimed(run)
+    Run.objects.filter(id=run.id).update(status="recovering", lease_until=None)
+    new = claimed(run)
+    assert Recorder(new, attempt_epoch=1).record(numbered(STREAM)).ended
+    run.refresh_from_db()
+    assert run.status == "succeeded"
+
+
+def test_resumed_attempt_hides_what_it_makes_again() -> None:
+    run = make_run()
+    old = claimed(run)
+    # Steps 1 to 3 with a checkpoint after step 2, then the worker is lost.
+    Recorder(old).record(numbered([*STREAM[:10], tree(3, 0)]))
+    Run.objects.filter(id=run.id).update(status="recovering", lease_until=None)
+    new = claimed(run)
+    Recorder(new).record(
+        numbered(
+            [started(2, resumed_from="step-2"), metrics(3, reward__mean=0.5, policy__loss=2.0), tree(3, 0)]
+        )
+    )
+    found = content(run)
+    hidden = [(name, step) for name, _, step, _, superseded in found["points"] if superseded]
+    assert hidden == [("policy/loss", 3), ("reward/mean", 3)]
+    assert [(step, superseded) for _, _, step, _, _, _, _, superseded in found["trees"]] == [
+        (1, False),
+        (1, False),
+        (2, False),
+        (3, True),
+        (3, False),
+    ]
+    assert found["series"]["reward/mean"] == ("3", "0.5", "3", "0.5", "0.5", "0.75")
+    assert found["series"]["policy/loss"] == ("3", "nan", "3", "2.0", "-1.5", "2.0")
+    assert Attempt.objects.get(run=run, epoch=2).resumed_from_step == 2
+
+
+def test_attempt_from_the_beginning_hides_all_before() -> None:
+    run = make_run()
+    Recorder(claimed(run)).record(numbered(STREAM[:5]))
+    Run.objects.filter(id=run.id).update(status="recovering", lease_until=None)
+    Recorder(claimed(run)).record(numbered([started(), metrics(0, eval__pass1_sampled=0.5)]))
+    found = content(run)
+    assert [row[-1] for row in found["trees"]] == [True, True]
+    assert found["series"] == {
+        "eval/pass1_sampled": ("1", "0.5", "0", "0.5", "0.5", "0.5"),
+        "policy/loss": ("0", "None", "0", "None", "None", "None"),
+        "reward/mean": ("0", "None", "0", "None", "None", "None"),
+    }
+    assert found["run"]["step"] == 0
+
+
+def test_text_is_made_storable() -> None:
+    # Half a surrogate pair cannot get this far: see test_output.
+    run = make_run()
+    Recorder(claimed(run)).record(
+        numbered(
+            [
+                log("a\x00b <script>alert(1)</script>"),
+                tree(1, prompt="p\x00", problem_id="i\x00"),
+                finished("failed", reason="r\x00"),
+            ]
+        )
+    )
+    message = Event.objects.get(run=run, kind="log").body["message"]
+    assert message == "a\u2400b <script>alert(1)</script>"
+    stored = StoredTree.objects.get(run=run)
+    assert (stored.prompt, stored.problem_id) == ("p\u2400", "i\u2400")
+    assert Run.objects.get(id=run.id).reason == "r\u2400"
+
+
+@pytest.mark.parametrize(("extra", "kept", "warned"), [(-1, 3, 0), (0, 4, 0), (1, 4, 1)])
+def test_series_limit(monkeypatch: pytest.MonkeyPatch, extra: int, kept: int, warned: int) -> None:
+    monkeypatch.setattr(recorder, "MAX_SERIES_PER_RUN", 4)
+    assert limits.MAX_SERIES_PER_RUN == 1000
+    run = make_run()
+    ours = Recorder(claimed(run))
+    ours.record(numbered([metrics(1, **{f"a__b{i}": 1.0 for i in range(4 + extra)})]))
+    assert Series.objects.filter(run=run).count() == kept
+    assert Event.objects.filter(run=run, kind="log").count() == warned
+    # Names that are kept go on.
+    ours.record(numbered([metrics(2, a__b0=2.0)], 2))
+    assert Series.objects.get(run=run, name="a/b0").last_value == 2.0
+
+
+def test_progress_moves_the_phase_without_an_event() -> None:
+    run = make_run()
+    held = claimed(run)
+    progress = Progress(time=1.0, step=1, phase="sampling", done=3, total=48)
+    recorded = Recorder(held).record([], progress)
+    run.refresh_from_db()
+    assert (run.phase, run.phase_done, run.phase_total, run.last_seq) == ("sampling", 3, 48, 2)
+    assert recorded.last_seq == 2
+
+
+def test_same_step_saved_twice_is_one_checkpoint() -> None:
+    run = make_run()
+    Recorder(claimed(run)).record(numbered([checkpoint(2), checkpoint(2, weights="e" * 64)]))
+    saved = Checkpoint.objects.get(run=run)
+    assert (saved.seq, saved.weights_sha256) == (4, "e" * 64)
+
+
+def test_preempted_attempt_gives_the_run_back() -> None:
+    run = make_run()
+    held = claimed(run)
+    record = Preempted(time=1.0, step=2, reason="The worker was told to stop.")
+    assert Recorder(held).record(numbered([*STREAM[:9], record])).ended
+    run.refresh_from_db()
+    assert (run.status, run.step) == ("queued", 2)
+    # Drained later, by the attempt that goes on, it means nothing any more.
+    new = claimed(run)
+    Attempt.objects.filter(run=run, epoch=1).update(recorded_through=9)
+    Recorder(new, attempt_epoch=1).record(numbered([record], 10))
+    run.refresh_from_db()
+    assert run.status == "starting"
+
+
+def test_stop_names_who_asked() -> None:
+    run = make_run()
+    held = claimed(run)
+    Run.objects.filter(id=run.id).update(stop_requested_by=run.created_by)
+    Recorder(held).record(numbered([started(), finished("stopped", step=2, reason="Stopped, as asked.")]))
+    run.refresh_from_db()
+    assert run.reason == f"Stopped by {run.created_by.username} after step 2."
+
+
+@pytest.mark.django_db(transaction=True)
+def test_commit_pokes() -> None:
+    run = make_run()
+    held = claimed(run)
+    settings_dict = connection.settings_dict
+    with psycopg.connect(
+        host=settings_dict["HOST"], user=settings_dict["USER"], dbname=settings_dict["NAME"], autocommit=True
+    ) as listener:
+        listener.execute("LISTEN arborist_poke")
+        Recorder(held).record(numbered(STREAM[:3]))
+        pokes = [note.payload for note in listener.notifies(timeout=5, stop_after=1)]
+    assert pokes == [f'{{"run": {run.id}, "project": {run.project_id}, "last_seq": 6}}']
+    connections.close_all()
+
+
+def test_forty_events_cost_few_queries(django_assert_max_num_queries: Any) -> None:
+    run = make_run()
+    ours = Recorder(claimed(run))
+    ours.record(numbered([started()]))
+    batch = [metrics(i, reward__mean=0.5) if i % 2 else tree(i) for i in range(40)]
+    with django_assert_max_num_queries(12):
+        ours.record(numbered(batch, 2))

@@ -1,0 +1,402 @@
+"""Spool records into rows, each exactly once, under the lease, then one poke.
+
+One transaction locks the run row, checks the epoch, skips what the attempt's `recorded_through` says is
+stored, gives the rest the run's next numbers, copies rows and moves every counter. Delivered again, in whole
+or in part, it does nothing twice; refused by the fence, it does nothing at all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.db import connection, transaction
+from django.db.models.functions import Now
+from psycopg.types.json import Jsonb
+
+from trainer.events import CheckpointSaved, Event, Finished, LogLine, Metrics, Progress, Started, TreeSampled
+from trainer.text import storable
+from webapp.limits import MAX_SERIES_PER_RUN
+from webapp.runs.models import Attempt, Checkpoint, Run, RunStatus, Series
+from webapp.runs.services import append_status_event
+from workers.lease import Lease, lock, settle
+from workers.output import Preempted, moment, storable_json
+
+_EVENT = ("run_id", "seq", "epoch", "kind", "step", "at", "body")
+_EVENT_TYPES = ("int8", "int8", "int8", "varchar", "int8", "timestamptz", "jsonb")
+_POINT = ("series_id", "run_id", "seq", "step", "value", "superseded")
+_POINT_TYPES = ("int8", "int8", "int8", "int8", "float8", "bool")
+_TREE_TYPES = {
+    "run_id": "int8",
+    "seq": "int8",
+    "epoch": "int8",
+    "step": "int8",
+    "index": "int4",
+    "problem_id": "varchar",
+    "prompt": "text",
+    "superseded": "bool",
+    "n_nodes": "int4",
+    "n_leaves": "int4",
+    "n_correct": "int4",
+    "n_unparsed": "int4",
+    "n_truncated": "int4",
+    "n_errors": "int4",
+    "depth": "int4",
+    "tokens": "int8",
+    "tokens_flat": "int8",
+    "value": "float8",
+    "advantage_min": "float8",
+    "advantage_max": "float8",
+    "zero_variance_share": "float8",
+    "mean_entropy": "float8",
+    "payload": "bytea",
+}
+_OUTCOMES = {
+    "succeeded": RunStatus.SUCCEEDED,
+    "stopped": RunStatus.STOPPED,
+    "failed": RunStatus.FAILED,
+}
+
+
+class GapError(RuntimeError):
+    """The batch does not follow what is stored: a spool lost its beginning. Nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """`through`: spool records 1..n of the attempt are stored. `ended`: the run, or this attempt, is over."""
+
+    through: int
+    last_seq: int
+    ended: bool
+
+
+@dataclass(slots=True)
+class _SeriesChange:
+    """What a batch adds to one series' summary."""
+
+    n_points: int = 0
+    first_value: float = math.nan
+    last_step: int = 0
+    last_value: float = math.nan
+    minimum: float | None = None
+    maximum: float | None = None
+
+    def add(self, step: int, value: float) -> None:
+        if self.n_points == 0:
+            self.first_value = value
+        self.n_points += 1
+        self.last_step, self.last_value = step, value
+        if math.isfinite(value):
+            self.minimum = value if self.minimum is None else min(self.minimum, value)
+            self.maximum = value if self.maximum is None else max(self.maximum, value)
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The rows of one batch, numbered from `seq` on."""
+
+    run_id: int
+    epoch: int
+    seq: int
+    events: list[tuple[Any, ...]] = field(default_factory=list)
+    points: list[tuple[str, int, int, float]] = field(default_factory=list)  # name, seq, step, value
+    trees: list[tuple[Any, ...]] = field(default_factory=list)
+    series: dict[str, _SeriesChange] = field(default_factory=dict)
+    step: int | None = None
+
+    def event(self, kind: str, step: int | None, at: float, body: dict[str, Any]) -> int:
+        self.seq += 1
+        row = (self.run_id, self.seq, self.epoch, kind, step, moment(at), Jsonb(body, dumps=_dump))
+        self.events.append(row)
+        return self.seq
+
+
+def _dump(body: dict[str, Any]) -> str:
+    return json.dumps(storable_json(body), allow_nan=False, ensure_ascii=False)
+
+
+class Recorder:
+    """Stores one attempt's records under `lease`: the attempt of that lease, or an earlier, dead one."""
+
+    def __init__(self, lease: Lease, attempt_epoch: int | None = None) -> None:
+        self.lease = lease
+        self.epoch = lease.epoch if attempt_epoch is None else attempt_epoch
+        self._names: set[str] | None = None
+
+    def through(self) -> int:
+        """Records 1..n of this attempt are stored."""
+        row = Attempt.objects.filter(run_id=self.lease.run_id, epoch=self.epoch)
+        return row.values_list("recorded_through", flat=True).get()
+
+    def record(
+        self, records: Sequence[tuple[int, Event | Preempted]], progress: Progress | None = None
+    ) -> Recorded:
+        """Store `records`, which are (n, event) in order without a gap, and say where the trainer is.
+
+        Raises LeaseLostError, GapError, or the database's error; then nothing was stored, or (only if the
+        connection broke at the commit) all of it, and recording the same again is right in both cases.
+        """
+        with transaction.atomic():
+            run = lock(self.lease)
+            known = self.through()
+            new = [(n, event) for n, event in records if n > known]
+            if new and new[0][0] != known + 1:
+                raise GapError(f"run {run.id}: record {new[0][0]} follows {known}")
+            if self._names is None:
+                self._names = set(Series.objects.filter(run=run).values_list("name", flat=True))
+            rows = _Rows(run.id, self.epoch, run.last_seq)
+            names = set(self._names)
+            last: Finished | Preempted | None = None
+            for _, event in new:
+                if isinstance(event, Finished | Preempted):
+                    last = event
+                self._add(run, rows, event, names)
+            self._copy(rows)
+            self._restart_series(run, rows, new)
+            recorded = self._move(run, rows, known + len(new), progress, last)
+        self._names = names
+        return recorded
+
+    # One event
+
+    def _add(self, run: Run, rows: _Rows, event: Event | Preempted, names: set[str]) -> None:
+        match event:
+            case Metrics():
+                self._add_metrics(rows, event, names)
+                rows.step = event.step
+            case TreeSampled():
+                seq = rows.event(
+                    "tree", event.step, event.time, {"index": event.index, "problem_id": event.problem_id}
+                )
+                rows.trees.append(_tree_row(rows, seq, event))
+            case CheckpointSaved():
+                body = event.model_dump(mode="json", exclude={"kind", "time", "step"})
+                seq = rows.event("checkpoint", event.step, event.time, body | {"path": self._path(event)})
+                self._store_checkpoint(run, seq, event)
+            case LogLine():
+                body = {"level": event.level, "message": event.message}
+                rows.event("log", run.step if rows.step is None else rows.step, event.time, body)
+            case Started():
+                body = event.model_dump(mode="json", exclude={"kind", "time", "step"})
+                rows.event("started", event.step, event.time, body)
+                rows.step = event.step
+            case Finished():
+                body = event.model_dump(mode="json", exclude={"kind", "time", "step"})
+                rows.event("finished", event.step, event.time, body)
+            case Preempted() | Progress():
+                pass
+
+    def _add_metrics(self, rows: _Rows, event: Metrics, names: set[str]) -> None:
+        seq = rows.event("metrics", event.step, event.time, {})
+        refused = 0
+        for name, value in event.values.items():
+            if name not in names:
+                if len(names) >= MAX_SERIES_PER_RUN:
+                    refused += 1
+                    continue
+                names.add(name)
+            rows.points.append((name, seq, event.step, value))
+            rows.series.setdefault(name, _SeriesChange()).add(event.step, value)
+        if refused:
+            message = (
+                f"{refused} metrics of step {event.step} were not stored: a run keeps {MAX_SERIES_PER_RUN} "
+                "different names. Log fewer."
+            )
+            rows.event("log", event.step, event.time, {"level": "warning", "message": message})
+
+    def _path(self, event: CheckpointSaved) -> str:
+        return f"attempt-{self.epoch}/{event.path}"
+
+    def _store_checkpoint(self, run: Run, seq: int, event: CheckpointSaved) -> None:
+        # The same step may be saved twice, by the calendar and at the end.
+        checkpoint, _ = Checkpoint.objects.update_or_create(
+            run=run,
+            epoch=self.epoch,
+            step=event.step,
+            defaults={
+                "seq": seq,
+                "path": self._path(event),
+                "size_bytes": event.bytes,
+                "weights_sha256": event.weights_sha256,
+            },
+        )
+        run.checkpoint = checkpoint
+
+    # The batch
+
+    def _copy(self, rows: _Rows) -> None:
+        with connection.cursor() as cursor:
+            if rows.events:
+                _copy_rows(cursor, "arborist_event", _EVENT, _EVENT_TYPES, rows.events)
+            if rows.points:
+                ids = _upsert_series(cursor, rows)
+                points = (
+                    (ids[name], rows.run_id, seq, step, value, False)
+                    for name, seq, step, value in rows.points
+                )
+                _copy_rows(cursor, "arborist_point", _POINT, _POINT_TYPES, points)
+            if rows.trees:
+                _copy_rows(
+                    cursor, "arborist_tree", tuple(_TREE_TYPES), tuple(_TREE_TYPES.values()), rows.trees
+                )
+
+    def _restart_series(self, run: Run, rows: _Rows, new: Sequence[tuple[int, Event | Preempted]]) -> None:
+        """A trainer that starts over goes again over what came after its checkpoint: hide the first pass.
+
+        By event number, not by step: a checkpoint holds all events up to its own, and everything later is
+        made again.
+        """
+        started_seq = next((row[1] for row in rows.events if row[3] == "started"), None)
+        if started_seq is None:
+            return
+        started = next(event for _, event in new if isinstance(event, Started))
+        kept = 0
+        if started.resumed_from is not None:
+            saved = Checkpoint.objects.filter(run=run, epoch__lt=self.epoch, step=started.step)
+            kept = saved.order_by("-seq").values_list("seq", flat=True).first() or 0
+            Attempt.objects.filter(run=run, epoch=self.epoch).update(resumed_from_step=started.step)
+        with connection.cursor() as cursor:
+            superseded = 0
+            for table in ("arborist_point", "arborist_tree"):
+                cursor.execute(
+                    f"UPDATE {table} SET superseded = true"  # noqa: S608 (one of two constants)
+                    " WHERE run_id = %s AND seq > %s AND seq < %s AND NOT superseded",
+                    [run.id, kept, started_seq],
+                )
+                superseded += cursor.rowcount
+            if superseded:
+                cursor.execute(_SUMMARISE, {"run": run.id})
+
+    def _move(
+        self,
+        run: Run,
+        rows: _Rows,
+        through: int,
+        progress: Progress | None,
+        last: Finished | Preempted | None,
+    ) -> Recorded:
+        """Counters, place and state of the run, and the poke."""
+        changes: dict[str, Any] = {"last_seq": rows.seq}
+        if rows.events or progress is not None:
+            changes["progress_at"] = Now()
+        if rows.step is not None:
+            changes["step"] = rows.step
+        if progress is not None:
+            changes |= {
+                "phase": progress.phase,
+                "phase_done": min(progress.done, 2**63 - 1),
+                "phase_total": min(progress.total, 2**63 - 1),
+            }
+        if run.checkpoint_id is not None:
+            changes["checkpoint_id"] = run.checkpoint_id
+        Run.objects.filter(id=run.id).update(**changes)
+        Attempt.objects.filter(run=run, epoch=self.epoch).update(recorded_through=through)
+        last_seq = rows.seq
+        if run.status == RunStatus.STARTING and any(row[3] == "started" for row in rows.events):
+            Run.objects.filter(id=run.id).update(status=RunStatus.RUNNING)
+            last_seq = append_status_event(
+                run.id, self.lease.epoch, RunStatus.RUNNING, "", actor=self.lease.owner
+            )
+        ended = last is not None
+        # An earlier attempt's "preempted" says only that this one is to go on.
+        if isinstance(last, Finished):
+            last_seq = settle(run, self.lease, _OUTCOMES[last.outcome], _reason(run, last))
+        elif isinstance(last, Preempted) and self.epoch == self.lease.epoch:
+            last_seq = settle(run, self.lease, RunStatus.QUEUED, last.reason)
+        else:
+            poke = json.dumps({"run": run.id, "project": run.project_id, "last_seq": last_seq})
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_notify('arborist_poke', %s)", [poke])
+        return Recorded(through, last_seq, ended)
+
+
+def _reason(run: Run, last: Finished) -> str:
+    if last.outcome == "stopped" and run.stop_requested_by is not None:
+        return f"Stopped by {run.stop_requested_by.get_username()} after step {last.step}."
+    return last.reason
+
+
+def _tree_row(rows: _Rows, seq: int, event: TreeSampled) -> tuple[Any, ...]:
+    summary = event.summary
+    values = {
+        "run_id": rows.run_id,
+        "seq": seq,
+        "epoch": rows.epoch,
+        "step": event.step,
+        "index": event.index,
+        "problem_id": storable(event.problem_id),
+        "prompt": storable(event.prompt),
+        "superseded": False,
+        "payload": event.payload,
+    }
+    return tuple(values[name] if name in values else _or_null(getattr(summary, name)) for name in _TREE_TYPES)
+
+
+def _or_null(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _upsert_series(cursor: Any, rows: _Rows) -> dict[str, int]:
+    """`Any`: Django's cursor wraps psycopg's and does not say so in types. Returns the ids by name."""
+    changes = list(rows.series.items())
+    cursor.execute(
+        """
+        INSERT INTO arborist_series
+            (run_id, name, n_points, first_value, last_step, last_value, minimum, maximum)
+        SELECT %s, * FROM unnest(%s::text[], %s::bigint[], %s::float8[], %s::bigint[], %s::float8[],
+                                 %s::float8[], %s::float8[])
+        ON CONFLICT (run_id, name) DO UPDATE SET
+            n_points = arborist_series.n_points + excluded.n_points,
+            first_value = coalesce(arborist_series.first_value, excluded.first_value),
+            last_step = excluded.last_step,
+            last_value = excluded.last_value,
+            minimum = least(arborist_series.minimum, excluded.minimum),
+            maximum = greatest(arborist_series.maximum, excluded.maximum)
+        RETURNING name, id
+        """,
+        [
+            rows.run_id,
+            [name for name, _ in changes],
+            [change.n_points for _, change in changes],
+            [change.first_value for _, change in changes],
+            [change.last_step for _, change in changes],
+            [change.last_value for _, change in changes],
+            [change.minimum for _, change in changes],
+            [change.maximum for _, change in changes],
+        ],
+    )
+    return dict(cursor.fetchall())
+
+
+# The summaries again from what is left, for every series of a run.
+_SUMMARISE = """
+    UPDATE arborist_series s SET
+        n_points = coalesce(p.n, 0), first_value = p.first, last_step = coalesce(p.last_step, 0),
+        last_value = p.last, minimum = p.low, maximum = p.high
+    FROM arborist_series t
+    LEFT JOIN LATERAL (
+        SELECT count(*) AS n,
+               (array_agg(value ORDER BY seq))[1] AS first,
+               (array_agg(value ORDER BY seq DESC))[1] AS last,
+               (array_agg(step ORDER BY seq DESC))[1] AS last_step,
+               min(value) FILTER (WHERE value NOT IN ('NaN', 'Infinity', '-Infinity')) AS low,
+               max(value) FILTER (WHERE value NOT IN ('NaN', 'Infinity', '-Infinity')) AS high
+        FROM arborist_point WHERE series_id = t.id AND NOT superseded
+    ) p ON true
+    WHERE t.run_id = %(run)s AND s.id = t.id
+"""
+
+
+def _copy_rows(
+    cursor: Any, table: str, columns: Sequence[str], types: Sequence[str], rows: Iterable[tuple[Any, ...]]
+) -> None:
+    """`Any`: see `_upsert_series`. Binary: no text form of numbers or payloads is made or parsed."""
+    names = ", ".join(f'"{column}"' for column in columns)
+    with cursor.copy(f"COPY {table} ({names}) FROM STDIN (FORMAT BINARY)") as copy:
+        copy.set_types(types)
+        for row in rows:
+            copy.write_row(row)
