@@ -76,7 +76,7 @@ class BrokerServer:
                 return False
 
     def explain(self) -> str:
-        return f"The broker did not start; the last lines of {self.log} say why."
+        return f"The broker ended or did not answer: {processes.last_line(self.log)} (in {self.log})"
 
     def stop(self, child: Child, *, hurry: Callable[[], bool] = lambda: False) -> None:
         processes.stop_politely(child, signal.SIGTERM, STOP_SECONDS, hurry=hurry)

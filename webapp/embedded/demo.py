@@ -12,39 +12,26 @@ from dataclasses import dataclass, field
 from django.conf import settings
 from django.db import DatabaseError, connection
 
-from webapp.accounts.models import User
 from webapp.accounts.services import create_login_link
 from webapp.embedded.stack import Stack
-from webapp.projects.demo import ensure_demo
+from webapp.projects.demo import DemoContent, ensure_demo
 from webapp.runs.models import Run
 from webapp.runs.querysets import run_states
 
 STATUS_SECONDS = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Demo:
-    """What the demo consists of, and whose it is."""
-
-    user: User
-    project_slug: str
-    run_id: int
-    is_new: bool
-
-
-def prepare(stack: Stack) -> Demo:
+def prepare(stack: Stack) -> DemoContent:
     """Make what is missing of the demo's project, data, model and run; step 6 of `manage.py demo`."""
     # The settings were read before the stack had made its key.
     settings.SECRET_KEY = stack.secret_key
     with stack.terminal.step("demo project and run"):
-        content = ensure_demo()
-        user = Run.objects.select_related("created_by").get(id=content.run_id).created_by
-    return Demo(user, content.project_slug, content.run_id, content.created)
+        return ensure_demo()
 
 
-def login_url(stack: Stack, demo: Demo) -> str:
-    """A link that logs the demo's user in once."""
-    return stack.url + create_login_link(demo.user)
+def login_url(stack: Stack, content: DemoContent) -> str:
+    """A link that logs the demo's admin in once."""
+    return stack.url + create_login_link(content.admin)
 
 
 @dataclass
@@ -100,8 +87,6 @@ def duration(seconds: float) -> str:
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
-    return (
-        f"{whole // 60} min {whole % 60:02d} s"
-        if whole < 3600
-        else f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    )
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

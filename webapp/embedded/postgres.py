@@ -36,7 +36,9 @@ from webapp.embedded.processes import Child, Identity
 
 OLDEST_MAJOR = 15
 SUPERUSER = "postgres"
-FREE_BYTES_NEEDED = 400 * 1024 * 1024
+# A new database takes 60 MB, and its log of changes (WAL) grows to max_wal_size.
+FREE_BYTES_TO_MAKE = 400 * 1024 * 1024
+FREE_BYTES_TO_START = 64 * 1024 * 1024
 INITDB_SECONDS = 120.0
 # A start after a crash replays at most max_wal_size.
 START_SECONDS = 90.0
@@ -130,7 +132,7 @@ class PostgresServer:
         self,
         folder: DataFolder,
         *,
-        free_bytes_needed: int = FREE_BYTES_NEEDED,
+        free_bytes_needed: int | None = None,
         settings: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
@@ -139,7 +141,7 @@ class PostgresServer:
         self.socket_folder = folder.postgres_socket_folder
         self.account = folder.database_account
         self.log = folder.logs / "database.log"
-        self.free_bytes_needed = free_bytes_needed
+        self._free_bytes_needed = free_bytes_needed
         self._programs: Programs | None = None
         self._log_start = 0
 
@@ -167,10 +169,11 @@ class PostgresServer:
 
     def _check_space(self) -> None:
         free = shutil.disk_usage(self.data.parent).free
-        if free < self.free_bytes_needed:
+        needed = self._free_bytes_needed or (FREE_BYTES_TO_START if self.is_made else FREE_BYTES_TO_MAKE)
+        if free < needed:
             raise EmbeddedError(
                 f"The disk that holds {self.data.parent} has {free // 2**20} MB free; the database needs "
-                f"{self.free_bytes_needed // 2**20} MB. Make room, or choose another folder with "
+                f"{needed // 2**20} MB. Make room, or choose another folder with "
                 "ARBORIST_DATA_DIR."
             )
 
@@ -380,16 +383,19 @@ class PostgresServer:
     # Saying what happened
 
     def explain(self) -> str:
-        return (
-            self._reason(read_from(self.log, self._log_start))
-            or f"PostgreSQL did not start; the last lines of {self.log} say why."
-        )
+        text = processes.read_from(self.log, self._log_start)
+        return self._reason(text) or f"PostgreSQL ended or did not answer; {self.log} says why."
 
     def _reason(self, text: str) -> str | None:
         if "No space left on device" in text or "File too large" in text:
             return (
                 f"The disk that holds {self.data} is full, so the database cannot run. Make room and "
                 "start again; what was stored is safe."
+            )
+        if "could not bind Unix address" in text:
+            return (
+                f"The file system of {self.socket_folder} holds no sockets. Choose a data folder on a local "
+                "disk with ARBORIST_DATA_DIR."
             )
         if "Permission denied" in text:
             return (
@@ -418,12 +424,3 @@ def user_name() -> str:
 
 def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-def read_from(path: Path, offset: int) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            return file.read(65536).decode("utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -177,6 +177,22 @@ def kill(processes: Iterable[Identity]) -> None:
                 continue
 
 
+def last_line(log: Path, *, offset: int = 0) -> str:
+    """What a program said last, which after a failed start is mostly why."""
+    lines = read_from(log, offset).strip().splitlines()
+    return lines[-1].strip() if lines else ""
+
+
+def read_from(log: Path, offset: int, *, max_bytes: int = 1 << 16) -> str:
+    """The end of what was written to the log after `offset`; empty when there is no log."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(offset, file.seek(0, os.SEEK_END) - max_bytes))
+            return file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 

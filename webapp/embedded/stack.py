@@ -112,7 +112,8 @@ class Program:
         return self.ready()
 
     def explain(self) -> str:
-        return f"The {self.name} process did not start; the last lines of {self.log} say why."
+        said = processes.last_line(self.log) or "it said nothing"
+        return f"The {self.name} process ended or did not answer: {said} (in {self.log})"
 
     def stop(self, child: Child, *, hurry: Callable[[], bool]) -> None:
         processes.stop_politely(child, signal.SIGTERM, self.stop_seconds, hurry=hurry)
@@ -310,7 +311,7 @@ class Stack:
             self._raise_if_interrupted()
             raise EmbeddedError(f"'{name}' did not finish within 10 minutes; {log} says how far it came.")
         if child.end() != 0:
-            raise EmbeddedError(f"'{name}' failed; the last lines of {log} say why.")
+            raise EmbeddedError(f"'{name}' failed: {processes.last_line(log)} (in {log})")
 
     def _raise_if_interrupted(self) -> None:
         if self.interrupts:
@@ -354,6 +355,8 @@ class Stack:
         service.restart_at = time.monotonic() + wait
         name = service.server.name
         self.terminal.say(f"the {name} process ended ({how}); starting it again in {wait:.0f} s")
+        if status > 0:  # else a signal ended it, and its last words say nothing about that
+            self.terminal.say(f"    {service.server.explain()}")
 
     def _restart(self, service: Service) -> None:
         try:

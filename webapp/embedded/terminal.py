@@ -5,6 +5,7 @@ line.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -50,7 +51,7 @@ class Terminal:
     def status(self, text: str) -> None:
         """The one line that is written anew in place."""
         if self.live:
-            width = os.get_terminal_size(self.stream.fileno()).columns
+            width = shutil.get_terminal_size((100, 24)).columns
             self._clear()
             self._write(visible(text)[: max(10, width - 1)])
             self._unfinished = True
