@@ -222,9 +222,9 @@ def test_as_root_programs_closed_to_the_servers_user_are_copied(
         shutil.copytree(libraries, closed / libraries.name)
     monkeypatch.setenv("ARBORIST_POSTGRES_BIN", str(package / best.name / "bin"))
     server = PostgresServer(folder)
-    with running(server):
+    with running(server) as child:
         assert query(folder, "SELECT 1") == 1
-        (program,) = {Path(f"/proc/{p.pid}/exe").readlink() for p in server.backends()}
+        program = Path(f"/proc/{child.identity.pid}/exe").readlink()
         assert program.is_relative_to(folder.side / "programs")
 
 
