@@ -1,6 +1,8 @@
-"""The HTTP API under `/api/v1`: who may call it, how bodies are read, how errors look. Operations live with their apps.
+"""The HTTP API under `/api/v1`: who may call it, how bodies are read, how errors look. Operations live with
+their apps.
 
-A session with its CSRF token or a bearer token; both are settled by the login middleware before an operation runs.
+A session with its CSRF token or a bearer token; both are settled by the login middleware before an operation
+runs.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from ninja.utils import check_csrf
 from trainer.text import storable
 from webapp import strict_json
 from webapp.accounts.models import User
+from webapp.errors import RequestError, error_response
 from webapp.limits import API_CALLS, API_WINDOW_SECONDS, MAX_BODY_BYTES
-from webapp.problems import Problem, problem
 from webapp.projects.access import user_of
 from webapp.runs.api import router as runs_router
 from webapp.trees.api import router as trees_router
@@ -40,7 +42,7 @@ class StrictParser(Parser):
 
     def parse_body(self, request: HttpRequest) -> Any:
         if request.content_type != "application/json":
-            raise Problem(
+            raise RequestError(
                 415, f"The body is {(request.content_type or 'of no type')[:80]}; send application/json."
             )
         return strict_json.loads(request.body)
@@ -78,11 +80,13 @@ class PerUser(BaseThrottle):
 
 
 def caller(request: HttpRequest) -> User:
-    """Whose call this is. A cookie travels by itself, so with one a write needs its CSRF token; a bearer token does not."""
+    """Whose call this is. A cookie travels by itself, so with one a write needs its CSRF token; a bearer
+    token does not.
+    """
     if not hasattr(request, "api_token"):
         refused = check_csrf(request)
         if refused is not None:
-            raise Problem(
+            raise RequestError(
                 403, "The CSRF token is missing or wrong. Send the cookie `csrftoken` as header X-CSRFToken."
             )
     return user_of(request)
@@ -103,29 +107,31 @@ api.add_router("", runs_router)
 api.add_router("", trees_router)
 
 
-@api.exception_handler(Problem)
-def _problem(_request: HttpRequest, error: Problem) -> HttpResponse:
-    return problem(error.status, error.detail, error.errors)
+@api.exception_handler(RequestError)
+def _problem(_request: HttpRequest, error: RequestError) -> HttpResponse:
+    return error_response(error.status, error.detail, error.errors)
 
 
 @api.exception_handler(Http404)
 def _not_found(_request: HttpRequest, _error: Http404) -> HttpResponse:
-    return problem(404, "There is nothing here that you may see.")
+    return error_response(404, "There is nothing here that you may see.")
 
 
 @api.exception_handler(PermissionDenied)
 def _denied(_request: HttpRequest, error: PermissionDenied) -> HttpResponse:
-    return problem(403, str(error) or "Your role does not allow this.")
+    return error_response(403, str(error) or "Your role does not allow this.")
 
 
 @api.exception_handler(RequestDataTooBig)
 def _too_big(_request: HttpRequest, _error: RequestDataTooBig) -> HttpResponse:
-    return problem(413, f"The body is larger than {MAX_BODY_BYTES:,} bytes.")
+    return error_response(413, f"The body is larger than {MAX_BODY_BYTES:,} bytes.")
 
 
 @api.exception_handler(Throttled)
 def _throttled(_request: HttpRequest, error: Throttled) -> HttpResponse:
-    response = problem(429, f"More than {API_CALLS} calls in {API_WINDOW_SECONDS} seconds. Wait a moment.")
+    response = error_response(
+        429, f"More than {API_CALLS} calls in {API_WINDOW_SECONDS} seconds. Wait a moment."
+    )
     response["Retry-After"] = str(max(1, round(error.wait or 1)))
     return response
 
@@ -133,9 +139,9 @@ def _throttled(_request: HttpRequest, error: Throttled) -> HttpResponse:
 @api.exception_handler(HttpError)
 def _http_error(_request: HttpRequest, error: HttpError) -> HttpResponse:
     # Ninja wraps whatever the parser raised.
-    if isinstance(error.__cause__, Problem):
-        return problem(error.__cause__.status, error.__cause__.detail, error.__cause__.errors)
-    return problem(error.status_code, str(error))
+    if isinstance(error.__cause__, RequestError):
+        return error_response(error.__cause__.status, error.__cause__.detail, error.__cause__.errors)
+    return error_response(error.status_code, str(error))
 
 
 @api.exception_handler(ValidationError)
@@ -146,11 +152,12 @@ def _invalid(_request: HttpRequest, error: ValidationError) -> HttpResponse:
         if errors
         else "The request is not valid."
     )
-    return problem(400, storable(first)[:1000], errors)
+    return error_response(400, storable(first)[:1000], errors)
 
 
 def _field_error(detail: Mapping[str, Any]) -> dict[str, str]:
-    # The location opens with where the value came from and the operation's parameter name: ("body", "payload", "name").
+    # The location opens with where the value came from and the operation's parameter name: ("body",
+    # "payload", "name").
     loc = [str(part) for part in detail["loc"]]
     loc = loc[2:] if loc[:1] == ["body"] else loc[1:]
     return {"path": storable(".".join(loc))[:200], "message": storable(str(detail["msg"]))[:500]}
@@ -161,7 +168,7 @@ def _failed(request: HttpRequest, error: Exception) -> HttpResponse:
     """A fault of ours: an id for the person, everything else for the log."""
     fault = secrets.token_hex(6)
     log.error("fault %s at %s %s", fault, request.method, request.path, exc_info=error)
-    return problem(
+    return error_response(
         500,
         f"Something failed here, and the log has it as {fault}. Try again, or report that number.",
         id=fault,

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
-from webapp.limits import DATABASE_STATEMENT_SECONDS
+from webapp.limits import DATABASE_POOL, DATABASE_STATEMENT_SECONDS
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "webapp.settings")
-# Before the settings are read: only web processes pool connections and give up on slow statements.
-os.environ.setdefault("ARBORIST_DATABASE_POOL", "20")
-os.environ.setdefault("ARBORIST_STATEMENT_SECONDS", str(DATABASE_STATEMENT_SECONDS))
 
-from django.core.asgi import get_asgi_application
+def build() -> Any:  # an ASGI application: asgiref's types are too narrow for middleware
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "webapp.settings")
+    # Only web processes pool connections and give up on slow statements; the settings read this once.
+    os.environ.setdefault("ARBORIST_DATABASE_POOL", str(DATABASE_POOL))
+    os.environ.setdefault("ARBORIST_STATEMENT_SECONDS", str(DATABASE_STATEMENT_SECONDS))
 
-django_application = get_asgi_application()
+    from django.core.asgi import get_asgi_application
 
-from channels.auth import AuthMiddlewareStack
-from channels.routing import ProtocolTypeRouter, URLRouter
+    django_application = get_asgi_application()
 
-from webapp.body_limit import BodyLimit
-from webapp.live.routing import websocket_urlpatterns
-from webapp.origin import OwnOrigin
+    # These need Django's apps to be loaded.
+    from channels.auth import AuthMiddlewareStack
+    from channels.routing import ProtocolTypeRouter, URLRouter
 
-application = ProtocolTypeRouter(
-    {
-        "http": BodyLimit(django_application),
-        "websocket": OwnOrigin(AuthMiddlewareStack(URLRouter(websocket_urlpatterns))),
-    }
-)
+    from webapp.body_limit import BodyLimit
+    from webapp.live.routing import websocket_urlpatterns
+    from webapp.origin import OwnOrigin
+
+    return ProtocolTypeRouter(
+        {
+            "http": BodyLimit(django_application),
+            "websocket": OwnOrigin(AuthMiddlewareStack(URLRouter(websocket_urlpatterns))),
+        }
+    )
+
+
+application = build()

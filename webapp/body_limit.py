@@ -1,12 +1,14 @@
-"""Refuses large and slow request bodies before Django sees them, by counting bytes: a client may lie about the length."""
+"""Refuses large and slow request bodies before Django sees them, by counting bytes: a client may lie about
+the length.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
+from webapp.errors import error_response
 from webapp.limits import BODY_SECONDS, MAX_BODY_BYTES
-from webapp.problems import problem
 
 
 class BodyLimit:
@@ -52,7 +54,7 @@ class BodyLimit:
 
 
 async def _refuse(send: Any, status: int, detail: str) -> None:
-    response = problem(status, detail)
+    response = error_response(status, detail)
     headers = [(b"content-type", b"application/problem+json"), (b"connection", b"close")]
     headers.append((b"content-length", str(len(response.content)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -1,4 +1,6 @@
-"""What must be true of a place before Arborist serves from it, as Django system checks: each with an id and a way out."""
+"""What must be true of a place before Arborist serves from it, as Django system checks: each with an id and a
+way out.
+"""
 
 from __future__ import annotations
 
@@ -48,14 +50,14 @@ def public_address_errors(host: str) -> list[CheckMessage]:
         found.append(
             Error(
                 f"The site would be served on {host} without saying under which names.",
-                hint="Set ARBORIST_ALLOWED_HOSTS to the names people type, separated by commas; `*` does not count.",
+                hint="Set ARBORIST_ALLOWED_HOSTS to the names people type, separated by commas; not to `*`.",
                 id="arborist.E002",
             )
         )
     if settings.DEBUG:
         found.append(
             Error(
-                f"The site would be served on {host} with ARBORIST_DEBUG on, which shows settings and code to visitors.",
+                f"The site would be served on {host} with ARBORIST_DEBUG on, which shows code to visitors.",
                 hint="Unset ARBORIST_DEBUG.",
                 id="arborist.E003",
             )
@@ -80,9 +82,9 @@ def check_data_folder(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:  #
 
 @register(Tags.database)
 def check_database(
-    app_configs: Any,
+    app_configs: Any,  # noqa: ARG001 (Django calls it so)
     databases: Sequence[str] | None = None,
-    **kwargs: Any,  # noqa: ARG001 (Django calls it so)
+    **kwargs: Any,  # noqa: ARG001
 ) -> list[CheckMessage]:
     found: list[CheckMessage] = []
     for alias in databases or ():
@@ -111,7 +113,9 @@ def check_database(
 
 
 def has_users() -> bool:
-    """Whether anyone could log in. A site away from loopback without users waits for its first visitor, whoever that is."""
+    """Whether anyone could log in. A site away from loopback without users waits for its first visitor,
+    whoever that is.
+    """
     from webapp.accounts.models import User
 
     return User.objects.filter(is_active=True).exists()

@@ -1,4 +1,6 @@
-"""How numbers, times and states read in templates (`{% load arborist %}`). What is missing is an em dash, never a zero."""
+"""How numbers, times and states read in templates (`{% load arborist %}`). What is missing is an em dash,
+never a zero.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Opens WebSockets to our own pages only: a browser sends cookies along with any site's socket, but also names that site."""
+"""Opens WebSockets to our own pages only: a browser sends cookies along with any site's socket, but also
+names that site.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from django.http.request import split_domain_port, validate_host
 def is_own_origin(origin: str, host: str, scheme: str) -> bool:
     """Whether `origin` is exactly where this request was sent to (scheme, host, port), or listed as trusted.
 
-    `host` is the Host header, which must be an allowed one; `scheme` is ws or wss. Without an origin the answer is no.
+    `host` is the Host header, which must be an allowed one; `scheme` is ws or wss. Without an origin the
+    answer is no.
     """
     if origin in settings.CSRF_TRUSTED_ORIGINS:
         return True

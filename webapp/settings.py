@@ -1,4 +1,6 @@
-"""One file, values from the environment. A fresh clone runs with no environment at all (embedded parts, loopback)."""
+"""One file, values from the environment. A fresh clone runs with no environment at all (embedded parts,
+loopback).
+"""
 
 from __future__ import annotations
 
@@ -53,14 +55,15 @@ def _database(url: str) -> dict[str, object]:
         "PASSWORD": unquote(parts.password or ""),
         "HOST": unquote(query.get("host", parts.hostname or "")),
         "PORT": str(parts.port or query.get("port", "")),
-        # A web process answers each request in another thread, so it shares connections through a pool; `asgi.py`
-        # asks for one. Other processes keep one connection per thread.
+        # A web process answers each request in another thread, so it shares connections through a pool;
+        # `asgi.py` asks for one. Other processes keep one connection per thread.
         "CONN_MAX_AGE": 0 if POOL_CONNECTIONS else 60,
         "CONN_HEALTH_CHECKS": True,
         "OPTIONS": {
             "connect_timeout": 5,
             "application_name": "arborist",
-            "options": f"-c statement_timeout={STATEMENT_SECONDS}s -c idle_in_transaction_session_timeout=60s",
+            "options": "-c idle_in_transaction_session_timeout=60s "
+            f"-c statement_timeout={STATEMENT_SECONDS}s",
             **(
                 {"pool": {"min_size": 1, "max_size": POOL_CONNECTIONS, "timeout": 5}}
                 if POOL_CONNECTIONS

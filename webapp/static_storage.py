@@ -1,4 +1,6 @@
-"""Static files under names that change with their content, also inside ES modules, so browsers may keep them for ever."""
+"""Static files under names that change with their content, also inside ES modules, so browsers may keep them
+for ever.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""JSON bodies read strictly: what is ambiguous or cannot be stored is refused with a sentence, and nothing becomes a 500."""
+"""JSON bodies read strictly: what is ambiguous or cannot be stored is refused with a sentence, and nothing
+becomes a 500.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +8,14 @@ import json
 import math
 from typing import Any, NoReturn
 
-from webapp.problems import Problem
+from webapp.errors import RequestError
 
 MAX_NUMBER_LETTERS = 40
 
 
 def loads(body: bytes) -> Any:
-    """The value in `body`. Raises Problem(400): not UTF-8, not JSON, a key twice, NaN, a number too long or too large,
-    nested too deeply, a NUL or half a surrogate pair in a text.
+    """The value in `body`. Raises RequestError(400): not UTF-8, not JSON, a key twice, NaN, a number too long
+    or too large, nested too deeply, a NUL or half a surrogate pair in a text.
     """
     try:
         value = json.loads(
@@ -26,19 +28,19 @@ def loads(body: bytes) -> Any:
         # Also finds what UTF-8 cannot hold: a lone surrogate.
         compact = json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
-        raise Problem(400, f"The body is not UTF-8: byte {error.start} cannot be read.") from error
+        raise RequestError(400, f"The body is not UTF-8: byte {error.start} cannot be read.") from error
     except UnicodeEncodeError as error:
-        raise Problem(
+        raise RequestError(
             400, "A text in the body holds half a surrogate pair (\\ud800 to \\udfff alone). Remove it."
         ) from error
     except json.JSONDecodeError as error:
-        raise Problem(
+        raise RequestError(
             400, f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
         ) from error
     except RecursionError as error:
-        raise Problem(400, "The body is nested too deeply.") from error
+        raise RequestError(400, "The body is nested too deeply.") from error
     if b"\\u0000" in compact:
-        raise Problem(400, "A text in the body holds a NUL character. Remove it.")
+        raise RequestError(400, "A text in the body holds a NUL character. Remove it.")
     return value
 
 
@@ -47,17 +49,17 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise Problem(400, f"The key {twice[:80]!r} stands twice in one object. Keep one.")
+        raise RequestError(400, f"The key {twice[:80]!r} stands twice in one object. Keep one.")
     return found
 
 
 def _constant(word: str) -> NoReturn:
-    raise Problem(400, f"{word} is not JSON. Send a finite number.")
+    raise RequestError(400, f"{word} is not JSON. Send a finite number.")
 
 
 def _integer(digits: str) -> int:
     if len(digits) > MAX_NUMBER_LETTERS:
-        raise Problem(
+        raise RequestError(
             400, f"A number of {len(digits)} digits was sent; at most {MAX_NUMBER_LETTERS} are read."
         )
     return int(digits)
@@ -66,5 +68,5 @@ def _integer(digits: str) -> int:
 def _float(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise Problem(400, f"The number {text[:40]} is too large. Send a finite number.")
+        raise RequestError(400, f"The number {text[:40]} is too large. Send a finite number.")
     return number

@@ -1,4 +1,6 @@
-"""Pages that belong to no app: the front door, the projects, the health check, and what is shown when something is wrong."""
+"""Pages that belong to no app: the front door, the projects, the health check, and what is shown when
+something is wrong.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from django.shortcuts import redirect, render
 from django.template import loader
 from django.views.decorators.cache import never_cache
 
-from webapp.problems import is_api, problem
+from webapp.errors import error_response, is_api
 from webapp.projects.access import projects_for
 from webapp.runs.models import ACTIVE
 
@@ -75,12 +77,12 @@ def server_error(request: HttpRequest) -> HttpResponse:
     log.error("fault %s at %s %s", fault, request.method, request.path)
     detail = f"Something failed here, and the log has it as {fault}."
     if is_api(request):
-        return problem(500, detail, id=fault)
+        return error_response(500, detail, id=fault)
     # Without context processors: what failed may be the database that they ask.
     return HttpResponse(loader.get_template("500.html").render({"fault": fault, "shell": {}}), status=500)
 
 
 def _error(request: HttpRequest, status: int, template: str, reason: str, **context: Any) -> HttpResponse:
     if is_api(request):
-        return problem(status, reason)
+        return error_response(status, reason)
     return render(request, template, {"reason": reason, **context}, status=status)

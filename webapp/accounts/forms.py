@@ -16,7 +16,7 @@ class LoginForm(AuthenticationForm):
     The answer is the same for a wrong password and for a user who does not exist.
     """
 
-    error_messages = {
+    error_messages = {  # noqa: RUF012 (the shape of Django's forms)
         "invalid_login": "This name and password do not belong together. Check both; letter case counts.",
         "inactive": "This name and password do not belong together. Check both; letter case counts.",
     }
@@ -30,7 +30,8 @@ class LoginForm(AuthenticationForm):
         if tried.refused:
             minutes = -(-tried.wait_seconds // 60)
             raise ValidationError(
-                f"Too many wrong passwords were tried. Wait {minutes} minutes, or ask an administrator for a login link.",
+                f"Too many wrong passwords were tried. Wait {minutes} minutes, or ask an administrator for a "
+                "login link.",
                 code="too_many",
             )
         cleaned = super().clean()

@@ -1,7 +1,7 @@
 """How often a password may be tried: per account and per address, counted in the database.
 
-A try is written down *before* the password is checked and forgotten when it was right, so a thousand tries at once
-are counted like a thousand in a row.
+A try is written down *before* the password is checked and forgotten when it was right, so a thousand tries at
+once are counted like a thousand in a row.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ WINDOW = timedelta(seconds=LOGIN_WINDOW_SECONDS)
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """A try that was written down. `refused`: there were too many before it, so do not even look at the password."""
+    """A try that was written down. `refused`: there were too many before it, so do not even look at the
+    password.
+    """
 
     id: int
     account: str
@@ -35,7 +37,9 @@ def account_key(username: str) -> str:
 
 
 def address_key(address: str | None) -> str:
-    """The address that is counted: an IPv6 customer has a /64, so that is one address. Empty for unix sockets."""
+    """The address that is counted: an IPv6 customer has a /64, so that is one address. Empty for unix
+    sockets.
+    """
     if not address:
         return ""
     try:
@@ -68,7 +72,8 @@ def begin_try(username: str, remote_address: str | None) -> Try:
         if counted["n"] > most
     ]
     if waits:
-        # A refused try costs the guesser time already; counting it would let anyone keep an account shut for ever.
+        # A refused try costs the guesser time already; counting it would let anyone keep an account shut for
+        # ever.
         LoginTry.objects.filter(id=row.id).delete()
     return Try(row.id, account, bool(waits), max(waits, default=0))
 

@@ -1,7 +1,7 @@
 """Deny by default: every view of every app needs a login, unless its name stands in `OPEN_VIEWS`.
 
-API calls may carry a bearer token instead of a session; its user and scope are settled here too, so that no view can
-forget it. Static files are served before this (whitenoise), web sockets check in `live.consumers`.
+API calls may carry a bearer token instead of a session; its user and scope are settled here too, so that no
+view can forget it. Static files are served before this (whitenoise), web sockets check in `live.consumers`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect, resolve_url
 
 from webapp.accounts.services import find_token
-from webapp.problems import is_api, problem
+from webapp.errors import error_response, is_api
 
 OPEN_VIEWS = frozenset({"login", "login-link", "healthz"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -29,11 +29,7 @@ class LoginRequiredMiddleware:
         return self.get_response(request)
 
     def process_view(
-        self,
-        request: HttpRequest,
-        view: Callable[..., Any],
-        args: Any,
-        kwargs: Any,  # noqa: ARG002 (Django calls it so)
+        self, request: HttpRequest, _view: Callable[..., Any], _args: Any, _kwargs: Any
     ) -> HttpResponseBase | None:
         match = request.resolver_match
         if match is not None and match.view_name in OPEN_VIEWS:
@@ -54,10 +50,10 @@ class LoginRequiredMiddleware:
             token = find_token(secret.strip()) if kind.lower() == "bearer" else None
             if token is None:
                 return _unauthorised(
-                    "This bearer token is unknown, expired or revoked. Make one with `manage.py create_token`."
+                    "This token is unknown, expired or revoked. Make one with `manage.py create_token`."
                 )
             if token.scope == "read" and request.method not in SAFE_METHODS:
-                return problem(
+                return error_response(
                     403, "This token may only read. Make one with `--scope write` to change something."
                 )
             request.user = token.user
@@ -69,6 +65,6 @@ class LoginRequiredMiddleware:
 
 
 def _unauthorised(detail: str) -> HttpResponse:
-    response = problem(401, detail)
+    response = error_response(401, detail)
     response["WWW-Authenticate"] = 'Bearer realm="arborist"'
     return response

@@ -28,7 +28,9 @@ class LoginLink(models.Model):
 
 
 class ApiToken(models.Model):
-    """A bearer token of one user: 256 random bits, shown once, stored as SHA-256; `prefix` is for recognition."""
+    """A bearer token of one user: 256 random bits, shown once, stored as SHA-256; `prefix` is for
+    recognition.
+    """
 
     class Scope(models.TextChoices):
         READ = "read"

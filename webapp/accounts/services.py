@@ -48,7 +48,7 @@ def link_state(secret: str) -> LinkState:
 
 
 def use_login_link(secret: str) -> User | None:
-    """The user the link logs in, the first time; None ever after. Of many at once exactly one gets the user."""
+    """The user the link logs in, the first time; None ever after. Of many calls at once one gets the user."""
     links = LoginLink.objects.filter(secret_sha256=sha256(secret))
     won = links.filter(used_at__isnull=True, expires_at__gt=Now(), user__is_active=True).update(used_at=Now())
     return links.select_related("user").get().user if won else None

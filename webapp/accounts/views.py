@@ -1,4 +1,6 @@
-"""Logging in and out. A login link is used up by a POST alone, so that mail scanners and prefetching browsers do not burn it."""
+"""Logging in and out. A login link is used up by a POST alone, so that mail scanners and prefetching browsers
+do not burn it.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,7 @@ def login_link(request: HttpRequest, secret: str) -> HttpResponseBase:
         {"valid": state == "valid", "reason": _REASONS.get(state, "")},
         status=200 if state == "valid" else 410,
     )
-    # The secret stands in this page's address, so the address goes nowhere. The form's own origin still travels,
-    # or the CSRF check could not pass over https.
+    # The secret stands in this page's address, so the address goes nowhere. The form's own origin still
+    # travels, or the CSRF check could not pass over https.
     response["Referrer-Policy"] = "same-origin" if request.is_secure() else "no-referrer"
     return response

@@ -1,8 +1,8 @@
 """Who may see and do what: the one place that knows roles.
 
-Views, API and sockets start from `projects_for`, `runs_for` or `trees_for`, so what a user may not see does not exist
-for them (404). What they may see but not do is refused by `require` (403). There is no way around membership, not even
-for superusers.
+Views, API and sockets start from `projects_for`, `runs_for` or `trees_for`, so what a user may not see does
+not exist for them (404). What they may see but not do is refused by `require` (403). There is no way around
+membership, not even for superusers.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def require(user: User | AnonymousUser, project: Project, needed: Membership.Rol
         raise Http404
     if not may(role, needed):
         raise PermissionDenied(
-            f"You are {role} in {project.name}; this needs {needed}. Ask: {', '.join(admins_of(project)) or 'an administrator'}."
+            f"You are {role} in {project.name}; this needs {needed}. "
+            f"Ask: {', '.join(admins_of(project)) or 'an administrator'}."
         )
     return role
 
@@ -116,7 +117,13 @@ def get_run(request: HttpRequest, run_id: int) -> RunSeen:
 
 def get_tree(request: HttpRequest, tree_id: int) -> TreeSeen:
     """The tree with its payload, run and project, or Http404."""
-    tree = trees_for(request.user).defer(None).select_related("run__project", "run__created_by").filter(id=tree_id).first()
+    tree = (
+        trees_for(request.user)
+        .defer(None)
+        .select_related("run__project", "run__created_by")
+        .filter(id=tree_id)
+        .first()
+    )
     if tree is None:
         raise Http404
     show_in_frame(request, tree.run.project)

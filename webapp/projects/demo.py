@@ -31,7 +31,7 @@ class DemoContent:
 
 
 def ensure_demo() -> DemoContent:
-    """Make what is missing; a second call changes nothing. The admin has no password: entry is by login link."""
+    """Make what is missing; a second call changes nothing. The admin has no password, only login links."""
     with transaction.atomic():
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])

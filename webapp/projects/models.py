@@ -45,7 +45,7 @@ class Membership(models.Model):
 
 
 class Dataset(models.Model):
-    """Problems a project trains on. `spec` is the config's `data` section, so a run copies it as it stands."""
+    """Problems a project trains on. `spec` is the config's `data` section, so a run copies it as it is."""
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="datasets")
     slug = models.SlugField(max_length=64)
@@ -67,7 +67,9 @@ class Dataset(models.Model):
 
 
 class ModelSource(models.Model):
-    """A base model that runs may start from: a folder this server trusts. Configs name it by slug, never by path."""
+    """A base model that runs may start from: a folder this server trusts. Configs name it by slug, never by
+    path.
+    """
 
     slug = models.SlugField(max_length=64, unique=True)
     name = models.CharField(max_length=120)

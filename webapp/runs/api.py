@@ -1,4 +1,4 @@
-"""API operations on projects and runs. Views of other formats: the functions called here are the pages' own."""
+"""API operations on projects and runs. What they call is what the pages call."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pydantic import ConfigDict, Field, ValidationError
 from trainer.config import RunConfig
 from trainer.metrics import METRICS
 from trainer.presets import PRESETS
+from webapp.errors import RequestError
 from webapp.limits import MAX_CHART_POINTS, MAX_PAGE_SIZE, PAGE_SIZE
-from webapp.problems import Problem
 from webapp.projects.access import Role, get_project, get_run, projects_for, require, user_of
 from webapp.runs import services
 from webapp.runs.config_form import ConfigError, config_errors
@@ -47,18 +47,20 @@ class ConfigToCheck(Schema):
 
 
 def parse_config(given: dict[str, Any]) -> RunConfig:
-    """The config, checked strictly: `"3"` is no number here. Raises Problem(400) with every error and its path."""
+    """The config, checked strictly: `"3"` is no number here. Raises RequestError(400) with every error and
+    its path.
+    """
     try:
         return RunConfig.model_validate_json(json.dumps(given), strict=True)
     except ValidationError as error:
         raise invalid_config(config_errors(error)) from error
 
 
-def invalid_config(errors: list[ConfigError]) -> Problem:
+def invalid_config(errors: list[ConfigError]) -> RequestError:
     more = f" And {len(errors) - 1} more." if len(errors) > 1 else ""
     first = errors[0]
     place = f"{first.path}: " if first.path else ""
-    return Problem(400, f"{place}{first.message}{more}", [error.as_dict() for error in errors])
+    return RequestError(400, f"{place}{first.message}{more}", [error.as_dict() for error in errors])
 
 
 @router.get("/projects", summary="The projects you are in")
@@ -121,7 +123,7 @@ def read_events(request: HttpRequest, run_id: int, after: Seq = 0, limit: Limit 
 
 
 @router.post("/configs/validate", summary="Check a config and estimate its cost")
-def validate_config(request: HttpRequest, payload: ConfigToCheck) -> Any:
+def validate_config(request: HttpRequest, payload: ConfigToCheck) -> Any:  # noqa: ARG001 (ninja calls it so)
     try:
         config = RunConfig.model_validate_json(json.dumps(payload.config), strict=True)
     except ValidationError as error:
@@ -130,7 +132,7 @@ def validate_config(request: HttpRequest, payload: ConfigToCheck) -> Any:
 
 
 @router.get("/presets", summary="Complete configs to start from")
-def list_presets(request: HttpRequest) -> Any:
+def list_presets(request: HttpRequest) -> Any:  # noqa: ARG001
     return [
         {
             "slug": preset.slug,
@@ -145,5 +147,5 @@ def list_presets(request: HttpRequest) -> Any:
 
 
 @router.get("/metrics", summary="Every metric a run logs")
-def list_metrics(request: HttpRequest) -> Any:
+def list_metrics(request: HttpRequest) -> Any:  # noqa: ARG001
     return [asdict(metric) for metric in METRICS.values()]

@@ -1,8 +1,8 @@
 """RunConfig's JSON schema as a form, and its errors as sentences beside the fields.
 
-There is no list of fields here: a new knob in `trainer.config` shows up by itself. A field is named by its path in the
-config, `sampler.depth`. Of a part that can be one of several kinds only the chosen kind's knobs are shown; the choice is
-a field of its own, `sampler.kind`.
+There is no list of fields here: a new knob in `trainer.config` shows up by itself. A field is named by its
+path in the config, `sampler.depth`. Of a part that can be one of several kinds only the chosen kind's knobs
+are shown; the choice is a field of its own, `sampler.kind`.
 """
 
 from __future__ import annotations
@@ -268,7 +268,8 @@ def _parts(text: str) -> list[str]:
     return text.replace(",", " ").split()
 
 
-# ------------------------------------------------------------------------------------------------ reading a form
+# ------------------------------------------------------------------------------------------------ reading a
+# form
 
 
 def read_form(preset: RunConfig, typed: Mapping[str, str], options: Options | None = None) -> dict[str, Any]:
@@ -294,7 +295,9 @@ def read_form(preset: RunConfig, typed: Mapping[str, str], options: Options | No
 def unseen_fields(
     preset: RunConfig, typed: Mapping[str, str], options: Options | None = None
 ) -> list[FormField]:
-    """Knobs that belong to the kinds chosen, but were not in the form that was sent: people must see them first."""
+    """Knobs that belong to the kinds chosen, but were not in the form that was sent: people must see them
+    first.
+    """
     return [
         item
         for section in build_form(preset, typed=typed, options=options)
@@ -378,7 +381,8 @@ def _expected(schema: Schema) -> str:
         return f"It must be {to_text(schema['const'])}."
     if schema.get("type") == "array":
         inner = _expected(schema.get("items", {})).removeprefix("Use a ").removesuffix(".")
-        return f"Use {schema.get('minItems', 0)} to {schema.get('maxItems', 'any number of')} numbers, each a {inner}."
+        least, most = schema.get("minItems", 0), schema.get("maxItems", "any number of")
+        return f"Use {least} to {most} numbers, each a {inner}."
     noun = {"integer": "a whole number", "number": "a number", "string": "a text"}.get(
         str(schema.get("type")), "a value"
     )

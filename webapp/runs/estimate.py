@@ -12,7 +12,8 @@ class Estimate:
     """For one tree, but `tokens_per_step_max`. `flat_tokens_max`: the same leaves as independent answers.
 
     nodes = sum over depths d of b_1 ... b_d; leaves = b_1 ... b_D; tokens <= sum over d of (b_1 ... b_d) L_d;
-    flat = leaves * (L_1 + ... + L_D); saving = 1 - tokens / flat, which for equal L is 1 - nodes / (leaves D).
+    flat = leaves * (L_1 + ... + L_D); saving = 1 - tokens / flat, which for equal L is 1 - nodes / (leaves
+    D).
     """
 
     nodes_per_tree: int

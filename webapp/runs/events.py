@@ -15,8 +15,9 @@ TOLD = ("status", "started", "checkpoint", "log", "finished")
 
 
 def events_after(run_id: int, after: int, limit: int) -> list[dict[str, Any]]:
-    """EVENTs with `after < seq`, in order, at most `limit`: `seq, kind, step, at (Unix seconds), epoch`, the body, `values` of
-    metrics and `tree` of trees. Three queries. No check of rights: callers start from `projects.access`.
+    """EVENTs with `after < seq`, in order, at most `limit`: `seq, kind, step, at (Unix seconds), epoch`, the
+    body, `values` of metrics and `tree` of trees. Three queries. No check of rights: callers start from
+    `projects.access`.
     """
     rows = list(Event.objects.filter(run_id=run_id, seq__gt=after).order_by("seq")[:limit])
     if not rows:
@@ -52,14 +53,18 @@ def events_after(run_id: int, after: int, limit: int) -> list[dict[str, Any]]:
 
 
 def marked(value: float) -> float | dict[str, Any]:
-    """A metric's value in strict JSON: NaN and infinity as `{"v": null, "k": "nan"}`, with kinds nan, inf and -inf."""
+    """A metric's value in strict JSON: NaN and infinity as `{"v": null, "k": "nan"}`, with kinds nan, inf and
+    -inf.
+    """
     if math.isfinite(value):
         return value
     return {"v": None, "k": "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"}
 
 
 def told_events(run: Run, after: int, limit: int) -> tuple[Sequence[dict[str, Any]], int | None]:
-    """What the events page shows: `seq, at, step, kind, level, message, actor`, and the cursor of the next page. One query."""
+    """What the events page shows: `seq, at, step, kind, level, message, actor`, and the cursor of the next
+    page. One query.
+    """
     rows = list(Event.objects.filter(run=run, kind__in=TOLD, seq__gt=after).order_by("seq")[: limit + 1])
     more, rows = len(rows) > limit, rows[:limit]
     return [_told(row) for row in rows], rows[-1].seq if more else None
@@ -74,8 +79,8 @@ def _told(row: Event) -> dict[str, Any]:
         case "started":
             resumed = f", resumed from {body['resumed_from']}" if body.get("resumed_from") else ""
             message = (
-                f"Training starts after step {body.get('step', 0)} on {body.get('device', 'an unknown device')} with "
-                f"{body.get('engine', 'an unknown engine')}, {body.get('parameters', 0):,} parameters{resumed}."
+                f"Training starts after step {body.get('step', 0)} on {body.get('device', '?')} with "
+                f"{body.get('engine', '?')}, {body.get('parameters', 0):,} parameters{resumed}."
             )
         case "checkpoint":
             message = f"Saved {body.get('path', '')} ({body.get('bytes', 0):,} bytes)."

@@ -1,7 +1,7 @@
 """Metric points for charts: bucketed in SQL, so a series of millions costs a chart's worth of rows.
 
-A bucket is a power of two of steps wide, so its borders stay where they are while the run grows. It keeps minimum and
-maximum, so a single spike stays visible. NaN and infinity enter no number; they are listed apart.
+A bucket is a power of two of steps wide, so its borders stay where they are while the run grows. It keeps
+minimum and maximum, so a single spike stays visible. NaN and infinity enter no number; they are listed apart.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from webapp.limits import MAX_CHART_POINTS
 from webapp.runs.models import Run, Series
 
 _FINITE = "p.value <> 'NaN'::float8 AND p.value <> 'Infinity'::float8 AND p.value <> '-Infinity'::float8"
-# Sums of very large values overflow, which PostgreSQL makes an error; scaled by a power of two they do not. What is so
-# small that scaling would underflow (an error, too) counts as 0 in a mean.
+_SOURCE = """
+    FROM arborist_point p JOIN unnest(%(ids)s::bigint[], %(widths)s::bigint[]) AS w (series_id, width)
+    ON w.series_id = p.series_id WHERE NOT p.superseded AND p.step BETWEEN %(low)s AND %(high)s
+    """
+# Sums of very large values overflow, which PostgreSQL makes an error; scaled by a power of two they do not.
+# What is so small that scaling would underflow (an error, too) counts as 0 in a mean.
 _SCALE = 2.0**-64
 
 
@@ -28,10 +32,12 @@ def series_data(
     from_step: int | None = None,
     to_step: int | None = None,
 ) -> list[dict[str, Any]]:
-    """One dict per series: `name, n_points, bucketed, step, value, min, max, last, n, nonfinite, n_nonfinite`.
+    """One dict per series: `name, n_points, bucketed, step, value, min, max, last, n, nonfinite,
+    n_nonfinite`.
 
-    `value` is the bucket's mean and `step` its last step; `nonfinite` has one entry per bucket and kind. `n_points` counts
-    what is in the range of steps. Four queries at most. Names that the run has not logged are left out.
+    `value` is the bucket's mean and `step` its last step; `nonfinite` has one entry per bucket and kind.
+    `n_points` counts what is in the range of steps. Four queries at most. Names that the run has not logged
+    are left out.
     """
     max_points = max(1, min(max_points, MAX_CHART_POINTS))
     wanted = Series.objects.filter(run=run).order_by("name")
@@ -40,29 +46,32 @@ def series_data(
     by_id = dict(wanted.values_list("id", "name"))
     if not by_id:
         return []
-    step_range = "AND (%(low)s::bigint IS NULL OR p.step >= %(low)s) AND (%(high)s::bigint IS NULL OR p.step <= %(high)s)"
-    given: dict[str, Any] = {"ids": list(by_id), "low": from_step, "high": to_step, "scale": _SCALE, "tiny": 1e-280}
+    given: dict[str, Any] = {
+        "ids": list(by_id),
+        "low": from_step or 0,
+        "high": MAX_STEP if to_step is None else to_step,
+        "scale": _SCALE,
+        "tiny": 1e-280,
+    }
     with connection.cursor() as cursor:
         cursor.execute(
-            f"""
+            """
             SELECT p.series_id, count(*), min(p.step), max(p.step) FROM arborist_point p
-            WHERE p.series_id = ANY(%(ids)s) AND NOT p.superseded {step_range} GROUP BY 1
+            WHERE p.series_id = ANY(%(ids)s) AND NOT p.superseded AND p.step BETWEEN %(low)s AND %(high)s
+            GROUP BY 1
             """,
             given,
         )
         found = {series_id: (n, low, high) for series_id, n, low, high in cursor.fetchall()}
         given["ids"] = list(found)
         given["widths"] = [bucket_width(*found[series_id], max_points) for series_id in given["ids"]]
-        source = f"""
-            FROM arborist_point p JOIN unnest(%(ids)s::bigint[], %(widths)s::bigint[]) AS w (series_id, width)
-            ON w.series_id = p.series_id WHERE NOT p.superseded {step_range}
-            """
         cursor.execute(
             f"""
             SELECT p.series_id, max(p.step), count(*), min(p.value), max(p.value),
                    sum(CASE WHEN abs(p.value) < %(tiny)s THEN 0 ELSE p.value * %(scale)s END),
                    (array_agg(p.value ORDER BY p.step DESC, p.seq DESC))[1]
-            {source} AND {_FINITE} GROUP BY p.series_id, p.step / w.width ORDER BY p.series_id, p.step / w.width
+            {_SOURCE} AND {_FINITE}
+            GROUP BY p.series_id, p.step / w.width ORDER BY p.series_id, p.step / w.width
             """,
             given,
         )
@@ -72,7 +81,8 @@ def series_data(
         cursor.execute(
             f"""
             SELECT p.series_id, min(p.step), p.value::text, count(*)
-            {source} AND NOT ({_FINITE}) GROUP BY p.series_id, p.step / w.width, p.value::text ORDER BY 1, 2, 3
+            {_SOURCE} AND NOT ({_FINITE})
+            GROUP BY p.series_id, p.step / w.width, p.value::text ORDER BY 1, 2, 3
             """,
             given,
         )
@@ -101,11 +111,12 @@ def series_data(
     return sorted(series, key=lambda one: str(one["name"]))
 
 
+MAX_STEP = 2**63 - 1
 _KINDS = {"NaN": "nan", "Infinity": "inf", "-Infinity": "-inf"}
 
 
 def bucket_width(n: int, low: int, high: int, max_points: int) -> int:
-    """Steps per bucket: 1 when all points fit, else the power of two that makes at most `max_points` buckets."""
+    """Steps per bucket: 1 when all points fit, else the smallest power of two that is coarse enough."""
     if n <= max_points:
         return 1
     width = 1

@@ -144,7 +144,9 @@ class Attempt(models.Model):
 
 
 class Event(models.Model):
-    """What happened, numbered 1, 2, 3 ... without gaps in its run. `body` is the event less what has its own rows."""
+    """What happened, numbered 1, 2, 3 ... without gaps in its run. `body` is the event less what has its own
+    rows.
+    """
 
     run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="events")
     seq = models.BigIntegerField()
@@ -160,7 +162,9 @@ class Event(models.Model):
 
 
 class Series(models.Model):
-    """One metric of one run, with the summary that tables show. NaN and infinity never enter minimum and maximum."""
+    """One metric of one run, with the summary that tables show. NaN and infinity never enter minimum and
+    maximum.
+    """
 
     run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="series")
     name = models.CharField(max_length=200)

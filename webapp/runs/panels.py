@@ -6,7 +6,8 @@ from typing import Any
 
 from trainer.metrics import METRICS
 
-# Charts of their own kind; a band is drawn around its metric. All other metrics get a chart each, after these.
+# Charts of their own kind; a band is drawn around its metric. All other metrics get a chart each, after
+# these.
 _TOP: tuple[dict[str, Any], ...] = (
     {"section": "Learning", "metrics": ["reward/mean"]},
     {
@@ -35,10 +36,11 @@ _SECTIONS = {
 
 
 def panels() -> list[dict[str, Any]]:
-    """`{title, section, unit, metrics: [name], titles: {name: title}, formulas: {name: formula}, bands: {name: [low, high]}}`."""
-    placed = {
-        name for panel in _TOP for name in (*panel["metrics"], *sum(panel.get("bands", {}).values(), []))
-    }
+    """`{title, section, unit, metrics: [name], titles: {name: title}, formulas: {name: formula}, bands:
+    {name: [low, high]}}`.
+    """
+    placed = {name for panel in _TOP for name in panel["metrics"]}
+    placed |= {name for panel in _TOP for band in panel.get("bands", {}).values() for name in band}
     rest = [
         {"section": _SECTIONS.get(name.partition("/")[0], "Other"), "metrics": [name]}
         for name in METRICS

@@ -1,4 +1,6 @@
-"""Runs as pages, API and sockets show them. Every function here takes many runs and costs a fixed number of queries."""
+"""Runs as pages, API and sockets show them. Every function here takes many runs and costs a fixed number of
+queries.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,8 @@ SPARK_POINTS = 40
 def run_states(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """RUNSTATE of each run, in the order given. Two queries, however many runs.
 
-    `heartbeat_age_s` and `eta_s` are by the database's clock; the ETA is the wall time of the last 20 steps, evaluation
-    and saving included, times the steps that are left.
+    `heartbeat_age_s` and `eta_s` are by the database's clock; the ETA is the wall time of the last 20 steps,
+    evaluation and saving included, times the steps that are left.
     """
     runs = list(runs)
     if not runs:
@@ -87,7 +89,8 @@ def _etas(runs: Sequence[Run]) -> dict[int, float]:
         cursor.execute(
             """
             SELECT s.run_id, max(p.step), max(p.step) - min(p.step),
-                   extract(epoch FROM max(e.at) - min(e.at))::float8, extract(epoch FROM now() - max(e.at))::float8
+                   extract(epoch FROM max(e.at) - min(e.at))::float8,
+                   extract(epoch FROM now() - max(e.at))::float8
             FROM arborist_series s
             CROSS JOIN LATERAL (
                 SELECT p.step, p.seq FROM arborist_point p
@@ -112,7 +115,9 @@ def _etas(runs: Sequence[Run]) -> dict[int, float]:
 
 
 def sparklines(run_ids: Sequence[int], metric: str = "reward/mean") -> dict[int, list[float]]:
-    """At most 40 values of `metric` per run, evenly over its steps. One query; its cost does not grow with the runs' length."""
+    """At most 40 values of `metric` per run, evenly over its steps. One query; its cost does not grow with
+    the runs' length.
+    """
     sparks: dict[int, list[float]] = {run_id: [] for run_id in run_ids}
     with connection.cursor() as cursor:
         cursor.execute(
@@ -137,7 +142,9 @@ def sparklines(run_ids: Sequence[int], metric: str = "reward/mean") -> dict[int,
 
 
 def runs_page(project: Project, before: int | None, limit: int) -> tuple[list[dict[str, Any]], int | None]:
-    """One page of the runs table, newest first, and the id to pass as `before` for the next one. Four queries."""
+    """One page of the runs table, newest first, and the id to pass as `before` for the next one. Four
+    queries.
+    """
     limit = max(1, min(limit, MAX_PAGE_SIZE))
     wanted = Run.objects.filter(project=project).order_by("-id").defer("config")
     if before is not None:

@@ -13,7 +13,7 @@ from trainer.config import JsonlData, RunConfig
 from trainer.text import storable
 from webapp import broker
 from webapp.accounts.models import User
-from webapp.problems import Problem
+from webapp.errors import RequestError
 from webapp.projects.models import Dataset, ModelSource, Project
 from webapp.runs.models import CLAIMABLE, LEASED, Event, Run, RunStatus
 
@@ -24,7 +24,9 @@ N_COLOURS = 10
 
 
 def check_name(name: str) -> str:
-    """`name` without outer blanks. Raises Problem(400) when nobody could read it or the database could not hold it."""
+    """`name` without outer blanks. Raises RequestError(400) when nobody could read it or the database could
+    not hold it.
+    """
     name = name.strip()
     if "\x00" in name or name != storable(name):
         raise _wrong("name", "The name holds a NUL or half a surrogate pair. Remove it.")
@@ -39,7 +41,9 @@ def check_name(name: str) -> str:
 
 
 def check_sources(project: Project, config: RunConfig) -> None:
-    """A run may start from models this server knows and data of its own project. Raises Problem(400) otherwise."""
+    """A run may start from models this server knows and data of its own project. Raises RequestError(400)
+    otherwise.
+    """
     if not ModelSource.objects.filter(slug=config.model.path).exists():
         known = ", ".join(ModelSource.objects.values_list("slug", flat=True)[:20]) or "none yet"
         raise _wrong(
@@ -60,8 +64,8 @@ def create_run(
 ) -> Run:
     """A queued run with its first event; a worker is told after the commit.
 
-    The same `idempotency_key` again gives the run that the first call made, so a double click makes one run. Raises
-    Problem: 400 for a bad name, model or dataset, 409 for a key that was used for another config.
+    The same `idempotency_key` again gives the run that the first call made, so a double click makes one run.
+    Raises RequestError: 400 for a bad name, model or dataset, 409 for a key that was used for another config.
     """
     name = check_name(name)
     check_sources(project, config)
@@ -95,7 +99,7 @@ def create_run(
             raise
         run = Run.objects.get(project=project, idempotency_key=idempotency_key)
         if run.config_sha256 != config.sha256() or run.name != name:
-            raise Problem(
+            raise RequestError(
                 409,
                 f"This idempotency key made run {run.id} from another request. Use a new key for a new run.",
             ) from error
@@ -107,7 +111,7 @@ def create_run(
 def request_stop(run: Run, user: User) -> Run:
     """Cancel a run that waits, ask the worker of one that works. Asking twice changes nothing.
 
-    Raises Problem(409) for a run that has ended.
+    Raises RequestError(409) for a run that has ended.
     """
     name = user.get_username()
     # A run may move between the two updates (a lost worker's is queued again), so the pair is tried again.
@@ -137,7 +141,7 @@ def request_stop(run: Run, user: User) -> Run:
         if run.status in LEASED:
             break
         if not run.is_active:
-            raise Problem(409, f"{run.name} has already ended ({run.status}); there is nothing to stop.")
+            raise RequestError(409, f"{run.name} has already ended ({run.status}); there is nothing to stop.")
     run.refresh_from_db()
     return run
 
@@ -145,11 +149,13 @@ def request_stop(run: Run, user: User) -> Run:
 def append_status_event(run_id: int, epoch: int, status: str | None, reason: str, actor: str = "") -> int:
     """Write the run's next event, of kind "status", and poke. Returns its seq. `status` None: as it stands.
 
-    Call it in a transaction; it takes the run's row lock, if that is not held already, and keeps it to the commit.
+    Call it in a transaction; it takes the run's row lock, if that is not held already, and keeps it to the
+    commit.
     """
     with connection.cursor() as cursor:
         cursor.execute(
-            "UPDATE arborist_run SET last_seq = last_seq + 1 WHERE id = %s RETURNING last_seq, project_id, status, step",
+            "UPDATE arborist_run SET last_seq = last_seq + 1 WHERE id = %s "
+            "RETURNING last_seq, project_id, status, step",
             [run_id],
         )
         seq, project_id, stands, step = cursor.fetchone()
@@ -167,5 +173,5 @@ def append_status_event(run_id: int, epoch: int, status: str | None, reason: str
     return int(seq)
 
 
-def _wrong(path: str, message: str) -> Problem:
-    return Problem(400, message, [{"path": path, "message": message}])
+def _wrong(path: str, message: str) -> RequestError:
+    return RequestError(400, message, [{"path": path, "message": message}])

@@ -21,8 +21,8 @@ from ruamel.yaml import YAML
 from trainer.config import RunConfig
 from trainer.presets import PRESETS, Preset
 from webapp import broker
+from webapp.errors import RequestError
 from webapp.limits import PAGE_SIZE
-from webapp.problems import Problem
 from webapp.projects.access import Role, get_project, get_run, may, require, runs_for, user_of
 from webapp.projects.models import Dataset, ModelSource, Project
 from webapp.runs import services
@@ -41,7 +41,7 @@ from webapp.runs.panels import panels
 from webapp.runs.querysets import attempts_of, run_states, runs_page
 
 if TYPE_CHECKING:
-    from webapp.projects.access import ProjectSeen, RunSeen
+    from webapp.projects.access import ProjectSeen
 
 DEFAULT_PRESET = "treerpo-tiny"
 MAX_OVERLAYS = 9
@@ -91,9 +91,9 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponseBase:
     if request.method == "POST" and config is not None and not errors:
         try:
             run = services.create_run(project, user_of(request), config, name, key)
-        except Problem as problem:
-            errors = [ConfigError(error["path"], error["message"]) for error in problem.errors]
-            errors = errors or [ConfigError("", problem.detail)]
+        except RequestError as refused:
+            errors = [ConfigError(error["path"], error["message"]) for error in refused.errors]
+            errors = errors or [ConfigError("", refused.detail)]
         else:
             return redirect("run-detail", run.id)
     return _show_form(request, project, preset, typed, options, name, key, config, errors)
@@ -113,7 +113,9 @@ def _options(project: Project) -> dict[str, list[tuple[str, str]]]:
 def _read(
     preset: Preset, typed: Mapping[str, str], options: Mapping[str, list[tuple[str, str]]], *, is_final: bool
 ) -> tuple[RunConfig | None, list[ConfigError]]:
-    """The config that was typed, if it is one, and what is wrong with it. `is_final`: it is meant to be queued."""
+    """The config that was typed, if it is one, and what is wrong with it. `is_final`: it is meant to be
+    queued.
+    """
     errors = []
     if is_final:
         errors = [
@@ -265,8 +267,8 @@ def run_stop(request: HttpRequest, run_id: int) -> HttpResponseBase:
     require(request.user, run.project, Role.EDITOR)
     try:
         services.request_stop(run, user_of(request))
-    except Problem as problem:
-        messages.warning(request, problem.detail)
+    except RequestError as refused:
+        messages.warning(request, refused.detail)
     else:
         done = "is cancelled" if run.status == "cancelled" else "will stop; it keeps everything it made"
         messages.success(request, f"{run.name} {done}.")
@@ -278,7 +280,9 @@ def run_stop(request: HttpRequest, run_id: int) -> HttpResponseBase:
 
 @require_GET
 def workers(request: HttpRequest) -> HttpResponse:
-    """Who works, what waits, and what Arborist stands on. Of other projects' runs it shows that they are there, no more."""
+    """Who works, what waits, and what Arborist stands on. Of other projects' runs it shows that they are
+    there, no more.
+    """
     visible = runs_for(request.user)
     seen = Worker.objects.annotate(now=Now()).order_by("name")[:PAGE_SIZE]
     rows = list(seen)

@@ -9,7 +9,7 @@ from ninja import Router
 from pydantic import Field
 
 from trainer.config import RunConfig
-from webapp.problems import Problem
+from webapp.errors import RequestError
 from webapp.projects.access import get_run, get_tree
 from webapp.runs.api import Id, Limit
 from webapp.trees.nodes import columns, estimator_of, find_node, node_json, read_tree
@@ -34,7 +34,7 @@ def list_trees(
 ) -> Any:
     run = get_run(request, run_id)
     if sort not in SORTS:
-        raise Problem(400, f"Trees cannot be sorted by {sort[:80]!r}. Use one of: {', '.join(SORTS)}.")
+        raise RequestError(400, f"Trees cannot be sorted by {sort[:80]!r}. Use one of: {', '.join(SORTS)}.")
     rows, following = trees_of_step(run, step, sort=sort, after=after, limit=limit)
     return {"trees": rows, "next": following}
 

@@ -10,7 +10,8 @@ from webapp.runs.models import Run
 class StoredTree(models.Model):
     """A `trainer.tree.RolloutTree` of one problem at one step. `payload` is its `to_payload()`.
 
-    `seq` is the event that brought it. Summary columns are `trainer.events.TreeSummary`; NaN is stored as NULL.
+    `seq` is the event that brought it. Summary columns are `trainer.events.TreeSummary`; NaN is stored as
+    NULL.
     """
 
     run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="trees")

@@ -1,6 +1,7 @@
 """One rollout tree for people and for the browser's canvas: columns, nodes, outline.
 
-The numbers are the recorded ones; how a number came about is told by `trainer.credit`, the same code that trained.
+The numbers are the recorded ones; how a number came about is told by `trainer.credit`, the same code that
+trained.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from trainer.config import CreditConfig, RunConfig
 from trainer.credit import explain
 from trainer.presets import PRESETS
 from trainer.tree import ROOT, CreditState, FinishReason, RolloutTree, Verdict
-from webapp.problems import Problem
+from webapp.errors import RequestError
 from webapp.trees.models import StoredTree
 
 MAX_SIBLINGS = 200
@@ -29,15 +30,17 @@ AGREES_WITHIN = 1e-9
 
 
 def read_tree(stored: StoredTree) -> RolloutTree:
-    """The whole tree. Raises Problem(422) with what is damaged."""
+    """The whole tree. Raises RequestError(422) with what is damaged."""
     try:
         return RolloutTree.from_payload(bytes(stored.payload))
     except ValueError as damage:
-        raise Problem(422, f"{damage} Its summary in the list of trees is still right.") from damage
+        raise RequestError(422, f"{damage} Its summary in the list of trees is still right.") from damage
 
 
 def estimator_of(tree: RolloutTree, config: Mapping[str, Any]) -> dict[str, str]:
-    """`name` and `formula` of what gave the tree its credit: its preset's, if the run left the parts as they were."""
+    """`name` and `formula` of what gave the tree its credit: its preset's, if the run left the parts as they
+    were.
+    """
     parsed = RunConfig.model_validate(config)
     preset = PRESETS.get(parsed.preset)
     if preset is not None and preset.config.credit == parsed.credit:
@@ -53,8 +56,8 @@ def estimator_of(tree: RolloutTree, config: Mapping[str, Any]) -> dict[str, str]
 def columns(tree: RolloutTree) -> bytes:
     """The columns that canvas and outline draw from, for typed arrays:
 
-    uint32 header length · header JSON, padded with blanks · columns, each 4-byte aligned; all little-endian. Offsets count
-    from the end of the header.
+    uint32 header length · header JSON, padded with blanks · columns, each 4-byte aligned; all little-endian.
+    Offsets count from the end of the header.
     """
     arrays: dict[str, NDArray[Any]] = {
         "parent": tree.parent.astype("<i4"),
@@ -116,11 +119,11 @@ def wilson(successes: int, trials: int) -> tuple[float, float] | None:
 
 
 def find_node(tree: RolloutTree, name: str) -> int:
-    """The node called `name`. Raises Problem(404) naming the part that does not exist."""
+    """The node called `name`. Raises RequestError(404) naming the part that does not exist."""
     try:
         return tree.find(name)
     except KeyError as missing:
-        raise Problem(404, str(missing.args[0])[:300]) from missing
+        raise RequestError(404, str(missing.args[0])[:300]) from missing
 
 
 def node_json(tree: RolloutTree, node: int, config: CreditConfig) -> dict[str, Any]:
@@ -205,7 +208,9 @@ def _audit(tree: RolloutTree, node: int, config: CreditConfig) -> dict[str, Any]
 
 
 def _best_leaf(tree: RolloutTree, leaves: NDArray[np.int64], node: int) -> int:
-    """The leaf at or below `node` with the highest value, the first of equals; `node` itself when there is none."""
+    """The leaf at or below `node` with the highest value, the first of equals; `node` itself when there is
+    none.
+    """
     if not len(leaves):
         return node
     return int(leaves[np.argmax(np.nan_to_num(tree.value[leaves], nan=-np.inf))])
@@ -266,7 +271,7 @@ class _Shape:
 
 
 def outline(tree: RolloutTree, selected: int) -> tuple[list[dict[str, Any]], bool]:
-    """The tree as rows to read, children under their parents; at most 2,000, and whether some were left out."""
+    """The tree as rows to read, children under their parents: at most 2,000, and whether it was cut."""
     shape = _Shape(tree)
     tokens = tree.token_counts()
     rows: list[dict[str, Any]] = []

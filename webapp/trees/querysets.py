@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from django.db import connection
-from django.db.models import F
+from django.db.models import Avg, Count, F, Max, Min
 from django.db.models.expressions import OrderBy
 
 from trainer.tree import RolloutTree
@@ -18,9 +17,9 @@ ICICLE_MAX_NODES = 500
 MAX_STEP_CELLS = 1000
 
 _ROW = (
-    "id", "step", "index", "problem_id", "prompt", "value", "n_nodes", "n_leaves", "n_correct", "depth", "tokens",
-    "tokens_flat", "advantage_min", "advantage_max", "zero_variance_share", "mean_entropy", "n_unparsed", "n_truncated",
-    "n_errors",
+    "id", "step", "index", "problem_id", "prompt", "value", "n_nodes", "n_leaves", "n_correct", "depth",
+    "tokens", "tokens_flat", "advantage_min", "advantage_max", "zero_variance_share", "mean_entropy",
+    "n_unparsed", "n_truncated", "n_errors",
 )  # fmt: skip
 
 # What a list may be sorted by. Missing values come last either way.
@@ -39,7 +38,9 @@ def tree_row(tree: StoredTree) -> dict[str, Any]:
 
 
 def icicle(tree: StoredTree) -> dict[str, Any] | None:
-    """The tree in miniature, for lists; None when it is large, or its payload cannot be read (its own page says why)."""
+    """The tree in miniature, for lists; None when it is large, or its payload cannot be read (its own page
+    says why).
+    """
     if tree.n_nodes > ICICLE_MAX_NODES:
         return None
     try:
@@ -59,10 +60,13 @@ def trees_of_step(
     limit: int = 100,
     icicles: bool = True,
 ) -> tuple[list[dict[str, Any]], int | None]:
-    """One page of a step's trees, and the id to pass as `after` for the next. `sort` is a key of `SORTS`. Two queries."""
+    """One page of a step's trees, and the id to pass as `after` for the next. `sort` is a key of `SORTS`. Two
+    queries.
+    """
     limit = max(1, min(limit, MAX_PAGE_SIZE))
     trees = StoredTree.objects.filter(run=run, step=step, superseded=False)
-    # A step has a few thousand trees at most, and ids alone are cheap: the place of any row is found in any order.
+    # A step has a few thousand trees at most, and ids alone are cheap: the place of any row is found in any
+    # order.
     ids = list(trees.order_by(SORTS[sort], "id").values_list("id", flat=True))
     start = ids.index(after) + 1 if after in ids else 0
     page = ids[start : start + limit]
@@ -77,18 +81,18 @@ def trees_of_step(
 
 
 def steps_with_trees(run: Run) -> list[dict[str, Any]]:
-    """The steps that have trees: `step, n_trees, value_mean`, at most 1000 cells; a cell of several steps names the first."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            """
-            WITH kept AS (SELECT step, value FROM arborist_tree WHERE run_id = %(run)s AND NOT superseded),
-            span AS (
-                SELECT greatest(1, power(2, ceil(log(2, greatest(1, (max(step) - min(step) + 1) / %(cells)s::numeric))))::bigint)
-                AS width FROM kept
-            )
-            SELECT min(kept.step), count(*), avg(kept.value)
-            FROM kept, span GROUP BY kept.step / span.width ORDER BY 1
-            """,
-            {"run": run.id, "cells": MAX_STEP_CELLS - 1},
-        )
-        return [{"step": step, "n_trees": n, "value_mean": value} for step, n, value in cursor.fetchall()]
+    """The steps that have trees: `step, n_trees, value_mean`. At most 1000 cells; where a cell stands for
+    several steps it is named by the first. Two queries.
+    """
+    kept = StoredTree.objects.filter(run=run, superseded=False)
+    ends = kept.aggregate(low=Min("step"), high=Max("step"))
+    if ends["low"] is None:
+        return []
+    width = 1
+    while ends["high"] // width - ends["low"] // width + 1 > MAX_STEP_CELLS:
+        width *= 2
+    cells = kept.annotate(cell=F("step") / width).values("cell").order_by("cell")
+    return [
+        {"step": cell["low"], "n_trees": cell["n"], "value_mean": cell["value_mean"]}
+        for cell in cells.annotate(low=Min("step"), n=Count("id"), value_mean=Avg("value"))
+    ]

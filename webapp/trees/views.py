@@ -11,8 +11,8 @@ from django.views.decorators.http import require_GET
 
 from trainer.config import RunConfig
 from trainer.tree import RolloutTree
+from webapp.errors import RequestError
 from webapp.limits import PAGE_SIZE
-from webapp.problems import Problem
 from webapp.projects.access import Role, get_tree, may
 from webapp.runs.querysets import run_states
 from webapp.runs.views import page_cursor, run_context
@@ -91,7 +91,7 @@ def node_page(request: HttpRequest, tree_id: int, name: str) -> HttpResponse:
 def find_or_404(tree: RolloutTree, name: str) -> int:
     try:
         return find_node(tree, name)
-    except Problem as missing:
+    except RequestError as missing:
         raise Http404(missing.detail) from missing
 
 
@@ -112,7 +112,7 @@ def _tree_context(
     }
     try:
         return stored, read_tree(stored), context
-    except Problem as damage:
+    except RequestError as damage:
         return stored, None, {**context, "reason": damage.detail}
 
 
@@ -121,7 +121,7 @@ def _damaged(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
 
 
 def _one_of(request: HttpRequest, name: str, allowed: tuple[str, ...]) -> str:
-    """A query parameter from a short list; its first entry is the default. Anything else is no page: Http404."""
+    """A query parameter from a short list, whose first entry is the default. Anything else: Http404."""
     value = request.GET.get(name, allowed[0])
     if value not in allowed:
         raise Http404

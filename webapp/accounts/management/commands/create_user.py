@@ -13,7 +13,7 @@ from webapp.projects.models import Membership, Project
 
 
 class Command(BaseCommand):
-    help = "Make a user, a member of a project if one is named, and print a login link. `changepassword` sets a password."
+    help = "Make a user, put them into a project if one is named, and print a login link."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("user")

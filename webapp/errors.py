@@ -1,4 +1,6 @@
-"""Errors as people and programs read them: problem+json for the API (RFC 9457), one plain page for the browser."""
+"""Errors as people and programs read them: problem+json for the API (RFC 9457), one plain page for the
+browser.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ log = logging.getLogger(__name__)
 API_PREFIX = "/api/"
 
 
-class Problem(Exception):
-    """A request that cannot be met. `detail` says what was wrong and what to do; `errors` names the fields."""
+class RequestError(Exception):
+    """A request that cannot be met. `detail` says what is wrong and what to do; `errors` names the fields."""
 
     def __init__(self, status: int, detail: str, errors: Sequence[Mapping[str, str]] = ()) -> None:
         super().__init__(detail)
@@ -29,7 +31,9 @@ def is_api(request: HttpRequest) -> bool:
     return request.path.startswith(API_PREFIX)
 
 
-def problem(status: int, detail: str, errors: Sequence[Mapping[str, str]] = (), **extra: Any) -> HttpResponse:
+def error_response(
+    status: int, detail: str, errors: Sequence[Mapping[str, str]] = (), **extra: Any
+) -> HttpResponse:
     body = {
         "type": "about:blank",
         "title": http.HTTPStatus(status).phrase,
