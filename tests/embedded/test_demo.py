@@ -22,15 +22,9 @@ def test_the_live_line_says_where_the_run_stands_and_leaves_out_what_is_not_know
 
 
 def test_the_live_line_says_why_a_run_does_not_run() -> None:
-    state = STATE | {
-        "status": "failed",
-        "reason": "The loss became NaN at step 12.",
-        "latest": {},
-        "eta_s": None,
-    }
-    assert (
-        describe(STATE | failed) == "TreeRPO · tiny · failed · step 12/150 · The loss became NaN at step 12."
-    )
+    reason = "The loss became NaN at step 12."
+    failed = STATE | {"status": "failed", "reason": reason, "latest": {}, "eta_s": None}
+    assert describe(failed) == f"TreeRPO · tiny · failed · step 12/150 · {reason}"
 
 
 @pytest.mark.parametrize(
