@@ -55,7 +55,7 @@ PRESETS: dict[str, Preset] = {
                 data=ChainData(operations=4),
                 sampler=SegmentTreeSampler(),
                 credit=_TREERPO,
-                training=TrainingConfig(problems_per_step=48),
+                training=TrainingConfig(problems_per_step=48, microbatch_tokens=4096),
             ),
         ),
         Preset(
@@ -69,7 +69,7 @@ PRESETS: dict[str, Preset] = {
                 data=ChainData(operations=4),
                 sampler=FlatSampler(group_size=8, max_tokens=96),
                 credit=_GRPO,
-                training=TrainingConfig(problems_per_step=56),
+                training=TrainingConfig(problems_per_step=56, microbatch_tokens=4096),
             ),
         ),
     )

@@ -110,6 +110,14 @@ class CachedDecoder:
             self._cos, self._sin = self._rotary_table(min(self.max_positions, 2 * columns))
         return self.embedding.new_zeros(self.layers, 2, rows, self.kv_heads, columns, self.head_size)
 
+    def widened(self, cache: Tensor, columns: int) -> Tensor:
+        """The cache with room for more tokens per row."""
+        if columns <= cache.shape[4]:
+            return cache
+        wider = self.empty_cache(cache.shape[2], columns)
+        wider[:, :, :, :, : cache.shape[4]] = cache
+        return wider
+
     def row_bytes(self, columns: int) -> int:
         """Bytes of one row of a cache."""
         return 2 * self.layers * self.kv_heads * columns * self.head_size * self.embedding.element_size()
@@ -167,7 +175,7 @@ class CachedDecoder:
         return self._logits(x)
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """q [B, K, G, D]: the query heads of a key-value head stand in the place of the query length."""
+        """q [B, K, G, D]: the query heads of a key-value head stand in the place of the query length. Returns the same."""
         return functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=self._scale)
 
     def _normed(self, x: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from trainer.tree import FinishReason, RolloutTree, sampled_tree
 COMPACT_BELOW = 0.6
 MAX_ROWS = 1024
 CACHE_BYTES = 2**30  # of one level; a level that needs more is grown in parts
+COLUMNS_AT_ONCE = 32  # a cache is widened by so many tokens when it is full: most answers end long before the limit
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,7 +100,7 @@ class LocalEngine:
         growth.should_stop, growth.on_progress = should_stop, on_progress
         for start in range(0, len(prompts), growth.most_rows):
             chosen = np.arange(start, min(start + growth.most_rows, len(prompts)))
-            growth.grow(self._read_prompts([prompts[i] for i in chosen], chosen, columns), 0)
+            growth.grow(self._read_prompts([prompts[i] for i in chosen], chosen), 0)
         return self._trees(problems, prompts, growth.levels(), step)
 
     def _refuse_too_long(self, problems: Sequence[Problem], prompts: list[list[int]], plan: SamplingPlan) -> None:
@@ -115,14 +116,14 @@ class LocalEngine:
         row_bytes = self._decoder.row_bytes(columns) + 32 * self._decoder.vocabulary
         return max(1, min(self._max_rows, self._cache_bytes // row_bytes))
 
-    def _read_prompts(self, prompts: list[list[int]], problem: NDArray[np.int64], columns: int) -> _Frontier:
+    def _read_prompts(self, prompts: list[list[int]], problem: NDArray[np.int64]) -> _Frontier:
         device = self._policy.device
         rows = len(prompts)
         tokens = torch.zeros(rows, max(map(len, prompts)), dtype=torch.int64)  # [P, T]
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = torch.tensor(prompt)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # [P]
-        cache = self._decoder.empty_cache(rows, columns)
+        cache = self._decoder.empty_cache(rows, tokens.shape[1])
         logits = self._decoder.prefill(tokens.to(device), lengths, cache)
         row_numbers = torch.arange(rows, device=device)
         return _Frontier(
@@ -250,7 +251,7 @@ class _Growth:
 
         # Of the batch: one row per row of the cache.
         cache = _branch(frontier, above)
-        caches = [cache]
+        caches = [cache]  # of this level, the newest last; older ones hold rows that ended before a compaction
         segment = torch.arange(size, device=device)  # [B] whose row it is
         position = frontier.lengths[above]  # [B] where its next token will be written
         growing = torch.ones(size, dtype=torch.bool, device=device)  # [B]
@@ -286,7 +287,10 @@ class _Growth:
                 caches.append(cache)
                 segment, position, chosen = segment[kept], position[kept], chosen[kept]
                 growing, closing, live = growing[kept], closing[kept], live[kept]
-            logits = decoder.step(chosen, position, cache, int(position[live].max()) + 1)
+            columns = int(position[live].max()) + 1
+            if columns > cache.shape[4]:
+                cache = caches[-1] = decoder.widened(cache, columns + COLUMNS_AT_ONCE)
+            logits = decoder.step(chosen, position, cache, columns)
             position = position + live
             if bool(closing.any()):
                 which = closing.nonzero()[:, 0]
@@ -364,10 +368,12 @@ def _branch(frontier: _Frontier, nodes: Tensor) -> Tensor:
     if len(used) == 1:
         return frontier.caches[used[0]].index_select(2, row)
     first = frontier.caches[used[0]]
-    branched = first.new_empty(*first.shape[:2], len(nodes), *first.shape[3:])
+    width = max(frontier.caches[number].shape[4] for number in used)
+    branched = first.new_zeros(*first.shape[:2], len(nodes), first.shape[3], width, first.shape[5])
     for number in used:
         here = (source == number).nonzero()[:, 0]
-        branched.index_copy_(2, here, frontier.caches[number].index_select(2, row[here]))
+        part = frontier.caches[number].index_select(2, row[here])
+        branched[:, :, :, :, : part.shape[4]].index_copy_(2, here, part)
     return branched
 
 
