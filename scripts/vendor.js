@@ -16,13 +16,14 @@ const target = resolve(process.argv[2] ?? join(here, "../webapp/static/vendor"))
 const ESBUILD = "0.28.2";
 /** What D3 is made of here: direct packages, then what they bring. All pinned. */
 const D3 = {
-  "d3-array": "3.2.5", "d3-format": "3.1.3", "d3-scale": "4.0.3", "d3-selection": "3.0.1", "d3-shape": "3.2.1", "d3-zoom": "3.0.1",
-  "d3-color": "3.1.1", "d3-dispatch": "3.0.2", "d3-drag": "3.0.1", "d3-ease": "3.0.2", "d3-interpolate": "3.0.2", "d3-path": "3.1.1",
+  "d3-scale": "4.0.3", "d3-selection": "3.0.1", "d3-shape": "3.2.1", "d3-zoom": "3.0.1",
+  "d3-array": "3.2.5", "d3-color": "3.1.1", "d3-dispatch": "3.0.2", "d3-drag": "3.0.1", "d3-ease": "3.0.2", "d3-format": "3.1.3",
+  "d3-interpolate": "3.0.2", "d3-path": "3.1.1",
   "d3-time": "3.1.1", "d3-time-format": "4.1.1", "d3-timer": "3.0.2", "d3-transition": "3.0.2", internmap: "2.0.3",
 };
 /** Taken as published: package, version, [file in the package, file here]. uPlot's ES module comes unminified. */
 const COPIED = [
-  ["uplot", "1.6.32", [["dist/uPlot.esm.js", "uPlot.js"], ["dist/uPlot.min.css", "uPlot.min.css"]]],
+  ["uplot", "1.6.32", [["dist/uPlot.esm.js", "uPlot.js"], ["dist/uPlot.min.css", "uPlot.min.css"], ["dist/uPlot.d.ts", "uPlot.d.ts"]]],
   ["htmx.org", "4.0.1", [["dist/htmx.min.js", "htmx.min.js"]]],
   ["@fontsource-variable/inter", "5.3.0", [["files/inter-latin-wght-normal.woff2", "fonts/inter.woff2"]]],
   ["@fontsource-variable/jetbrains-mono", "5.3.0", [["files/jetbrains-mono-latin-wght-normal.woff2", "fonts/jetbrains-mono.woff2"]]],
@@ -62,6 +63,7 @@ try {
   for (const [name, version] of Object.entries(D3)) packages.push({ ...describe(name, version), file: "d3.js" });
   copyFileSync(join(here, "vendor_d3.js"), join(work, "entry.js"));
   bundle("entry.js", "d3.js", "D3, the parts used by Arborist");
+  copyFileSync(join(here, "vendor_d3.d.ts"), join(target, "d3.d.ts"));
   files.push("d3.js");
 
   for (const [name, version, copies] of COPIED) {

@@ -1,6 +1,4 @@
 // The parts of D3 that Arborist uses; `scripts/vendor.js` makes `vendor/d3.js` from this list.
-export { bisectLeft, extent, ticks } from "d3-array";
-export { format } from "d3-format";
 export { scaleLinear } from "d3-scale";
 export { pointer, select } from "d3-selection";
 export { line } from "d3-shape";

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { filtered, panelsOf } from "../../webapp/static/js/charts/panels.js";
+import { idOf, matches, panelsOf } from "../../webapp/static/js/charts/panels.js";
 import { xRange, yRange } from "../../webapp/static/js/charts/scale.js";
 import { aligned, lineOf, nearest, tableOf, xOf } from "../../webapp/static/js/charts/series.js";
 import { smooth } from "../../webapp/static/js/charts/smoothing.js";
@@ -72,7 +72,7 @@ test("an evaluation has its interval as band and is not smoothed", () => {
     ["eval/a_low", curve("eval/a_low", [0, 10], [0.1, 0.5])],
     ["eval/a_high", curve("eval/a_high", [0, 10], [0.3, 0.7])],
   ]);
-  const line = lineOf(3, curves, "eval/a", "step", 0.9);
+  const line = lineOf(3, curves, "eval/a", "step", 0.9, ["eval/a_low", "eval/a_high"]);
   assert.deepEqual(line.smoothed, [0.2, 0.6, 0.4]);
   assert.deepEqual(line.low, [0.1, 0.5, 0.4]);
   assert.deepEqual(line.high, [0.3, 0.7, 0.4]);
@@ -124,25 +124,22 @@ test("ranges: air around, never below 0 for what is never negative, never above 
   assert.deepEqual(xRange(undefined, undefined, null), [0, 1]);
 });
 
+const panel = (section, title, metrics, bands = {}) => ({ section, title, unit: "", metrics, titles: {}, formulas: {}, bands });
 const catalogue = [
-  { title: "Evaluation", metrics: [
-    { name: "eval/pass1_sampled", title: "sampled", unit: "", formula: "f", better: "" },
-    { name: "eval/pass1_sampled_low", title: "low", unit: "", formula: "", better: "" },
-    { name: "eval/pass1_greedy", title: "greedy", unit: "", formula: "g", better: "" },
-  ] },
-  { title: "Policy", metrics: [{ name: "policy/loss", title: "Loss", unit: "", formula: "h", better: "" }] },
+  panel("Learning", "pass@1", ["eval/a", "eval/b"], { "eval/a": ["eval/a_low", "eval/a_high"] }),
+  panel("Policy", "Loss", ["policy/loss"]),
 ];
 
-test("six panels first, interval ends are no panels, unknown metrics come last", () => {
-  const panels = panelsOf(catalogue, ["my/metric", "policy/loss"]);
-  assert.deepEqual(panels.slice(0, 6).map((panel) => panel.id), ["reward", "pass1", "length", "entropy", "speed", "zero-variance"]);
-  assert.deepEqual(panels.slice(6).map((panel) => panel.id), ["policy/loss", "my/metric"]);
-  assert.equal(panels[1].formula, "f; g");
+test("the catalogue first; metrics that no panel shows, nor a band, come last", () => {
+  const panels = panelsOf(catalogue, ["eval/a", "eval/a_low", "eval/a_high", "my/metric", "policy/loss", "my/metric"]);
+  assert.deepEqual(panels.map(idOf), ["eval/a", "policy/loss", "my/metric"]);
+  assert.equal(panels[2].section, "Other");
 });
 
-test("the filter is a regular expression, and plain text when it is not one", () => {
-  const panels = panelsOf(catalogue, ["my/metric("]);
-  assert.deepEqual(filtered(panels, "^policy/").map((panel) => panel.id), ["entropy", "policy/loss"]);
-  assert.deepEqual(filtered(panels, "metric(").map((panel) => panel.id), ["my/metric("]);
-  assert.equal(filtered(panels, "").length, panels.length);
+test("the filter is a regular expression over title and names, and plain text when it is not one", () => {
+  const found = (pattern) => panelsOf(catalogue, ["my/metric("]).filter((one) => matches(one, pattern)).map(idOf);
+  assert.deepEqual(found("^policy/"), ["policy/loss"]);
+  assert.deepEqual(found("pass@|LOSS"), ["eval/a", "policy/loss"]);
+  assert.deepEqual(found("metric("), ["my/metric("]);
+  assert.equal(found("").length, 3);
 });

@@ -1,63 +1,43 @@
-// Which panels there are, and which metrics each shows. Pure.
-
-/** @typedef {{id: string, title: string, metrics: string[], unit: string, formula: string, section: string}} Panel */
-
-/** The six to look at first. */
-const FIRST = [
-  ["reward", "Reward", ["reward/mean"]],
-  ["pass1", "pass@1, held out", ["eval/pass1_sampled", "eval/pass1_greedy"]],
-  ["length", "Response length", ["sampling/response_tokens"]],
-  ["entropy", "Entropy", ["policy/entropy"]],
-  ["speed", "Tokens per second", ["speed/tokens_per_second"]],
-  ["zero-variance", "Zero-variance groups", ["credit/zero_variance_share"]],
-];
+// Which panels there are. The server's catalogue says it for every known metric; what a run logs beside them gets a panel
+// each, at the end. Pure.
 
 /**
- * The first six, then the rest of the catalogue by area, then what the run logs and no catalogue knows.
- * @param {{title: string, metrics: Metric[]}[]} catalogue @param {Iterable<string>} logged names
- * @returns {Panel[]}
+ * @typedef {object} Panel
+ * @property {string} title
+ * @property {string} section
+ * @property {string} unit
+ * @property {string[]} metrics drawn in one chart
+ * @property {Record<string, string>} titles
+ * @property {Record<string, string>} formulas
+ * @property {Record<string, [string, string]>} bands metric -> its lower and upper edge
  */
+
+/** @param {Panel} panel what the URL and the page call it */
+export const idOf = (panel) => /** @type {string} */ (panel.metrics[0]);
+
+/** @param {readonly Panel[]} catalogue @param {Iterable<string>} logged names of metrics @returns {Panel[]} */
 export function panelsOf(catalogue, logged) {
-  const known = new Map(catalogue.flatMap((area) => area.metrics.map((metric) => [metric.name, metric])));
-  const shown = new Set();
-  /** @type {Panel[]} */
-  const panels = [];
-  for (const [id, title, metrics] of /** @type {[string, string, string[]][]} */ (FIRST)) {
-    for (const name of metrics) shown.add(name);
-    const metric = known.get(/** @type {string} */ (metrics[0]));
-    const formula = metrics.map((name) => known.get(name)?.formula).filter(Boolean).join("; ");
-    panels.push({ id, title, metrics, unit: metric?.unit ?? "", formula, section: "Learning" });
-  }
-  for (const { title, metrics } of catalogue) {
-    for (const metric of metrics) {
-      if (shown.has(metric.name) || isEdge(metric.name, known)) continue;
-      shown.add(metric.name);
-      panels.push({ id: metric.name, title: metric.title, metrics: [metric.name], unit: metric.unit, formula: metric.formula, section: title });
-    }
-  }
+  const known = new Set(catalogue.flatMap((panel) => [...panel.metrics, ...Object.values(panel.bands).flat()]));
+  const panels = [...catalogue];
   for (const name of logged) {
-    if (shown.has(name) || isEdge(name, known)) continue;
-    shown.add(name);
-    panels.push({ id: name, title: name, metrics: [name], unit: "", formula: "", section: "Other" });
+    if (known.has(name)) continue;
+    known.add(name);
+    panels.push({ title: name, section: "Other", unit: "", metrics: [name], titles: { [name]: name }, formulas: {}, bands: {} });
   }
   return panels;
 }
 
-/** Interval ends are drawn as the band of their metric. @param {string} name @param {Map<string, Metric>} known */
-const isEdge = (name, known) => /_(low|high)$/.test(name) && known.has(name.replace(/_(low|high)$/, ""));
-
 /**
- * Panels whose title or metric matches; everything when the pattern is empty or is no regular expression.
- * @param {Panel[]} panels @param {string} pattern
+ * Does a panel match what was typed: a regular expression over title and metric names, or plain text when it is not one.
+ * @param {Panel} panel @param {string} pattern
  */
-export function filtered(panels, pattern) {
-  if (!pattern) return panels;
-  let matches;
+export function matches(panel, pattern) {
+  const texts = [panel.title, ...panel.metrics];
   try {
-    matches = new RegExp(pattern, "i");
+    const expression = new RegExp(pattern, "i");
+    return texts.some((text) => expression.test(text));
   } catch (error) {
     if (!(error instanceof SyntaxError)) throw error;
-    return panels.filter((panel) => [panel.title, ...panel.metrics].some((text) => text.includes(pattern)));
+    return texts.some((text) => text.includes(pattern));
   }
-  return panels.filter((panel) => [panel.title, ...panel.metrics].some((text) => matches.test(text)));
 }

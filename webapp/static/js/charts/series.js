@@ -63,15 +63,15 @@ function interpolate(xs, ys, x) {
 
 /**
  * @param {number} run @param {ReadonlyMap<string, Series>} curves of that run @param {string} name @param {XAxis} axis
- * @param {number} weight of the smoothing
+ * @param {number} weight of the smoothing @param {[string, string]} [band] the metrics of its interval
  * @returns {Line | null} null when the run does not log this metric
  */
-export function lineOf(run, curves, name, axis, weight) {
+export function lineOf(run, curves, name, axis, weight, band) {
   const curve = curves.get(name);
   if (!curve || (!curve.step.length && !curve.nonfinite.length)) return null;
   const place = xOf(axis, curves);
-  const low = curves.get(`${name}_low`);
-  const high = curves.get(`${name}_high`);
+  const low = band && curves.get(band[0]);
+  const high = band && curves.get(band[1]);
   const interval = low && high ? [along(curve, low), along(curve, high)] : null;
   const bucketed = curve.bucketed ? [curve.min, curve.max] : null;
   return {

@@ -1,1 +1,291 @@
-// On every page: shows what needs a script, and switches the theme.
+// The curves of a run, with other runs over them if the URL names some.
+import { PanelView } from "../charts/panel.js";
+import { idOf, matches, panelsOf } from "../charts/panels.js";
+import { lineOf, xOf } from "../charts/series.js";
+import { stylesOf } from "../charts/styles.js";
+import { byId, data, make, setText, typed } from "../core/dom.js";
+import { statusGlyph, statusWord } from "../core/format.js";
+import { onKeys } from "../core/keys.js";
+import { onTheme } from "../core/theme.js";
+import { read, write } from "../core/url_state.js";
+import { announce, RunHead, showWords } from "../live/head.js";
+import { Session } from "../live/session.js";
+
+const DEFAULT_SMOOTHING = 0.6;
+const LAZY_MARGIN = "400px";
+
+const root = byId("curves");
+const main = /** @type {RunState} */ (data("run-state"));
+/** @type {(RunState & {colour: number, url: string})[]} */
+const overlays = data("overlay-runs");
+const runs = [{ id: main.id, name: main.name, colour: Number(root.dataset.colour), url: "", state: main }, ...overlays.map((run) => ({ id: run.id, name: run.name, colour: run.colour, url: run.url, state: run }))];
+const styles = stylesOf(runs);
+const catalogue = /** @type {import("../charts/panels.js").Panel[]} */ (data("catalogue"));
+
+/** @type {import("../charts/series.js").XAxis} */
+let axis = read("x") === "tokens" ? "tokens" : read("x") === "time" ? "time" : "step";
+let smoothing = clampSmoothing(read("sm"));
+const hidden = new Set((read("hide") ?? "").split(",").filter(Boolean).map(Number));
+/** @type {[number, number] | null} */
+let window_ = readWindow();
+
+const head = new RunHead();
+const session = new Session(
+  {
+    onWords: showWords,
+    onProblem: (message) => {
+      const banner = byId("curves-problem");
+      banner.hidden = message === null;
+      if (message) setText(banner, message);
+    },
+    onChange: (changed) => {
+      const feed = session.feeds.get(main.id);
+      if (changed.has(main.id) && feed?.state) {
+        head.show(feed.state);
+        document.title = document.title.replace(/· step \d+ ·/, `· step ${feed.state.step} ·`);
+        waiting(feed.state);
+      }
+      for (const run of changed) showLegendState(run);
+      renew();
+    },
+  },
+  { curves: true },
+);
+
+// ---- panels
+
+/** @type {Map<string, PanelView>} */
+const views = new Map();
+/** @type {Map<string, import("../charts/panels.js").Panel>} */
+const panels = new Map();
+/** @type {Map<string, {details: HTMLDetailsElement, grid: HTMLElement, count: HTMLElement}>} */
+const sections = new Map();
+const visible = new Set();
+const near = new IntersectionObserver(
+  (entries) => {
+    for (const entry of entries) {
+      const id = /** @type {HTMLElement} */ (entry.target).dataset.panel ?? "";
+      if (entry.isIntersecting) visible.add(id);
+      else visible.delete(id);
+    }
+    drawSoon();
+  },
+  { rootMargin: LAZY_MARGIN },
+);
+const sizes = new ResizeObserver((entries) => {
+  for (const entry of entries) views.get(/** @type {HTMLElement} */ (entry.target).dataset.panel ?? "")?.resize();
+});
+
+function layOut() {
+  const logged = new Set([...session.feeds.values()].flatMap((feed) => [...feed.series.keys()]));
+  for (const panel of panelsOf(catalogue, logged)) {
+    const id = idOf(panel);
+    if (panels.has(id)) continue;
+    panels.set(id, panel);
+    const view = new PanelView(panel, { onWindow: setWindow, onAnnounce: announce });
+    views.set(id, view);
+    section(panel.section).grid.append(view.element);
+    near.observe(view.element);
+    sizes.observe(view.element);
+  }
+  filter();
+}
+
+/** @param {string} title */
+function section(title) {
+  let found = sections.get(title);
+  if (!found) {
+    const count = make("span", { class: "secondary figures" });
+    const grid = make("div", { class: "panel-grid" });
+    const details = make("details", { class: "panel-section", open: sections.size === 0 || opened().has(title) }, make("summary", {}, make("h2", {}, title), " ", count), grid);
+    details.addEventListener("toggle", () => rememberOpen());
+    byId("panels").append(details);
+    found = { details, grid, count };
+    sections.set(title, found);
+  }
+  return found;
+}
+
+/** Sections the reader opened stay open, on this machine. */
+function opened() {
+  return new Set(JSON.parse(localStorage.getItem("open-sections") ?? "[]"));
+}
+function rememberOpen() {
+  if (pattern()) return; // a filter opens sections for a moment only
+  localStorage.setItem("open-sections", JSON.stringify([...sections].filter(([, one]) => one.details.open).map(([title]) => title)));
+}
+
+const pattern = () => typed("panel-filter", HTMLInputElement).value.trim();
+
+function filter() {
+  const wanted = pattern();
+  for (const [title, { details, grid, count }] of sections) {
+    let shown = 0;
+    for (const element of grid.children) {
+      const panel = panels.get(/** @type {HTMLElement} */ (element).dataset.panel ?? "");
+      const match = panel !== undefined && (!wanted || matches(panel, wanted));
+      /** @type {HTMLElement} */ (element).hidden = !match;
+      if (match) shown += 1;
+    }
+    setText(count, String(shown));
+    details.hidden = shown === 0;
+    if (wanted && shown) details.open = true;
+    else if (!wanted) details.open = details.open && (title === [...sections.keys()][0] || opened().has(title));
+  }
+}
+
+// ---- drawing: what is visible, one panel per frame
+
+let drawing = false;
+let afresh = new Set();
+function renew() {
+  layOut();
+  for (const view of views.values()) view.fresh = false;
+  drawSoon();
+}
+function drawSoon() {
+  if (drawing) return;
+  drawing = true;
+  requestAnimationFrame(drawNext);
+}
+function drawNext() {
+  drawing = false;
+  for (const id of visible) {
+    const view = views.get(id);
+    if (!view || view.fresh || !view.element.clientWidth) continue;
+    drawPanel(id, view);
+    drawSoon();
+    return;
+  }
+}
+
+/** @param {string} id @param {PanelView} view */
+function drawPanel(id, view) {
+  const panel = /** @type {import("../charts/panels.js").Panel} */ (panels.get(id));
+  const shown = runs.filter((run) => !hidden.has(run.id));
+  const lines = [];
+  const looks = [];
+  for (const run of shown) {
+    const curves = session.feeds.get(run.id)?.series;
+    const style = styles.get(run.id);
+    if (!curves || !style) continue;
+    for (const [place, name] of panel.metrics.entries()) {
+      const band = panel.bands[name];
+      const line = lineOf(run.id, curves, name, axis, smoothing, band);
+      if (!line) continue;
+      lines.push(line);
+      // The second metric of a panel is dashed, whatever the run's own dash is.
+      looks.push({ slot: style.slot, dash: place > 0 ? [4, 3] : style.dash, sparse: band !== undefined && line.raw.length < 40 });
+    }
+  }
+  const feed = session.feeds.get(main.id);
+  const place = feed && xOf(axis, feed.series);
+  const marks = feed && place && !hidden.has(main.id) ? feed.marks.filter((mark) => mark.kind !== "checkpoint").map((mark) => ({ x: place(mark.step), kind: mark.kind })) : [];
+  view.draw({ lines, looks, window: window_, marks }, new Map(shown.map((run) => [run.id, run])), afresh.delete(id));
+}
+
+onTheme(() => {
+  afresh = new Set(views.keys());
+  renew();
+});
+
+// ---- legend: eye, colour, name, state
+
+/** @type {Map<number, HTMLElement>} */
+const legend = new Map();
+for (const run of runs) {
+  const style = /** @type {{slot: number, dash: number[]}} */ (styles.get(run.id));
+  const eye = make("button", { type: "button", class: "quiet eye", "aria-pressed": String(!hidden.has(run.id)), "aria-label": `Show ${run.name}` }, "👁");
+  const state = make("span", { class: "secondary figures", "data-part": "state" });
+  const name = run.url ? make("a", { href: run.url }, run.name) : make("strong", {}, run.name);
+  const item = make("li", { class: "legend-run" }, eye, make("span", { class: `key c${style.slot}${style.dash.length ? " key-dashed" : ""}` }), name, state);
+  if (run.url) {
+    const rest = overlays.filter((other) => other.id !== run.id).map((other) => other.id);
+    item.append(make("a", { class: "quiet", href: rest.length ? `?with=${rest.join(",")}` : location.pathname, "aria-label": `Take ${run.name} out` }, "✕"));
+  }
+  eye.addEventListener("click", () => {
+    if (!hidden.delete(run.id)) hidden.add(run.id);
+    eye.setAttribute("aria-pressed", String(!hidden.has(run.id)));
+    write({ hide: hidden.size ? [...hidden].join(",") : null });
+    renew();
+  });
+  legend.set(run.id, item);
+  byId("run-legend").append(item);
+}
+if (runs.length === 1) byId("run-legend").hidden = true;
+
+/** @param {number} run */
+function showLegendState(run) {
+  const state = session.feeds.get(run)?.state;
+  if (state) setText(legend.get(run)?.querySelector('[data-part="state"]') ?? null, `${statusGlyph(state.status)} ${statusWord(state.status)} · ${state.step}/${state.steps_total}`);
+}
+
+/** @param {RunState} state */
+function waiting(state) {
+  const note = document.getElementById("curves-waiting");
+  if (!note) return;
+  const any = (session.feeds.get(main.id)?.series.size ?? 0) > 0;
+  note.hidden = any;
+  byId("panels").hidden = !any && runs.length === 1;
+  if (any) return;
+  const phase = state.phase ? ` · ${state.phase}${state.phase_total ? ` ${state.phase_done} of ${state.phase_total}` : ""}` : "";
+  setText(note, state.status === "queued" ? "Waiting for a worker to take this run." : `Waiting for the first step${phase}.`);
+}
+
+// ---- tools
+
+for (const radio of /** @type {NodeListOf<HTMLInputElement>} */ (document.querySelectorAll("#x-axis input"))) {
+  radio.checked = radio.value === axis;
+  radio.addEventListener("change", () => {
+    axis = /** @type {import("../charts/series.js").XAxis} */ (radio.value);
+    window_ = null;
+    write({ x: axis === "step" ? null : axis, from: null, to: null });
+    renew();
+  });
+}
+const slider = typed("smoothing", HTMLInputElement);
+const showSmoothing = () => setText(byId("smoothing-value"), smoothing.toFixed(2));
+slider.value = String(smoothing);
+showSmoothing();
+slider.addEventListener("input", () => {
+  smoothing = Number(slider.value);
+  showSmoothing();
+  write({ sm: smoothing === DEFAULT_SMOOTHING ? null : smoothing.toFixed(2) });
+  renew();
+});
+typed("panel-filter", HTMLInputElement).addEventListener("input", () => {
+  filter();
+  drawSoon();
+});
+byId("reset-view").addEventListener("click", () => {
+  smoothing = DEFAULT_SMOOTHING;
+  slider.value = String(smoothing);
+  showSmoothing();
+  typed("panel-filter", HTMLInputElement).value = "";
+  write({ sm: null });
+  setWindow(null);
+});
+
+/** @param {[number, number] | null} chosen */
+function setWindow(chosen) {
+  window_ = chosen;
+  write({ from: chosen ? String(Number(chosen[0].toPrecision(6))) : null, to: chosen ? String(Number(chosen[1].toPrecision(6))) : null });
+  renew();
+}
+/** @returns {[number, number] | null} */
+function readWindow() {
+  const [from, to] = [Number(read("from") ?? NaN), Number(read("to") ?? NaN)];
+  return from < to ? [from, to] : null;
+}
+/** @param {string | null} text */
+function clampSmoothing(text) {
+  const value = Number(text ?? NaN);
+  return value >= 0 && value <= 0.99 ? value : DEFAULT_SMOOTHING;
+}
+
+onKeys({
+  ".": () => session.togglePause(),
+  "/": () => byId("panel-filter").focus(),
+});
+
+for (const run of runs) void session.follow(run.id, run.state);

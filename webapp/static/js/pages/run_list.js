@@ -1,1 +1,109 @@
-// On every page: shows what needs a script, and switches the theme.
+// The runs table: cells update in place, rows never move by themselves; select two or more runs to overlay their curves.
+import { sparkline } from "../charts/sparkline.js";
+import { byId, data, setText } from "../core/dom.js";
+import { duration, hasEnded, number, statusGlyph, statusWord } from "../core/format.js";
+import { onKeys } from "../core/keys.js";
+import { announce, showWords } from "../live/head.js";
+import { Session } from "../live/session.js";
+
+const SPARK_POINTS = 40;
+
+const table = document.getElementById("runs-table");
+if (table) {
+  /** @type {(RunState & {colour: number, spark: number[], url: string})[]} */
+  const runs = data("runs-data");
+  const known = new Map(runs.map((run) => [run.id, run]));
+  for (const run of runs) drawSpark(run.id);
+
+  const session = new Session(
+    { onWords: showWords, onChange: () => undefined, onSummary: (states) => states.forEach(showState) },
+    { curves: false },
+  );
+  session.followProject(table.dataset.project ?? "");
+
+  let unknown = 0;
+  /** @param {RunState} state */
+  function showState(state) {
+    const before = known.get(state.id);
+    const row = document.getElementById(`run-${state.id}`);
+    if (!before || !row) {
+      if (known.has(state.id)) return;
+      known.set(state.id, { ...state, colour: 9, spark: [], url: "" });
+      unknown += 1;
+      const note = byId("new-runs");
+      note.hidden = false;
+      const link = document.createElement("a");
+      link.href = location.pathname;
+      link.textContent = `${unknown} new run${unknown > 1 ? "s" : ""} · show`;
+      note.replaceChildren(link);
+      return;
+    }
+    const cell = (/** @type {string} */ name) => /** @type {HTMLElement} */ (row.querySelector(`[data-cell="${name}"]`));
+    const status = cell("status");
+    status.className = `status status-${state.status}`;
+    status.title = state.reason;
+    setText(status.firstElementChild, statusGlyph(state.status));
+    setText(status.lastElementChild, statusWord(state.status));
+    cell("step").querySelector("progress")?.setAttribute("value", String(state.step));
+    setText(cell("step").querySelector(".figures"), `${state.step}/${state.steps_total}`);
+    setText(cell("eta"), duration(state.eta_s));
+    setText(cell("reward").querySelector(".figures"), number(state.latest["reward/mean"], 3));
+    setText(cell("pass1"), number(state.latest["eval/pass1_sampled"], 3));
+    setText(cell("greedy"), number(state.latest["eval/pass1_greedy"], 3));
+    setText(cell("zero"), number(state.latest["credit/zero_variance_share"], 2));
+    setText(cell("speed"), number(state.latest["speed/tokens_per_second"], 0));
+    const reward = state.latest["reward/mean"];
+    if (reward != null && state.step > before.step) {
+      before.spark = [...before.spark, reward].slice(-SPARK_POINTS);
+      drawSpark(state.id);
+    }
+    if (state.status !== before.status && hasEnded(state.status)) announce(`${state.name}: ${statusWord(state.status)}. ${state.reason}`);
+    row.dataset.status = state.status;
+    Object.assign(before, state);
+  }
+
+  /** @param {number} id */
+  function drawSpark(id) {
+    const run = known.get(id);
+    const svg = document.querySelector(`#run-${id} [data-spark]`);
+    if (run && svg instanceof SVGSVGElement) sparkline(svg, run.spark, run.colour);
+  }
+
+  // ---- selection
+  const boxes = /** @type {HTMLInputElement[]} */ ([...table.querySelectorAll("td.pick input")]);
+  const overlay = /** @type {HTMLAnchorElement} */ (byId("overlay-link"));
+  const count = () => {
+    const chosen = boxes.filter((box) => box.checked).map((box) => box.value);
+    setText(byId("selection-count"), `${chosen.length} selected`);
+    byId("selection").classList.toggle("selection-none", chosen.length === 0);
+    if (chosen.length > 1) {
+      overlay.href = `/r/${chosen[0]}/?with=${chosen.slice(1).join(",")}`;
+      overlay.removeAttribute("aria-disabled");
+    } else {
+      overlay.removeAttribute("href");
+      overlay.setAttribute("aria-disabled", "true");
+    }
+  };
+  table.addEventListener("change", count);
+  count();
+
+  // ---- keyboard
+  const links = /** @type {HTMLAnchorElement[]} */ ([...table.querySelectorAll("tbody .row-link")]);
+  const focused = () => document.activeElement?.closest("tr");
+  const go = (/** @type {number} */ by) => {
+    const at = links.findIndex((link) => link.closest("tr") === focused());
+    links[Math.min(links.length - 1, Math.max(0, at === -1 ? 0 : at + by))]?.focus();
+  };
+  onKeys({
+    j: () => go(1),
+    k: () => go(-1),
+    x: () => {
+      const box = focused()?.querySelector("td.pick input");
+      if (box instanceof HTMLInputElement) box.click();
+    },
+    c: () => {
+      if (overlay.href) location.assign(overlay.href);
+    },
+    ".": () => session.togglePause(),
+  });
+}

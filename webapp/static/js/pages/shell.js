@@ -1,1 +1,40 @@
-// On every page: shows what needs a script, and switches the theme.
+// On every page: shows what needs a script, switches the theme, makes hidden characters visible.
+import { typed, revealScripted } from "../core/dom.js";
+import { onKeys } from "../core/keys.js";
+import { revealHidden } from "../core/text.js";
+import { switchTheme } from "../core/theme.js";
+
+revealScripted(document);
+revealHidden(document);
+
+const button = document.getElementById("theme-toggle") && typed("theme-toggle", HTMLButtonElement);
+if (button) {
+  const words = { "": ["◐", "as the system has it"], light: ["○", "light"], dark: ["●", "dark"] };
+  const show = () => {
+    const [glyph, word] = words[/** @type {"" | Theme} */ (document.documentElement.dataset.theme ?? "")];
+    button.textContent = /** @type {string} */ (glyph);
+    button.setAttribute("aria-label", `Theme: ${word}`);
+    button.title = `Theme: ${word} (t)`;
+  };
+  const next = () => {
+    switchTheme();
+    show();
+  };
+  button.addEventListener("click", next);
+  onKeys({ t: next });
+  show();
+}
+
+// Menus close when the reader goes elsewhere.
+const menus = /** @type {NodeListOf<HTMLDetailsElement>} */ (document.querySelectorAll("details.menu"));
+document.addEventListener("click", (event) => {
+  for (const menu of menus) if (!menu.contains(/** @type {Node} */ (event.target))) menu.open = false;
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  for (const menu of menus) {
+    if (menu.open && menu.contains(document.activeElement)) menu.querySelector("summary")?.focus();
+    menu.open = false;
+  }
+});
+document.getElementById("form-problem")?.focus();

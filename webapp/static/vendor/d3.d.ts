@@ -1,0 +1,45 @@
+// Types of `d3.js`, as far as Arborist uses it. Copied beside it by `scripts/vendor.js`.
+
+export interface ScaleLinear {
+  (value: number): number;
+  domain(values: [number, number]): ScaleLinear;
+  range(values: [number, number]): ScaleLinear;
+  invert(value: number): number;
+  ticks(count?: number): number[];
+}
+export function scaleLinear(): ScaleLinear;
+
+export function pointer(event: Event, target?: Element): [number, number];
+
+export interface Selection<E extends Element> {
+  call(behaviour: (selection: Selection<E>, ...rest: any[]) => void, ...rest: any[]): Selection<E>;
+  on(type: string, listener: ((event: any) => void) | null): Selection<E>;
+  attr(name: string, value: string | number | null): Selection<E>;
+  style(name: string, value: string | null): Selection<E>;
+  node(): E;
+}
+export function select<E extends Element>(element: E): Selection<E>;
+
+export interface Line {
+  (points: [number, number][]): string | null;
+}
+export function line(): Line;
+
+export interface ZoomTransform {
+  readonly k: number;
+  readonly x: number;
+  readonly y: number;
+  translate(x: number, y: number): ZoomTransform;
+  scale(k: number): ZoomTransform;
+}
+export const zoomIdentity: ZoomTransform;
+export interface Zoom<E extends Element> {
+  (selection: Selection<E>): void;
+  transform(selection: Selection<E>, transform: ZoomTransform): void;
+  scaleExtent(extent: [number, number]): Zoom<E>;
+  translateExtent(extent: [[number, number], [number, number]]): Zoom<E>;
+  extent(extent: [[number, number], [number, number]]): Zoom<E>;
+  filter(filter: (event: any) => boolean): Zoom<E>;
+  on(type: string, listener: ((event: { transform: ZoomTransform; sourceEvent: Event | null }) => void) | null): Zoom<E>;
+}
+export function zoom<E extends Element>(): Zoom<E>;
