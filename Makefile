@@ -58,7 +58,7 @@ $(NODE_READY): package.json
 	@rm -f node_modules/.ready-*; : > $@
 
 js: $(NODE_READY)
-	node --test $$(find tests/js -name "*.test.js" -o -name "*.test.mjs")
+	npm run --silent test
 	npm run --silent typecheck
 
 clean:
