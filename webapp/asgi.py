@@ -18,6 +18,14 @@ def build() -> Any:  # an ASGI application: asgiref's types are too narrow for m
 
     django_application = get_asgi_application()
 
+    from django.conf import settings
+    from django.core.exceptions import ImproperlyConfigured
+
+    from webapp.checks import public_address_errors
+
+    if found := public_address_errors(settings.BIND_ADDRESS):
+        raise ImproperlyConfigured(" ".join(f"{error.msg} {error.hint}" for error in found))
+
     # These need Django's apps to be loaded.
     from channels.auth import AuthMiddlewareStack
     from channels.routing import ProtocolTypeRouter, URLRouter

@@ -46,7 +46,7 @@ def public_address_errors(host: str) -> list[CheckMessage]:
                 id="arborist.E001",
             )
         )
-    if not os.environ.get("ARBORIST_ALLOWED_HOSTS") or "*" in settings.ALLOWED_HOSTS:
+    if not settings.CHOSEN_HOSTS or "*" in settings.CHOSEN_HOSTS:
         found.append(
             Error(
                 f"The site would be served on {host} without saying under which names.",
@@ -110,12 +110,3 @@ def check_database(
                 )
             )
     return found
-
-
-def has_users() -> bool:
-    """Whether anyone could log in. A site away from loopback without users waits for its first visitor,
-    whoever that is.
-    """
-    from webapp.accounts.models import User
-
-    return User.objects.filter(is_active=True).exists()

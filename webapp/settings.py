@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
+import warnings
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -27,6 +29,16 @@ def _flag(name: str, default: bool = False) -> bool:
     if text in ("0", "false", "no", "off", ""):
         return False
     raise ImproperlyConfigured(f"{name}={text!r} is not a yes or no. Use 1 or 0.")
+
+
+def _option(name: str) -> str:
+    """The value of an option on this process's command line; "" when it is not there."""
+    for place, word in enumerate(sys.argv):
+        if word == name and place + 1 < len(sys.argv):
+            return sys.argv[place + 1]
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+    return ""
 
 
 def _count(name: str, default: int) -> int:
@@ -78,11 +90,16 @@ DEBUG = _flag("ARBORIST_DEBUG")
 _stored_key = os.environ.get("ARBORIST_SECRET_KEY") or FOLDER.read_secret_key()
 SECRET_KEY = _stored_key or secrets.token_urlsafe(50)
 SECRET_KEY_IS_TEMPORARY = not _stored_key
-ALLOWED_HOSTS = [
-    h for h in os.environ.get("ARBORIST_ALLOWED_HOSTS", "127.0.0.1,localhost,[::1]").split(",") if h
+# The loopback names always work: health checks come from the machine itself.
+LOOPBACK_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
+CHOSEN_HOSTS = [
+    host.strip() for host in os.environ.get("ARBORIST_ALLOWED_HOSTS", "").split(",") if host.strip()
 ]
-# Where the site listens, for the checks of `checks.py`; the launcher sets it.
-BIND_ADDRESS = os.environ.get("ARBORIST_BIND", "127.0.0.1")
+ALLOWED_HOSTS = list(dict.fromkeys([*CHOSEN_HOSTS, *LOOPBACK_HOSTS]))
+# Where the site listens, for the checks of `checks.py`: as said, or as uvicorn was told.
+BIND_ADDRESS = (
+    os.environ.get("ARBORIST_BIND") or os.environ.get("UVICORN_HOST") or _option("--host") or "127.0.0.1"
+)
 CSRF_TRUSTED_ORIGINS = [o for o in os.environ.get("ARBORIST_TRUSTED_ORIGINS", "").split(",") if o]
 
 # Without addresses these are the sockets of the embedded servers, whether they run or not.
@@ -156,6 +173,8 @@ SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
 SESSION_COOKIE_AGE = 12 * 3600
 SESSION_SAVE_EVERY_REQUEST = False
+# Behind a proxy that speaks https for us. Whoever reaches us past it gains nothing by claiming https.
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
 SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_REFERRER_POLICY = "same-origin"
@@ -185,7 +204,8 @@ STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {"BACKEND": "webapp.static_storage.ModuleManifestStorage"},
 }
-# Until `collectstatic` ran, files are served from where they lie.
+# Until `collectstatic` ran, files are served from where they lie; whitenoise need not warn of that.
+warnings.filterwarnings("ignore", "No directory at", UserWarning, r"django\.core\.handlers\.base")
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_AUTOREFRESH = DEBUG
 

@@ -11,7 +11,7 @@ import ipaddress
 from dataclasses import dataclass
 from datetime import timedelta
 
-from django.db.models import Count, Min
+from django.db.models import Count, DurationField, ExpressionWrapper, F, Min
 from django.db.models.functions import Now
 
 from webapp.accounts.models import LoginTry
@@ -57,20 +57,15 @@ def begin_try(username: str, remote_address: str | None) -> Try:
     LoginTry.objects.filter(at__lt=Now() - WINDOW).delete()
     row = LoginTry.objects.create(account=account, address=address)
     recent = LoginTry.objects.filter(at__gte=Now() - WINDOW)
-    by_account = recent.filter(account=account).aggregate(n=Count("id"), oldest=Min("at"), now=Now())
-    by_address = (
-        recent.filter(address=address)
-        .exclude(address="")
-        .aggregate(n=Count("id"), oldest=Min("at"), now=Now())
-    )
-    waits = [
-        int((counted["oldest"] + WINDOW - counted["now"]).total_seconds()) + 1
-        for counted, most in (
-            (by_account, LOGIN_FAILURES_PER_ACCOUNT),
-            (by_address, LOGIN_FAILURES_PER_ADDRESS),
-        )
-        if counted["n"] > most
-    ]
+    wait = Min(ExpressionWrapper(F("at") + WINDOW - Now(), DurationField()))
+    counts = [(recent.filter(account=account), LOGIN_FAILURES_PER_ACCOUNT)]
+    if address:
+        counts.append((recent.filter(address=address), LOGIN_FAILURES_PER_ADDRESS))
+    waits = []
+    for tries, most in counts:
+        found = tries.aggregate(n=Count("id"), wait=wait)
+        if found["n"] > most:
+            waits.append(int(found["wait"].total_seconds()) + 1)
     if waits:
         # A refused try costs the guesser time already; counting it would let anyone keep an account shut for
         # ever.

@@ -47,7 +47,7 @@ def login_link(request: HttpRequest, secret: str) -> HttpResponseBase:
         {"valid": state == "valid", "reason": _REASONS.get(state, "")},
         status=200 if state == "valid" else 410,
     )
-    # The secret stands in this page's address, so the address goes nowhere. The form's own origin still
-    # travels, or the CSRF check could not pass over https.
-    response["Referrer-Policy"] = "same-origin" if request.is_secure() else "no-referrer"
+    # The secret stands in this page's address, which therefore leaves to no other site. Not `no-referrer`:
+    # under it browsers send the form with the origin "null", and the CSRF check refuses that.
+    response["Referrer-Policy"] = "same-origin"
     return response

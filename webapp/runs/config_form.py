@@ -154,8 +154,9 @@ def _fields(
     schema = _resolve(schema)
     advanced = advanced or bool(schema.get("advanced", False))
     if variants := _variants(schema):
+        choices = options.get(f"{path}.kind") or [(name, _title(name)) for name in variants]
         kind = typed.get(f"{path}.kind", value["kind"])
-        if kind not in variants:
+        if kind not in [name for name, _ in choices]:
             kind = value["kind"]
         yield FormField(
             path=f"{path}.kind",
@@ -167,7 +168,7 @@ def _fields(
             unit="",
             kind="choice",
             value=kind,
-            choices=[(name, _title(name)) for name in variants],
+            choices=choices,
             changed=kind != value["kind"],
             preset_value=value["kind"],
             advanced=advanced,

@@ -1,0 +1,203 @@
+"""Who gets in where: every route of every app and every API operation, for every role. A new one without a row here fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import URLPattern, URLResolver, get_resolver
+
+from tests.webapp.material import People
+from webapp.api import api
+from webapp.projects.models import Project
+from webapp.runs.models import Run
+from webapp.trees.models import StoredTree
+
+ROLES = ("anonymous", "stranger", "viewer", "editor")
+
+# What each role gets: a page's route name -> method, then one status per role of ROLES.
+PAGES = {
+    "home": ("GET", 302, 302, 302, 302),
+    "projects": ("GET", 302, 200, 200, 200),
+    "healthz": ("GET", 200, 200, 200, 200),
+    "login": ("GET", 200, 200, 200, 200),
+    "login-link": ("GET", 410, 410, 410, 410),
+    "logout": ("POST", 302, 302, 302, 302),
+    "run-list": ("GET", 302, 404, 200, 200),
+    "run-new": ("GET", 302, 404, 403, 200),
+    "run-detail": ("GET", 302, 404, 200, 200),
+    "run-config": ("GET", 302, 404, 200, 200),
+    "run-events": ("GET", 302, 404, 200, 200),
+    "run-trees": ("GET", 302, 404, 200, 200),
+    "run-stop": ("POST", 302, 404, 403, 302),
+    "health": ("GET", 302, 200, 200, 200),
+    "tree-detail": ("GET", 302, 404, 200, 200),
+    "node-page": ("GET", 302, 404, 200, 200),
+}
+OPEN = {"healthz", "login", "login-link"}
+
+API = {
+    "GET /api/v1/projects": (401, 200, 200, 200),
+    "GET /api/v1/projects/{slug}/runs": (401, 404, 200, 200),
+    "POST /api/v1/projects/{slug}/runs": (401, 404, 403, 201),
+    "GET /api/v1/runs/{run_id}": (401, 404, 200, 200),
+    "POST /api/v1/runs/{run_id}/stop": (401, 404, 403, 200),
+    "GET /api/v1/runs/{run_id}/metrics": (401, 404, 200, 200),
+    "GET /api/v1/runs/{run_id}/events": (401, 404, 200, 200),
+    "GET /api/v1/runs/{run_id}/steps": (401, 404, 200, 200),
+    "GET /api/v1/runs/{run_id}/trees": (401, 404, 200, 200),
+    "GET /api/v1/trees/{tree_id}": (401, 404, 200, 200),
+    "GET /api/v1/trees/{tree_id}/columns": (401, 404, 200, 200),
+    "GET /api/v1/trees/{tree_id}/nodes/{name}": (401, 404, 200, 200),
+    "POST /api/v1/configs/validate": (401, 200, 200, 200),
+    "GET /api/v1/presets": (401, 200, 200, 200),
+    "GET /api/v1/metrics": (401, 200, 200, 200),
+}
+
+
+def routes(patterns: list[Any] | None = None, before: str = "") -> Iterator[tuple[str, str]]:
+    """(name, route) of every pattern that Django can resolve, whichever app brought it."""
+    for pattern in get_resolver().url_patterns if patterns is None else patterns:
+        if isinstance(pattern, URLResolver):
+            yield from routes(pattern.url_patterns, before + str(pattern.pattern))
+        elif isinstance(pattern, URLPattern):
+            yield pattern.name or "", "/" + before + str(pattern.pattern)
+
+
+def fill(route: str, run: Run) -> str:
+    tree = StoredTree.objects.filter(run=run).order_by("id").first()
+    assert tree is not None
+    values = {
+        "slug:slug": run.project.slug, "int:run_id": run.id, "int:tree_id": tree.id, "str:name": "1.1", "str:secret": "x",
+        "name": "1.1", "run_id": run.id, "tree_id": tree.id, "slug": run.project.slug,
+    }  # fmt: skip
+    for name, value in values.items():
+        route = route.replace(f"<{name}>", str(value)).replace(f"{{{name}}}", str(value))
+    assert "<" not in route, f"no value for {route}"
+    assert "{" not in route, f"no value for {route}"
+    return route
+
+
+def page_routes() -> dict[str, str]:
+    return {name: route for name, route in routes() if not route.startswith("/api/")}
+
+
+def test_every_page_has_a_row_here() -> None:
+    assert set(page_routes()) == set(PAGES)
+
+
+def test_every_api_operation_has_a_row_here() -> None:
+    schema = api.get_openapi_schema()
+    operations = {f"{method.upper()} {path}" for path, item in schema["paths"].items() for method in item}
+    assert operations == set(API)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_by_role(name: str, run: Run, people: People) -> None:
+    method, *expected = PAGES[name]
+    path = fill(page_routes()[name], run)
+    found = [people.client(role).generic(method, path).status_code for role in ROLES]
+    assert found == expected
+
+
+@pytest.mark.parametrize("operation", API)
+def test_api_operation_by_role(operation: str, run: Run, people: People, config: Any) -> None:
+    method, _, route = operation.partition(" ")
+    path = fill(route, run) + ("?step=1" if route.endswith("/trees") else "")
+    body = json.dumps({"name": "x", "config": config.model_dump(mode="json")}) if "projects" in route else "{}"
+    if "validate" in route:
+        body = json.dumps({"config": {}})
+    found = []
+    for role in ROLES:
+        response = people.client(role).generic(method, path, body, content_type="application/json")
+        found.append(response.status_code)
+        if response.status_code >= 400:
+            assert response.headers["Content-Type"] == "application/problem+json"
+            assert response.json()["status"] == response.status_code
+            assert response.json()["detail"]
+    assert tuple(found) == API[operation]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
+def test_strangers_to_the_site_get_nothing_by_any_method(method: str, run: Run) -> None:
+    client = Client()
+    for name, route in routes():
+        if name not in OPEN:
+            status = client.generic(method, fill(route, run)).status_code
+            assert status in (302, 401, 403, 404), f"{method} {route} answered {status}"
+
+
+def test_unknown_addresses_are_404_with_a_page_and_problem_json(people: People) -> None:
+    client = people.client("viewer")
+    assert client.get("/nothing/here").status_code == 404
+    response = client.get("/api/v1/nothing")
+    assert (response.status_code, response.headers["Content-Type"]) == (404, "application/problem+json")
+
+
+def test_a_foreign_run_answers_like_one_that_does_not_exist(run: Run, people: People) -> None:
+    client = people.client("stranger")
+    foreign, missing = client.get(f"/api/v1/runs/{run.id}"), client.get("/api/v1/runs/987654321")
+    assert foreign.status_code == missing.status_code == 404
+    assert foreign.content == missing.content
+
+
+def test_ids_beyond_the_database_are_404(people: People) -> None:
+    client = people.client("viewer")
+    for number in ("0", str(2**63), "9" * 30):
+        for path in (f"/r/{number}/", f"/t/{number}/", f"/api/v1/runs/{number}", f"/api/v1/trees/{number}"):
+            assert client.get(path).status_code == 404, path
+
+
+def test_a_member_who_was_removed_or_deactivated_sees_nothing(run: Run, people: People) -> None:
+    client = people.client("editor")
+    assert client.get(f"/r/{run.id}/").status_code == 200
+    people.editor.memberships.all().delete()
+    assert client.get(f"/r/{run.id}/").status_code == 404
+    viewer = people.client("viewer")
+    people.viewer.is_active = False
+    people.viewer.save()
+    assert viewer.get(f"/r/{run.id}/").status_code == 302
+
+
+def test_superusers_need_a_membership_too(run: Run, people: People) -> None:
+    people.stranger.is_superuser = people.stranger.is_staff = True
+    people.stranger.save()
+    assert people.client("stranger").get(f"/r/{run.id}/").status_code == 404
+
+
+def test_nobody_sees_runs_of_others_on_shared_pages(run: Run, people: People, project: Project) -> None:
+    client = people.client("stranger")
+    for path in ("/p/", "/workers/", "/api/v1/projects"):
+        page = client.get(path).content.decode()
+        assert f"/r/{run.id}/" not in page
+        assert project.slug not in page.replace("label", "")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+def test_cookie_writes_need_the_csrf_token(method: str, run: Run, people: People, config: Any) -> None:
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(people.editor)
+    body = json.dumps({"name": "x", "config": config.model_dump(mode="json")})
+    before = Run.objects.count()
+    for name, route in routes():
+        if name in ("login", "login-link", "healthz"):
+            continue
+        response = client.generic(method, fill(route, run), body, content_type="application/json")
+        assert response.status_code in (403, 404, 405), f"{method} {route}: {response.status_code}"
+    assert Run.objects.count() == before
+    run.refresh_from_db()
+    assert run.stop_requested_at is None
+
+
+def test_csrf_token_from_the_cookie_lets_a_write_through(run: Run, people: People) -> None:
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(people.editor)
+    client.get(f"/r/{run.id}/")
+    token = client.cookies["csrftoken"].value
+    response = client.post(
+        f"/api/v1/runs/{run.id}/stop", "{}", content_type="application/json", headers={"X-CSRFToken": token}
+    )
+    assert response.status_code == 200

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+
+from trainer.config import FlatSampler, RunConfig, SegmentTreeSampler, TrainingConfig
+from webapp.runs.estimate import estimate
+
+
+@pytest.mark.parametrize(
+    ("children", "depth", "length", "leaves", "nodes", "tokens", "flat", "saving"),
+    [
+        (2, 6, 128, 64, 126, 16_128, 49_152, 67),
+        (4, 3, 256, 64, 84, 21_504, 49_152, 56),
+        (4, 4, 192, 256, 340, 65_280, 196_608, 67),
+        (8, 3, 384, 512, 584, 224_256, 589_824, 62),
+    ],
+)
+def test_the_design_table(
+    children: int, depth: int, length: int, leaves: int, nodes: int, tokens: int, flat: int, saving: int
+) -> None:
+    sampler = SegmentTreeSampler(
+        depth=depth, branching_per_depth=(children,), segment_tokens_per_depth=(length,)
+    )
+    found = estimate(RunConfig(sampler=sampler, training=TrainingConfig(problems_per_step=3)))
+    assert (found.leaves_per_tree, found.nodes_per_tree) == (leaves, nodes)
+    assert (found.tokens_per_tree_max, found.flat_tokens_max) == (tokens, flat)
+    assert round(100 * found.saving) == saving
+    assert found.saving == pytest.approx(1 - nodes / (leaves * depth))
+    assert found.tokens_per_step_max == 3 * tokens
+
+
+def test_lengths_that_differ_by_depth() -> None:
+    """4 nodes of 10, 8 of 20, 16 of 30: 40 + 160 + 480 = 680; flat 16 answers of 60 = 960."""
+    sampler = SegmentTreeSampler(depth=3, branching_per_depth=(4, 2, 2), segment_tokens_per_depth=(10, 20, 30))
+    found = estimate(RunConfig(sampler=sampler))
+    assert (found.nodes_per_tree, found.tokens_per_tree_max, found.flat_tokens_max) == (28, 680, 960)
+
+
+def test_flat_answers_save_nothing() -> None:
+    found = estimate(RunConfig(sampler=FlatSampler(group_size=8, max_tokens=96)))
+    assert (found.leaves_per_tree, found.nodes_per_tree, found.saving) == (8, 8, 0)

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import signal
+import threading
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand
+
+from webapp.runs.sweeper import sweep, sweep_until
+
+
+class Command(BaseCommand):
+    help = (
+        "Bring back runs whose worker was lost, and runs that nobody was told of. Runs until it is stopped."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--once", action="store_true", help="one round, then leave")
+
+    def handle(self, *_: Any, **options: Any) -> None:
+        """`Any`: what Django passes on."""
+        if options["once"]:
+            swept = sweep()
+            self.stdout.write(f"{swept.lost} lost, {swept.sent} sent")
+            return
+        leave = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _number, _frame: leave.set())
+        sweep_until(leave.wait)
