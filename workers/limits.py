@@ -18,7 +18,7 @@ WISH_SECONDS = 1.0  # how often the wish to stop is read: with the grace of 8 s 
 PREEMPT_GRACE_SECONDS = 60.0  # a worker that is told to stop gives its trainer this long to save
 FINISHED_GRACE_SECONDS = 10.0  # a trainer that said it finished may take this long to leave
 SHUTDOWN_RECORD_SECONDS = 10.0  # a worker that is told to stop waits this long for a lost database
-SIGHTING_SECONDS = 10.0
-FORGET_WORKERS_SECONDS = 3600
+UPKEEP_SECONDS = 10.0
 
 MAX_STEP = 2**53
+MAX_LOG_BYTES = 20 * 2**20  # of a trainer's standard error kept on disk

@@ -67,7 +67,7 @@ class GapError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """`through`: spool records 1..n of the attempt are stored. `ended`: the run, or this attempt, is over."""
+    """`through`: spool records 1..n of the attempt are stored. `ended`: the lease was given back."""
 
     through: int
     last_seq: int
@@ -301,13 +301,14 @@ class Recorder:
             last_seq = append_status_event(
                 run.id, self.lease.epoch, RunStatus.RUNNING, "", actor=self.lease.owner
             )
-        ended = last is not None
+        ended = True
         # An earlier attempt's "preempted" says only that this one is to go on.
         if isinstance(last, Finished):
             last_seq = settle(run, self.lease, _OUTCOMES[last.outcome], _reason(run, last))
         elif isinstance(last, Preempted) and self.epoch == self.lease.epoch:
             last_seq = settle(run, self.lease, RunStatus.QUEUED, last.reason)
         else:
+            ended = False
             poke = json.dumps({"run": run.id, "project": run.project_id, "last_seq": last_seq})
             with connection.cursor() as cursor:
                 cursor.execute("SELECT pg_notify('arborist_poke', %s)", [poke])

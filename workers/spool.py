@@ -90,8 +90,10 @@ class Spool:
             self.sync()
 
     def close(self) -> None:
-        self.sync()
-        os.close(self._fd)
+        try:
+            self.sync()
+        finally:
+            os.close(self._fd)
 
     def remove(self) -> None:
         """Everything in it is stored elsewhere."""

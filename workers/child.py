@@ -1,0 +1,176 @@
+"""The trainer as a child process: start it, read it, signal it, end it. It does not know what the lines mean.
+
+Three nets keep it from outliving its supervisor: a death signal, a pipe that it watches, and a mark in its
+environment by which the reaper finds it and whatever it started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import selectors
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from webapp.embedded import processes
+from webapp.embedded.processes import Identity
+from workers.limits import MAX_LINE_BYTES, MAX_LOG_BYTES, STDERR_TAIL_BYTES
+
+MARK = "ARBORIST_ATTEMPT"
+_CHUNK = 2**20
+# What the trainer has no use for, and what must not reach a child that runs a model.
+_KEPT_BACK = ("ARBORIST_SECRET_KEY", "ARBORIST_DATABASE_URL", "ARBORIST_BROKER_URL", "DJANGO_SETTINGS_MODULE")
+
+
+class Lines:
+    """Cuts a byte stream into lines of at most `MAX_LINE_BYTES`."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._searched = 0
+        self.is_overlong = False
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that `data` completes, without their ends. After an overlong one nothing more comes."""
+        if self.is_overlong:
+            return []
+        self._buffer += data
+        lines = []
+        while (end := self._buffer.find(b"\n", self._searched)) >= 0:
+            lines.append(bytes(self._buffer[:end]))
+            del self._buffer[: end + 1]
+            self._searched = 0
+        self._searched = len(self._buffer)
+        if self._searched > MAX_LINE_BYTES or any(len(line) > MAX_LINE_BYTES for line in lines):
+            self.is_overlong = True
+            self._buffer.clear()
+            return [line for line in lines if len(line) <= MAX_LINE_BYTES]
+        return lines
+
+    def rest(self) -> bytes:
+        """What came after the last line end."""
+        return bytes(self._buffer)
+
+
+class TrainerChild:
+    """`python -m trainer …`. Start it from the thread that stays: its death signal comes when that ends."""
+
+    def __init__(
+        self, argv: Sequence[str], *, mark: str, env: Mapping[str, str], cwd: Path, log: Path
+    ) -> None:
+        self.mark = mark
+        self.lines = Lines()
+        self._tail = bytearray()
+        self._log = log.open("ab")
+        watched, self._held = os.pipe2(os.O_CLOEXEC)
+        try:
+            self._popen = subprocess.Popen(
+                processes.guarded([*argv, "--parent-fd", str(watched)], death_signal=signal.SIGKILL),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=[watched],
+                env={key: value for key, value in env.items() if key not in _KEPT_BACK} | {MARK: mark},
+                cwd=cwd,
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(self._held)
+            self._log.close()
+            raise
+        finally:
+            os.close(watched)
+        self.identity = Identity.of(self._popen.pid) or Identity(self._popen.pid, 0)
+        self._selector = selectors.DefaultSelector()
+        self._open = {self._fileno(self._popen.stdout), self._fileno(self._popen.stderr)}
+        self._stdout = self._fileno(self._popen.stdout)
+        self._is_held = False
+        for fd in self._open:
+            os.set_blocking(fd, False)
+            self._selector.register(fd, selectors.EVENT_READ)
+        with contextlib.suppress(OSError):  # a small pipe only makes the trainer wait sooner
+            fcntl.fcntl(self._stdout, fcntl.F_SETPIPE_SZ, _CHUNK)
+
+    @staticmethod
+    def _fileno(stream: IO[bytes] | None) -> int:
+        if stream is None:
+            raise RuntimeError("subprocess gave no pipe")
+        return stream.fileno()
+
+    def read(self, timeout: float, *, hold: bool = False) -> list[bytes]:
+        """Lines of standard output, waited for up to `timeout` seconds. Standard error goes to the log.
+
+        `hold`: leave standard output in its pipe, so that the trainer waits.
+        """
+        if hold != self._is_held and self._stdout in self._open:
+            self._is_held = hold
+            if hold:
+                self._selector.unregister(self._stdout)
+            else:
+                self._selector.register(self._stdout, selectors.EVENT_READ)
+        lines: list[bytes] = []
+        for key, _ in self._selector.select(timeout):
+            try:
+                data = os.read(key.fd, _CHUNK)
+            except BlockingIOError:
+                continue
+            if not data:
+                self._selector.unregister(key.fd)
+                self._open.discard(key.fd)
+            elif key.fd == self._stdout:
+                lines += self.lines.feed(data)
+            else:
+                self._keep_error(data)
+        return lines
+
+    def _keep_error(self, data: bytes) -> None:
+        self._tail += data
+        del self._tail[:-STDERR_TAIL_BYTES]
+        if self._log.tell() < MAX_LOG_BYTES:
+            self._log.write(data)
+            self._log.flush()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether both pipes are closed: nothing more will come."""
+        return not self._open
+
+    def is_alive(self) -> bool:
+        if self._popen.returncode is not None:
+            return False
+        # Look without reaping: until `end`, neither its pid nor its group can be anyone else's.
+        return os.waitid(os.P_PID, self._popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+    def ask_to_stop(self) -> None:
+        """SIGTERM to the trainer alone; what it started it stops itself."""
+        if self._popen.returncode is None:
+            os.kill(self._popen.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL to its whole group."""
+        if self._popen.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._popen.pid, signal.SIGKILL)
+
+    def error_tail(self) -> str:
+        """The last of standard error, as text for people."""
+        return self._tail.decode("utf-8", errors="replace")
+
+    def end(self) -> int:
+        """Kill what is left of it and reap it. Returns minus the signal's number, or the exit status."""
+        self.kill()
+        status = self._popen.wait()
+        processes.end_marked(self.mark, variable=MARK)
+        self._selector.close()
+        for stream in (self._popen.stdout, self._popen.stderr):
+            if stream is not None:
+                stream.close()
+        self._log.close()
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
+        return status

@@ -1,0 +1,78 @@
+"""A thread that keeps the lease, tells how the trainer is, and brings back the wish to stop.
+
+It needs nothing of the thread that reads the trainer, so the lease lives while that one is busy.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from django.db import InterfaceError, OperationalError, connection
+from django.db.models.functions import Now
+
+from webapp.limits import HEARTBEAT_SECONDS
+from webapp.runs.models import Worker
+from workers import lease as leases
+from workers.lease import Lease, LeaseLostError
+from workers.limits import WISH_SECONDS
+
+logger = logging.getLogger(__name__)
+
+
+class Heartbeat(threading.Thread):
+    """`lost`: why the lease is gone, or None. `stop_by`: who asked for a stop, or None."""
+
+    def __init__(self, lease: Lease) -> None:
+        super().__init__(name=f"heartbeat-{lease.run_id}", daemon=True)
+        self.lease = lease
+        self.lost: str | None = None
+        self.stop_by: str | None = None
+        self._spoke = time.monotonic()
+        self._leave = threading.Event()
+        self._away = False
+
+    def trainer_spoke(self) -> None:
+        """The trainer said something just now."""
+        self._spoke = time.monotonic()
+
+    def run(self) -> None:
+        beat = 0.0
+        try:
+            while not self._leave.wait(WISH_SECONDS if beat else 0):
+                due = time.monotonic() - beat >= HEARTBEAT_SECONDS
+                try:
+                    self._look(renew=due)
+                except LeaseLostError as lost:
+                    self.lost = str(lost)
+                    return
+                except (OperationalError, InterfaceError) as error:
+                    # The run goes on: nobody can take it either while the database is away.
+                    if not self._away:
+                        logger.warning("Run %s: the database does not answer (%s).", self.lease.run_id, error)
+                    self._away = True
+                    connection.close()
+                    continue
+                if due:
+                    beat = time.monotonic()
+                if self._away:
+                    self._away = False
+                    logger.info("Run %s: the database answers again.", self.lease.run_id)
+        finally:
+            connection.close()
+
+    def _look(self, *, renew: bool) -> None:
+        if renew:
+            wish = leases.renew(self.lease, time.monotonic() - self._spoke)
+            Worker.objects.filter(name=self.lease.owner).update(heartbeat_at=Now(), run_id=self.lease.run_id)
+        else:
+            wish = leases.read_wish(self.lease)
+        if wish.stop_by is not None and self.stop_by is None:
+            leases.begin_stopping(self.lease, wish.stop_by)
+            self.stop_by = wish.stop_by
+
+    def leave(self) -> None:
+        """Stop beating; the lease is kept by nobody from now on."""
+        self._leave.set()
+        self.join()

@@ -1,0 +1,298 @@
+"""One attempt of a run, from the claim to its last row.
+
+Three threads: this one reads the trainer and appends to the spool (`watch`), and never waits for the database
+while the trainer runs; one keeps the lease (`heartbeat`); one moves records from the spool into rows
+(`drain`). How an attempt ended is its spool's last record, so the end is stored exactly once like everything
+before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+from django.conf import settings
+from django.db import InterfaceError, OperationalError, connection, connections
+from pydantic import ValidationError
+
+from trainer.config import RunConfig
+from trainer.config_file import config_to_yaml
+from trainer.events import Finished
+from webapp import broker
+from webapp.projects.models import ModelSource
+from webapp.runs.models import Checkpoint, Run, RunStatus, Worker
+from workers import lease, memory, reaper
+from workers.child import TrainerChild
+from workers.drain import Batches, Drain
+from workers.heartbeat import Heartbeat
+from workers.lease import Lease, LeaseLostError
+from workers.limits import RETRY_SECONDS, SHUTDOWN_RECORD_SECONDS
+from workers.output import Preempted
+from workers.recorder import Recorder
+from workers.spool import Spool, SpoolReader
+from workers.watch import Recording, Watch, finished
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+TRAINER = (sys.executable, "-m", "trainer")
+
+
+def trainer_notes() -> Path:
+    """Where this machine's trainers are written down for the reaper."""
+    folder: Path = settings.DATA_DIR / "workers" / "trainers"
+    return folder
+
+
+class CannotStartError(Exception):
+    """The run cannot begin; the message is one sentence for people."""
+
+
+def supervise(
+    held: Lease, *, told_to_leave: Callable[[], bool] = lambda: False, command: Sequence[str] = TRAINER
+) -> None:
+    """Work on the run until it has ended, or waits for another worker, or is not ours any more.
+
+    `told_to_leave`: the worker is shutting down. `command` is the trainer's, without its arguments.
+    """
+    with _sigterm_means_leave(told_to_leave) as leave:
+        attempt = _Attempt(held, leave, command)
+        try:
+            attempt.run()
+        except LeaseLostError as lost:
+            logger.warning("Run %s is not this worker's any more: %s.", held.run_id, lost)
+        except (OperationalError, InterfaceError):
+            logger.exception("Run %s is given up until the database answers", held.run_id)
+        except Exception as error:  # a defect of ours must not leave the run "running"
+            reason = f"The worker failed: {type(error).__name__}: {error}. Its log has the traceback."
+            with contextlib.suppress(LeaseLostError, OperationalError, InterfaceError):
+                lease.end(held, RunStatus.FAILED, reason)
+            raise
+        finally:
+            connections.close_all()
+
+
+@contextlib.contextmanager
+def _sigterm_means_leave(told_to_leave: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+    """A stop of a whole process group or container reaches this process before the worker can speak to it."""
+    signalled = threading.Event()
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        signalled.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield told_to_leave
+        return
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield lambda: signalled.is_set() or told_to_leave()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Attempt:
+    """What an attempt holds, and the order of things."""
+
+    def __init__(self, held: Lease, told_to_leave: Callable[[], bool], command: Sequence[str]) -> None:
+        self.lease = held
+        self.told_to_leave = told_to_leave
+        self.command = command
+        self.run_folder = settings.DATA_DIR / "runs" / str(held.run_id)
+        self.folder = self.run_folder / f"attempt-{held.epoch}"
+        self.notes = trainer_notes()
+        self.heart = Heartbeat(held)
+
+    def run(self) -> None:
+        self.heart.start()
+        try:
+            reaper.reap(self.notes, self._may_live)
+            if self._drain_earlier_attempts():
+                return
+            self._make_folder()
+            self._record(Spool(self.folder / "spool"))
+        finally:
+            self.heart.leave()
+            _forget_sighting(self.lease)
+
+    def _may_live(self, run_id: int, epoch: int) -> bool:
+        return run_id != self.lease.run_id or epoch >= self.lease.epoch
+
+    def _drain_earlier_attempts(self) -> bool:
+        """Store what dead attempts left on this machine. Returns whether that ended the run."""
+        left = {_epoch(path.parent): path for path in self.run_folder.glob("attempt-*/spool")}
+        for epoch in sorted(left):
+            if not 0 < epoch < self.lease.epoch:
+                continue
+            reader = SpoolReader(left[epoch])
+            batches = Batches(reader, Recorder(self.lease, attempt_epoch=epoch))
+            try:
+                while recorded := self._patiently(lambda b=batches, r=reader: b.move(r.size())):  # type: ignore[misc]
+                    if recorded.ended:
+                        return True
+                if torn := reader.size() - reader.offset:
+                    logger.warning(
+                        "Run %s: dropped %s torn bytes of %s", self.lease.run_id, torn, left[epoch]
+                    )
+            finally:
+                reader.close()
+            left[epoch].unlink()
+        return False
+
+    def _make_folder(self) -> None:
+        if self.folder.exists():
+            # A database that was restored from a backup counts epochs again.
+            self.folder.rename(self.folder.with_name(f"{self.folder.name}.old-{secrets.token_hex(4)}"))
+        self.folder.mkdir(parents=True)
+
+    def _record(self, spool: Spool) -> None:
+        recording = Recording(spool, Drain(spool, Recorder(self.lease)))
+        recording.drain.start()
+        try:
+            recording.add(self._train(recording))
+            recording.sync()
+            self._wait_until_stored(recording)
+        finally:
+            recording.drain.leave()
+            if recording.drain.ended:
+                spool.remove()
+            else:
+                spool.close()
+        self._offer_again()
+
+    def _train(self, recording: Recording) -> Finished | Preempted:
+        """Run the trainer to its end. Returns what is to be the attempt's last record."""
+        try:
+            run = self._patiently(lambda: Run.objects.get(id=self.lease.run_id))
+            arguments = self._arguments(run, recording)
+            kills = memory.kernel_kills()
+            child = TrainerChild(
+                [*self.command, *arguments],
+                mark=f"{run.id}-{self.lease.epoch}-{secrets.token_hex(4)}",
+                env=os.environ,
+                cwd=settings.BASE_DIR,
+                log=self.folder / "trainer.log",
+            )
+        except CannotStartError as error:
+            return finished("failed", str(error), 0)
+        except OSError as error:
+            return finished("failed", f"The trainer could not be started: {error}", 0)
+        note = reaper.write(self.notes, run.id, self.lease.epoch, child.mark, child.identity)
+        watch = Watch(child, recording, self.heart, self.told_to_leave)
+        try:
+            watch.until_it_ends()
+        finally:
+            status = child.end()
+            note.unlink(missing_ok=True)
+        now = memory.kernel_kills()
+        return watch.ending(status, was_out_of_memory=kills is not None and now is not None and now > kills)
+
+    def _arguments(self, run: Run, recording: Recording) -> list[str]:
+        """Write the child's config and choose where it goes on. Raises CannotStartError."""
+        try:
+            config = RunConfig.model_validate_json(json.dumps(run.config))
+        except ValidationError as error:
+            raise CannotStartError(f"The run's config is not valid for this worker: {error}") from error
+        slug = config.model.path
+        source = self._patiently(lambda: ModelSource.objects.filter(slug=slug).first())
+        if source is None:
+            raise CannotStartError(
+                f"The base model {slug!r} is not known any more. Register it again, then clone the run."
+            )
+        resolved = config.model_copy(update={"model": config.model.model_copy(update={"path": source.path})})
+        path = self.folder / "config.yaml"
+        path.write_text(config_to_yaml(resolved), encoding="utf-8")
+        arguments = [str(path), "--output", str(self.folder)]
+        if checkpoint := self._newest_checkpoint(run, recording):
+            arguments += ["--resume", str(checkpoint)]
+        return arguments
+
+    def _newest_checkpoint(self, run: Run, recording: Recording) -> Path | None:
+        saved = self._patiently(lambda: list(Checkpoint.objects.filter(run=run).order_by("-seq")))
+        for checkpoint in saved:
+            path = self.run_folder / checkpoint.path
+            if _is_whole(path):
+                recording.say("info", f"Going on from the checkpoint of step {checkpoint.step}.")
+                return path
+        if saved:
+            recording.say(
+                "warning", f"None of the {len(saved)} checkpoints is on this machine: starting from step 0."
+            )
+        return None
+
+    def _wait_until_stored(self, recording: Recording) -> None:
+        """The drain alone says now whether the run is ours: its last record gives the lease back."""
+        drain = recording.drain
+        gave_up_at: float | None = None
+        while not drain.ended and drain.lost is None and drain.broken is None:
+            if recording.broken is not None and drain.through == recording.count:
+                break
+            if self.told_to_leave() and drain.is_away:
+                gave_up_at = gave_up_at or time.monotonic() + SHUTDOWN_RECORD_SECONDS
+                if time.monotonic() > gave_up_at:
+                    logger.warning(
+                        "Run %s: %s is stored when the run goes on.", self.lease.run_id, self.folder
+                    )
+                    return
+            time.sleep(0.02)
+        if drain.lost is not None:
+            raise LeaseLostError(drain.lost)
+        trouble = drain.broken or recording.broken
+        if trouble is not None and not drain.ended:
+            # The last record cannot be stored, so the end is written directly.
+            self._patiently(lambda: lease.end(self.lease, RunStatus.FAILED, f"{trouble}."))
+            logger.error("Run %s failed: %s", self.lease.run_id, trouble)
+
+    def _offer_again(self) -> None:
+        waiting = Run.objects.filter(id=self.lease.run_id, status=RunStatus.QUEUED)
+        queue = waiting.values_list("queue", flat=True).first()
+        if queue is not None:
+            broker.send_train_run(self.lease.run_id, queue)
+
+    def _patiently(self, do: Callable[[], T]) -> T:
+        """`do` again and again while the database is away and the run is ours."""
+        failures = 0
+        while True:
+            try:
+                return do()
+            except (OperationalError, InterfaceError):
+                connection.close()
+                if self.told_to_leave():
+                    raise
+                if self.heart.lost is not None:
+                    raise LeaseLostError(self.heart.lost) from None
+                time.sleep(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
+                failures += 1
+
+
+def _epoch(folder: Path) -> int:
+    """Of `attempt-3`; 0 for anything else."""
+    number = folder.name.removeprefix("attempt-")
+    return int(number) if number.isdecimal() and len(number) < 19 else 0
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether every file that its manifest names is there with its size; the trainer verifies the hashes."""
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_bytes())
+        return all(
+            (checkpoint / name).stat().st_size == file["bytes"] for name, file in manifest["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _forget_sighting(held: Lease) -> None:
+    try:
+        Worker.objects.filter(name=held.owner, run_id=held.run_id).update(run=None)
+    except (OperationalError, InterfaceError) as error:
+        logger.info("The health page shows run %s a little longer: %s", held.run_id, error)
