@@ -24,7 +24,6 @@ const D3 = {
 /** Taken as published: package, version, [file in the package, file here]. uPlot's ES module comes unminified. */
 const COPIED = [
   ["uplot", "1.6.32", [["dist/uPlot.esm.js", "uPlot.js"], ["dist/uPlot.min.css", "uPlot.min.css"], ["dist/uPlot.d.ts", "uPlot.d.ts"]]],
-  ["htmx.org", "4.0.1", [["dist/htmx.min.js", "htmx.min.js"]]],
   ["@fontsource-variable/inter", "5.3.0", [["files/inter-latin-wght-normal.woff2", "fonts/inter.woff2"]]],
   ["@fontsource-variable/jetbrains-mono", "5.3.0", [["files/jetbrains-mono-latin-wght-normal.woff2", "fonts/jetbrains-mono.woff2"]]],
 ];

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
+import { shapeOf } from "../../webapp/static/js/core/branching.js";
 import { duration, figure, number, percent, short, signed } from "../../webapp/static/js/core/format.js";
 import { codePoint, parts } from "../../webapp/static/js/core/text.js";
 import { changed } from "../../webapp/static/js/core/url_state.js";
@@ -38,4 +39,11 @@ test("hidden characters are found, and nothing is lost", () => {
 test("the query leaves defaults out and keeps commas readable", () => {
   assert.equal(changed("?x=tokens&with=3", { with: "3,4" }), "?x=tokens&with=3,4");
   assert.equal(changed("?x=tokens", { x: null }), "");
+});
+
+test("a branching is read from what is typed, or it is not one yet", () => {
+  assert.deepEqual(shapeOf("4, 2, 2", 3), [4, 2, 2]);
+  assert.deepEqual(shapeOf("4", 3), [4, 4, 4]);
+  assert.deepEqual(shapeOf("8", 1), [8]);
+  for (const [text, depth] of [["", 3], ["4,2", 3], ["4,x,2", 3], ["0", 2], ["2.5", 2], ["64", 16], ["4", NaN]]) assert.equal(shapeOf(text, depth), null, text);
 });

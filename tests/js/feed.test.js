@@ -22,7 +22,7 @@ function history() {
   push({ kind: "status", status: "queued" });
   push({ kind: "started", step: 0 });
   for (let step = 1; step <= 30; step++) {
-    push({ kind: "tree", step, tree: {} });
+    push({ kind: "tree", step, tree: { value: step % 5 ? step / 30 : null } });
     push({ kind: "metrics", step, values: { "reward/mean": step / 100, "policy/loss": step % 7 ? step : { v: null, k: "nan" } } });
     if (step % 10 === 0) push({ kind: "checkpoint", step });
     if (step === 25) push({ kind: "started", step: 20, epoch: 2 });
@@ -35,7 +35,7 @@ test("one frame puts points, marks and trees in their places", () => {
   const feed = apply(emptyFeed(7), frame([
     { seq: 1, kind: "started", step: 0, at: 1, epoch: 1 },
     metrics(2, 1, { "reward/mean": 0.25, "policy/loss": { v: null, k: "inf" } }),
-    { seq: 3, kind: "tree", step: 1, at: 3, epoch: 1, tree: {} },
+    { seq: 3, kind: "tree", step: 1, at: 3, epoch: 1, tree: { value: 0.5 } },
     { seq: 4, kind: "checkpoint", step: 1, at: 4, epoch: 1 },
   ]));
   assert.deepEqual(seen(feed), {
@@ -45,7 +45,7 @@ test("one frame puts points, marks and trees in their places", () => {
       "policy/loss": { step: [], value: [], n: [], nonfinite: [{ step: 1, k: "inf" }] },
     },
     marks: [{ seq: 4, step: 1, kind: "checkpoint", text: "checkpoint of step 1" }],
-    trees: [[1, 1]],
+    trees: [[1, { n: 1, value: 0.5 }]],
   });
   assert.equal(feed.lastAt, 4);
 });

@@ -5,7 +5,7 @@ import { decodeColumns } from "../../webapp/static/js/tree/columns.js";
 import { hit } from "../../webapp/static/js/tree/hit.js";
 import { firstRightOf, layout, visibleBoxes } from "../../webapp/static/js/tree/layout.js";
 import { around, bringIn, fit, transformOf, viewOf } from "../../webapp/static/js/tree/viewport.js";
-import { childNumber, move, nameOf, nextAlike, nodeNamed, outlineRows, pathTo } from "../../webapp/static/js/tree/walk.js";
+import { childNumber, countBelow, move, nameOf, nextAlike, nodeNamed, outlineRows, pathTo } from "../../webapp/static/js/tree/walk.js";
 import { randomParents, seeded } from "./random.js";
 
 //        0
@@ -176,6 +176,10 @@ test("outline rows read depth first and hide what is closed", () => {
   const tree = layout(SMALL);
   assert.deepEqual([...outlineRows(tree, new Set())], [0, 1, 3, 4, 7, 5, 2, 6]);
   assert.deepEqual([...outlineRows(tree, new Set([1]))], [0, 1, 2, 6]);
+});
+
+test("correct leaves below each node", () => {
+  assert.deepEqual([...countBelow(layout(SMALL), [1, 0, 0, 1, 1, 2, 1, 1], 1)], [3, 2, 1, 1, 1, 0, 1, 1]);
 });
 
 /** The binary form, written by hand as the contract has it. */

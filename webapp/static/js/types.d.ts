@@ -45,7 +45,7 @@ interface TreeRow {
 interface Icicle {
   parent: number[];
   advantage: (number | null)[];
-  verdict: (number | string)[];
+  verdict: number[];
 }
 
 interface WireEvent {
@@ -118,8 +118,8 @@ interface Feed {
   state: RunState | null;
   series: ReadonlyMap<string, Series>;
   marks: readonly Mark[];
-  /** Trees stored per step, counted since the page was opened. */
-  trees: ReadonlyMap<number, number>;
+  /** Trees stored per step since the page was opened: how many, and the mean value of their roots. */
+  trees: ReadonlyMap<number, { n: number; value: number | null }>;
   /** Unix seconds at which the newest event happened, by the server's clock. */
   lastAt: number | null;
   /** What the page has to do before the feed can go on. */
@@ -183,3 +183,11 @@ interface Box {
 }
 type Signal = "advantage" | "value" | "verdict" | "entropy";
 type Theme = "light" | "dark";
+
+/** Not in TypeScript's own library yet. */
+interface TrustedTypePolicyFactory {
+  createPolicy(name: string, rules: { createHTML: (html: string) => string }): { createHTML(html: string): string };
+}
+interface Window {
+  trustedTypes?: TrustedTypePolicyFactory;
+}

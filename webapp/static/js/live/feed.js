@@ -70,7 +70,9 @@ function frame(feed, message) {
         put(/** @type {Series} */ (series.get(name)), event.step, value);
       }
     } else if (event.kind === "tree" && event.step !== null) {
-      trees.set(event.step, (trees.get(event.step) ?? 0) + 1);
+      const { n, value } = trees.get(event.step) ?? { n: 0, value: null };
+      const root = event.tree?.value ?? null;
+      trees.set(event.step, { n: n + 1, value: root === null ? value : value === null ? root : value + (root - value) / (n + 1) });
     } else if (event.kind === "started" && event.step !== null) {
       // A new attempt goes on from `step`: what an earlier one did after that is superseded.
       for (const [name, curve] of series) {

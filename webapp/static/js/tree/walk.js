@@ -80,3 +80,16 @@ export function outlineRows(tree, closed) {
   }
   return rows.subarray(0, count);
 }
+
+/** Leaves with this verdict at or below each node, in one pass. @param {Layout} tree @param {ArrayLike<number>} verdict @param {number} code */
+export function countBelow(tree, verdict, code) {
+  const counts = new Int32Array(tree.n);
+  for (let i = tree.n - 1; i >= 0; i--) {
+    if (/** @type {number} */ (tree.nChildren[i]) === 0 && verdict[i] === code) counts[i] = 1;
+    if (i > 0) {
+      const up = /** @type {number} */ (tree.parent[i]);
+      counts[up] = /** @type {number} */ (counts[up]) + /** @type {number} */ (counts[i]);
+    }
+  }
+  return counts;
+}

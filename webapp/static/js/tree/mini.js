@@ -1,0 +1,38 @@
+// Small icicles in lists: the same colours as the tree's own page.
+import { theme } from "../core/theme.js";
+import { colourScale, symmetricLimit } from "./colour.js";
+import { layout, visibleBoxes } from "./layout.js";
+import { hatch, outcome, sized } from "./paint.js";
+import { VERDICTS } from "./signals.js";
+import { fit } from "./viewport.js";
+
+const HEIGHT = 28;
+const OUTCOMES = 6;
+
+/** One scale for a whole list, so that its trees can be compared. @param {Icicle[]} icicles */
+export const commonLimit = (icicles) => symmetricLimit(icicles.flatMap((icicle) => icicle.advantage.map((advantage) => advantage ?? NaN)));
+
+/** @param {HTMLCanvasElement} canvas @param {Icicle} icicle @param {number} limit */
+export function drawMini(canvas, icicle, limit) {
+  const width = canvas.clientWidth;
+  if (!width) return;
+  const tree = layout(icicle.parent);
+  const view = fit(tree);
+  const { ctx, dpr } = sized(canvas, width, HEIGHT);
+  const hatching = hatch(ctx, dpr);
+  const scale = colourScale("advantage", limit, theme());
+  // The root has no advantage of its own; a list row shows the levels below it.
+  const rows = Math.max(1, tree.maxDepth);
+  const height = (HEIGHT - OUTCOMES - 1) / rows;
+  for (let row = 1; row <= tree.maxDepth; row++) {
+    for (const box of visibleBoxes(tree, row, view, width)) {
+      const advantage = icicle.advantage[box.from];
+      ctx.fillStyle = advantage == null ? hatching : scale.fill(scale.level(advantage));
+      ctx.fillRect(box.left, (row - 1) * height, Math.max(box.right - box.left - (box.right - box.left > 3 ? 1 : 0), 0.5), height - (height > 4 ? 1 : 0));
+    }
+  }
+  const step = width / tree.leafAt.length;
+  tree.leafAt.forEach((leaf, x) => {
+    outcome(ctx, VERDICTS[icicle.verdict[leaf] ?? 0] ?? "none", { left: x * step, right: (x + 1) * step, top: HEIGHT - OUTCOMES, height: OUTCOMES }, theme(), hatching);
+  });
+}

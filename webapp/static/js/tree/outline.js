@@ -1,0 +1,150 @@
+// The tree as indented rows: its accessible form, beside the canvas always. Rows exist only near the window.
+import { make } from "../core/dom.js";
+import { number, signed } from "../core/format.js";
+import { spoken, verdictGlyph } from "./signals.js";
+import { nameOf, outlineRows } from "./walk.js";
+
+const ROW = 28;
+const AROUND = 12;
+
+/** @typedef {import("./canvas.js").Scene} Scene */
+
+export class Outline {
+  element = make("div", { class: "outline-tree", role: "tree", tabindex: 0, "aria-label": "Nodes of the tree" });
+  #inside = make("div", { class: "outline-inside", role: "presentation" });
+  /** @type {Set<number>} */ #closed = new Set();
+  #selected = 0;
+  #scene;
+  #correct;
+  #hooks;
+  #rows;
+  /** Row of each node, -1 while it is hidden in a closed one. */ #rowOf;
+
+  /** @param {Scene} scene @param {Int32Array} correct leaves below each node @param {{onSelect: (node: number) => void}} hooks */
+  constructor(scene, correct, hooks) {
+    this.#scene = scene;
+    this.#correct = correct;
+    this.#hooks = hooks;
+    this.#rows = outlineRows(scene.layout, this.#closed);
+    this.#rowOf = new Int32Array(scene.layout.n);
+    this.element.append(this.#inside);
+    this.element.addEventListener("keydown", (event) => this.#key(event));
+    this.element.addEventListener("scroll", () => this.#fill());
+    this.element.addEventListener("click", (event) => this.#click(/** @type {Element} */ (event.target)));
+    new ResizeObserver(() => this.#fill()).observe(this.element);
+    this.#reindex();
+  }
+
+  /** @param {number} node */
+  select(node) {
+    this.#selected = node;
+    // What is selected is always there to be seen.
+    let opened = false;
+    for (let up = /** @type {number} */ (this.#scene.layout.parent[node]); up >= 0; up = /** @type {number} */ (this.#scene.layout.parent[up])) opened = this.#closed.delete(up) || opened;
+    if (opened) this.#reindex();
+    const row = /** @type {number} */ (this.#rowOf[node]);
+    const { scrollTop, clientHeight } = this.element;
+    if (row * ROW < scrollTop) this.element.scrollTop = row * ROW;
+    else if ((row + 1) * ROW > scrollTop + clientHeight) this.element.scrollTop = (row + 1) * ROW - clientHeight;
+    this.#fill();
+  }
+
+  #reindex() {
+    this.#rows = outlineRows(this.#scene.layout, this.#closed);
+    this.#rowOf.fill(-1);
+    this.#rows.forEach((node, row) => { this.#rowOf[node] = row; });
+    this.#inside.style.height = `${this.#rows.length * ROW}px`;
+    this.#fill();
+  }
+
+  #fill() {
+    const top = Math.floor(this.element.scrollTop / ROW);
+    const shown = Math.ceil(this.element.clientHeight / ROW);
+    const row = Math.max(0, /** @type {number} */ (this.#rowOf[this.#selected]));
+    const wanted = new Set();
+    for (let i = Math.max(0, top - AROUND); i < Math.min(this.#rows.length, top + shown + AROUND); i++) wanted.add(i);
+    // The selected row is there even when it is scrolled away: `aria-activedescendant` names it.
+    for (let i = Math.max(0, row - 2); i < Math.min(this.#rows.length, row + 3); i++) wanted.add(i);
+    this.#inside.replaceChildren(...[...wanted].sort((a, b) => a - b).map((i) => this.#row(i)));
+    this.element.setAttribute("aria-activedescendant", `outline-${this.#selected}`);
+  }
+
+  /** @param {number} row */
+  #row(row) {
+    const { columns, layout, textOf } = this.#scene;
+    const node = /** @type {number} */ (this.#rows[row]);
+    const parent = /** @type {number} */ (layout.parent[node]);
+    const children = /** @type {number} */ (layout.nChildren[node]);
+    const depth = /** @type {number} */ (layout.depth[node]);
+    const name = nameOf(layout, node);
+    const advantage = /** @type {number} */ (columns.advantage[node]);
+    const verdict = columns.labels.verdict[/** @type {number} */ (columns.verdict[node])] ?? "";
+    const toggle = make("span", { class: "toggle", "aria-hidden": "true", "data-toggle": children > 0 }, children ? (this.#closed.has(node) ? "▸" : "▾") : "");
+    const first = make("span", { class: "outline-name mono" }, toggle, name);
+    first.style.paddingLeft = `${4 + 14 * depth}px`;
+    const element = make("div", {
+      id: `outline-${node}`, class: "outline-row", role: "treeitem", "data-node": node,
+      "aria-level": depth + 1,
+      "aria-posinset": node === 0 ? 1 : node - /** @type {number} */ (layout.firstChild[parent]) + 1,
+      "aria-setsize": node === 0 ? 1 : /** @type {number} */ (layout.nChildren[parent]),
+      "aria-expanded": children ? String(!this.#closed.has(node)) : null,
+      "aria-selected": String(node === this.#selected),
+      "aria-label": spoken(columns, node, name, /** @type {number} */ (this.#correct[node])),
+    },
+      first,
+      make("span", { class: "num" }, number(columns.value[node], 2)),
+      make("span", { class: "num" }, Number.isNaN(advantage) ? "—" : signed(advantage, 2)),
+      make("span", { class: `verdict verdict-${verdict}` }, verdict === "none" ? "" : `${verdictGlyph(verdict)} ${verdict}`),
+      make("span", { class: "num" }, number(columns.tokens[node], 0)),
+      make("span", { class: "text-start" }, textOf(node)),
+    );
+    element.style.top = `${row * ROW}px`;
+    return element;
+  }
+
+  /** @param {Element} target */
+  #click(target) {
+    const row = target.closest("[data-node]");
+    if (!(row instanceof HTMLElement)) return;
+    const node = Number(row.dataset.node);
+    if (target.closest("[data-toggle]")) this.#toggle(node);
+    else this.#hooks.onSelect(node);
+  }
+
+  /** @param {number} node */
+  #toggle(node) {
+    if (!this.#closed.delete(node)) this.#closed.add(node);
+    this.#reindex();
+  }
+
+  /** @param {KeyboardEvent} event */
+  #key(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const { layout } = this.#scene;
+    const node = this.#selected;
+    const row = /** @type {number} */ (this.#rowOf[node]);
+    const at = (/** @type {number} */ place) => /** @type {number} */ (this.#rows[Math.min(this.#rows.length - 1, Math.max(0, place))]);
+    const children = /** @type {number} */ (layout.nChildren[node]);
+    const open = children > 0 && !this.#closed.has(node);
+    /** @type {number | null} */
+    let next = null;
+    switch (event.key) {
+      case "ArrowDown": next = at(row + 1); break;
+      case "ArrowUp": next = at(row - 1); break;
+      case "Home": next = 0; break;
+      case "End": next = at(this.#rows.length - 1); break;
+      case "ArrowRight":
+        if (open) next = /** @type {number} */ (layout.firstChild[node]);
+        else if (children) this.#toggle(node);
+        break;
+      case "ArrowLeft":
+        if (open) this.#toggle(node);
+        else if (node > 0) next = /** @type {number} */ (layout.parent[node]);
+        break;
+      default: return;
+    }
+    event.preventDefault();
+    event.stopPropagation();
+    if (next !== null) this.#hooks.onSelect(next);
+  }
+}

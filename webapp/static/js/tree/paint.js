@@ -1,0 +1,77 @@
+// Strokes that the large icicle and the small ones share.
+import { colour } from "../core/theme.js";
+import { OUTCOME } from "./colour.js";
+
+/** 45° hatch on the sunken tone: no credit. @param {CanvasRenderingContext2D} ctx @param {number} dpr */
+export function hatch(ctx, dpr) {
+  const size = Math.round(5 * dpr);
+  const tile = document.createElement("canvas");
+  tile.width = tile.height = size;
+  const pen = /** @type {CanvasRenderingContext2D} */ (tile.getContext("2d"));
+  pen.fillStyle = colour("--sunken");
+  pen.fillRect(0, 0, size, size);
+  pen.strokeStyle = colour("--line-control");
+  pen.lineWidth = dpr * 0.8;
+  pen.beginPath();
+  for (const shift of [-size, 0, size]) {
+    pen.moveTo(shift - 1, size + 1);
+    pen.lineTo(shift + size + 1, -1);
+  }
+  pen.stroke();
+  const pattern = /** @type {CanvasPattern} */ (ctx.createPattern(tile, "repeat"));
+  // The context is scaled to CSS pixels; the tile is in device pixels.
+  pattern.setTransform(new DOMMatrix().scale(1 / dpr));
+  return pattern;
+}
+
+/**
+ * One leaf's outcome: told by height and place, then by colour, then by a glyph where there is room.
+ * @param {CanvasRenderingContext2D} ctx @param {string} verdict @param {{left: number, right: number, top: number, height: number}} box
+ * @param {Theme} theme @param {CanvasPattern} hatching
+ */
+export function outcome(ctx, verdict, { left, right, top, height }, theme, hatching) {
+  const width = Math.max(1, right - left - (right - left > 3 ? 1 : 0));
+  const tones = OUTCOME[theme];
+  const middle = left + width / 2;
+  switch (verdict) {
+    case "correct":
+      ctx.fillStyle = tones.correct;
+      ctx.fillRect(left, top, width, height);
+      break;
+    case "incorrect":
+      ctx.fillStyle = tones.incorrect;
+      ctx.fillRect(left, top + height / 2, width, height / 2);
+      break;
+    case "unparsed":
+      ctx.fillStyle = hatching;
+      ctx.fillRect(left, top, width, height);
+      break;
+    case "truncated":
+      ctx.fillStyle = tones.other;
+      for (const shift of [-4, 0, 4]) if (width > 10 || shift === 0) ctx.fillRect(middle + shift - 1, top + height - 4, 2, 2);
+      break;
+    case "error":
+      ctx.fillStyle = tones.error;
+      ctx.fillRect(middle - 1, top, 2, height - 5);
+      ctx.fillRect(middle - 1, top + height - 3, 2, 3);
+      break;
+    default:
+      ctx.fillStyle = tones.other;
+      ctx.fillRect(left, top + height - 1, width, 1);
+  }
+}
+
+/** A canvas with as many device pixels as it covers, and a context in CSS pixels. @param {HTMLCanvasElement} canvas @param {number} width @param {number} height */
+export function sized(canvas, width, height) {
+  const dpr = devicePixelRatio || 1;
+  const [w, h] = [Math.round(width * dpr), Math.round(height * dpr)];
+  if (canvas.width !== w || canvas.height !== h) {
+    canvas.width = w;
+    canvas.height = h;
+  }
+  canvas.style.height = `${height}px`;
+  const ctx = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  ctx.setTransform(dpr, 0, 0, dpr, 0, 0);
+  ctx.clearRect(0, 0, width, height);
+  return { ctx, dpr };
+}
