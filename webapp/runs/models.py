@@ -1,7 +1,8 @@
 """What was asked for, and how it went: runs, attempts, events, metric points, checkpoints, workers.
 
 Truth lives in these rows. Queue messages and pokes are hints. States move only by conditional UPDATE
-(`querysets.py`, `services.py`); workers write only under the run's current lease epoch.
+(`querysets.py`, `services.py`); workers write only under the run's current lease epoch. A key to a run or
+series has no index of its own (`db_index=False`) where a constraint or index that starts with it serves.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class Run(models.Model):
 class Attempt(models.Model):
     """One period in which one worker held the run; its number is the lease epoch."""
 
-    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="attempts")
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="attempts", db_index=False)
     epoch = models.BigIntegerField()
     owner = models.CharField(max_length=120)
     started_at = models.DateTimeField(db_default=Now())
@@ -148,7 +149,7 @@ class Event(models.Model):
     rows.
     """
 
-    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="events")
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="events", db_index=False)
     seq = models.BigIntegerField()
     epoch = models.BigIntegerField()
     kind = models.CharField(max_length=16)
@@ -166,7 +167,7 @@ class Series(models.Model):
     maximum.
     """
 
-    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="series")
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="series", db_index=False)
     name = models.CharField(max_length=200)
     n_points = models.BigIntegerField(default=0)
     first_value = models.FloatField(null=True)
@@ -185,7 +186,7 @@ class Series(models.Model):
 class Point(models.Model):
     """One value of one metric at one step. `superseded`: a later attempt went over this step again."""
 
-    series = models.ForeignKey(Series, on_delete=models.CASCADE, related_name="points")
+    series = models.ForeignKey(Series, on_delete=models.CASCADE, related_name="points", db_index=False)
     run_id = models.BigIntegerField()
     seq = models.BigIntegerField()
     step = models.BigIntegerField()
@@ -205,7 +206,7 @@ class Point(models.Model):
 class Checkpoint(models.Model):
     """A whole checkpoint on the worker's disk."""
 
-    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="checkpoints")
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="checkpoints", db_index=False)
     epoch = models.BigIntegerField()
     step = models.BigIntegerField()
     seq = models.BigIntegerField(help_text="Events up to this number are reflected in it.")

@@ -14,7 +14,7 @@ class StoredTree(models.Model):
     NULL.
     """
 
-    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="trees")
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="trees", db_index=False)
     seq = models.BigIntegerField()
     epoch = models.BigIntegerField()
     step = models.BigIntegerField()

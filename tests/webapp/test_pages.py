@@ -1,0 +1,356 @@
+"""Pages as a whole: what they cost, what headers they carry, what they say when something is wrong."""
+
+from __future__ import annotations
+
+import logging
+import re
+from datetime import UTC, datetime, timedelta
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.core.cache import cache
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from ruamel.yaml import YAML
+
+from tests.webapp.material import People, add_metrics, add_tree, next_event, start, worked_tree
+from tests.webapp.test_access import fill, page_routes
+from trainer.config import RunConfig
+from trainer.metrics import METRICS
+from webapp.errors import RequestError
+from webapp.projects.models import Project
+from webapp.runs import services
+from webapp.runs.models import Run, RunStatus, Worker
+from webapp.runs.panels import panels
+from webapp.runs.querysets import run_states, runs_page, sparklines
+from webapp.trees.models import StoredTree
+
+POLICY = {
+    "default-src 'self'",
+    "script-src 'self'",
+    "style-src 'self'",
+    "img-src 'self' data:",
+    "connect-src 'self'",
+    "object-src 'none'",
+    "base-uri 'none'",
+    "frame-ancestors 'none'",
+    "form-action 'self'",
+}
+
+
+def queries(client: Client, path: str) -> int:
+    with CaptureQueriesContext(connection) as captured:
+        response = client.get(path)
+    assert response.status_code == 200, path
+    return len(captured)
+
+
+def many_runs(project: Project, people: People, config: RunConfig, count: int) -> list[Run]:
+    runs = []
+    for number in range(count):
+        run = services.create_run(project, people.editor, config, f"run {number}")
+        start(run)
+        for step in (1, 2, 3):
+            add_metrics(run, step, {"reward/mean": 0.1 * step, "speed/step_seconds": 1.0})
+        runs.append(run)
+    return runs
+
+
+# ------------------------------------------------------------------------------------------------ cost
+
+
+@pytest.mark.parametrize("path", ["/p/lab/", "/api/v1/projects/lab/runs", "/p/", "/workers/"])
+def test_list_pages_cost_the_same_however_long(
+    path: str, project: Project, people: People, config: RunConfig
+) -> None:
+    client = people.client("viewer")
+    runs = many_runs(project, people, config, 2)
+    Worker.objects.create(name="w-0", queues="cpu", run=runs[0])
+    few = queries(client, path)
+    many_runs(project, people, config, 12)
+    Worker.objects.create(name="w-1", queues="cpu", run=runs[1])
+    assert queries(client, path) == few
+    assert few <= 12
+
+
+@pytest.mark.parametrize("path", ["/r/{run}/", "/r/{run}/trees", "/r/{run}/config", "/r/{run}/events", "/t/{tree}/", "/t/{tree}/n/1.1"])
+def test_run_pages_have_a_budget(path: str, run: Run, people: People) -> None:
+    client = people.client("viewer")
+    tree = StoredTree.objects.filter(run=run).order_by("-step").first()
+    assert tree is not None
+    address = path.format(run=run.id, tree=tree.id)
+    before = queries(client, address)
+    for index in range(1, 12):
+        add_tree(run, tree.step, worked_tree(tree.step, problem_id=f"p-{index}"), index)
+    assert queries(client, address) == before
+    assert before <= 12
+
+
+def test_states_of_many_runs_cost_two_queries(project: Project, people: People, config: RunConfig) -> None:
+    runs = [Run.objects.get(id=run.id) for run in many_runs(project, people, config, 8)]
+    with CaptureQueriesContext(connection) as captured:
+        states = run_states(runs)
+    assert len(captured) == 2
+    assert [state["id"] for state in states] == [run.id for run in runs]
+    assert run_states([]) == []
+
+
+# ------------------------------------------------------------------------------------------------ states
+
+
+def test_the_eta_is_the_recent_wall_time_times_what_is_left(run: Run) -> None:
+    """Steps 1 to 3 of 150 stand ten seconds apart; the last one was `now`, so 147 steps of 10 s are left."""
+    now = datetime.now(UTC)
+    for step in (1, 2, 3):
+        run.events.filter(kind="metrics", step=step).update(at=now + timedelta(seconds=10 * (step - 3)))
+    run.refresh_from_db()
+    (state,) = run_states([run])
+    assert state["eta_s"] == pytest.approx(1470, abs=5)
+    assert (state["step"], state["steps_total"], state["worker"]) == (3, 150, "worker-1")
+    assert state["latest"] == {
+        "reward/mean": 0.3,
+        "eval/pass1_sampled": 0.5,
+        "eval/pass1_greedy": None,
+        "credit/zero_variance_share": None,
+        "speed/tokens_per_second": None,
+    }
+    assert 0 <= state["heartbeat_age_s"] < 60
+
+
+def test_no_eta_without_two_steps_or_without_a_worker(project: Project, people: People, config: RunConfig) -> None:
+    run = services.create_run(project, people.editor, config, "x")
+    start(run)
+    add_metrics(run, 1, {"speed/step_seconds": 1.0})
+    run.refresh_from_db()
+    assert run_states([run])[0]["eta_s"] is None
+    Run.objects.filter(id=run.id).update(status=RunStatus.QUEUED, lease_until=None)
+    run.refresh_from_db()
+    (state,) = run_states([run])
+    assert (state["eta_s"], state["worker"], state["heartbeat_age_s"]) == (None, "", None)
+
+
+def test_a_latest_value_that_is_not_finite_is_missing(run: Run) -> None:
+    add_metrics(run, 4, {"reward/mean": float("nan")})
+    run.refresh_from_db()
+    assert run_states([run])[0]["latest"]["reward/mean"] is None
+
+
+def test_sparklines_are_short_ordered_and_end_at_the_last_step(run: Run) -> None:
+    assert sparklines([run.id]) == {run.id: [0.1, 0.2, 0.3]}
+    for step in range(4, 200):
+        add_metrics(run, step, {"reward/mean": float(step)})
+    (spark,) = sparklines([run.id]).values()
+    assert len(spark) <= 40
+    assert spark == sorted(spark)
+    assert spark[-1] == 199.0
+
+
+def test_the_runs_table_pages_by_key(project: Project, people: People, config: RunConfig) -> None:
+    made = [run.id for run in many_runs(project, people, config, 5)]
+    first, before = runs_page(project, None, 2)
+    second, before_again = runs_page(project, before, 2)
+    third, end = runs_page(project, before_again, 2)
+    assert [row["id"] for row in (*first, *second, *third)] == made[::-1]
+    assert end is None
+    assert {"colour", "preset", "seed", "created_at", "url", "spark", "status"} <= set(first[0])
+    # A run that is created meanwhile does not shift the pages.
+    services.create_run(project, people.editor, config, "new")
+    assert [row["id"] for row in runs_page(project, before, 2)[0]] == [row["id"] for row in second]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/p/lab/?before=x", 404),
+        ("/p/lab/?before=-1", 404),
+        ("/p/lab/?before=" + "9" * 30, 404),
+        ("/p/lab/?before=1;select pg_sleep(5)", 404),
+        ("/api/v1/projects/lab/runs?limit=1000000000", 400),
+        ("/api/v1/projects/lab/runs?before=-1", 400),
+        ("/api/v1/projects/lab/runs?before=1&limit=0", 400),
+    ],
+)
+def test_hostile_page_numbers(project: Project, people: People, path: str, status: int) -> None:
+    assert people.client("viewer").get(path).status_code == status
+
+
+# ------------------------------------------------------------------------------------------------ headers
+
+
+def test_every_page_carries_the_content_security_policy(run: Run, people: People) -> None:
+    for name, route in page_routes().items():
+        for role in ("anonymous", "editor"):
+            response = people.client(role).get(fill(route, run))
+            assert set(response.headers["Content-Security-Policy"].split("; ")) == POLICY, name
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+            assert response.headers["Referrer-Policy"] == "same-origin"
+            assert response.headers["X-Frame-Options"] == "DENY"
+            assert response.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+    for path in ("/nothing", "/api/v1/projects"):
+        assert set(people.client("editor").get(path).headers["Content-Security-Policy"].split("; ")) == POLICY
+
+
+def test_pages_hold_no_inline_script_or_style(run: Run, people: People) -> None:
+    for route in page_routes().values():
+        page = people.client("editor").get(fill(route, run)).content.decode()
+        for piece in page.split("<script")[1:]:
+            tag = piece.split(">")[0]
+            assert "src=" in tag or 'type="application/json"' in tag, tag
+        assert " style=" not in page
+        assert "<style" not in page
+        assert " onclick=" not in page
+
+
+def test_a_foreign_host_is_refused_and_not_echoed(db: None) -> None:
+    response = Client().get("/login/", headers={"host": "evil.example"})
+    assert response.status_code == 400
+    assert "evil.example" not in response.content.decode()
+
+
+# ------------------------------------------------------------------------------------------------ tabs
+
+
+def test_the_config_tab_shows_yaml_that_is_the_config(run: Run, people: People, config: RunConfig) -> None:
+    page = people.client("viewer").get(f"/r/{run.id}/config")
+    text = page.context["config_yaml"]
+    assert RunConfig.model_validate(YAML(typ="safe").load(StringIO(text))) == config
+    assert text.index("preset:") < text.index("sampler:") < text.index("training:")
+
+
+def test_the_events_tab_tells_what_happened_and_pages(run: Run, people: People) -> None:
+    next_event(run, "started", 0, {"step": 0, "device": "cpu", "engine": "local", "parameters": 321_000, "resumed_from": None})
+    next_event(run, "log", 1, {"level": "warning", "message": "<b>hot</b>"})
+    next_event(run, "checkpoint", 1, {"path": "step-1", "bytes": 1234})
+    next_event(run, "finished", 3, {"outcome": "stopped", "reason": "Stopped by editor."})
+    page = people.client("viewer").get(f"/r/{run.id}/events")
+    told = [(event["kind"], event["message"]) for event in page.context["events"]]
+    assert told == [
+        ("status", "Queued. Waiting for a worker."),
+        ("started", "Training starts after step 0 on cpu with local, 321,000 parameters."),
+        ("log", "<b>hot</b>"),
+        ("checkpoint", "Saved step-1 (1,234 bytes)."),
+        ("finished", "The trainer stopped. Stopped by editor."),
+    ]
+    assert "<b>hot" not in page.content.decode()
+    seq = page.context["events"][1]["seq"]
+    rest = people.client("viewer").get(f"/r/{run.id}/events?after={seq}")
+    assert [event["kind"] for event in rest.context["events"]] == ["log", "checkpoint", "finished"]
+
+
+def test_api_events_are_whole_and_in_order(run: Run, people: People) -> None:
+    client = people.client("viewer")
+    answer = client.get(f"/api/v1/runs/{run.id}/events").json()
+    assert [event["seq"] for event in answer["events"]] == list(range(1, run.last_seq + 1))
+    by_kind = {event["kind"]: event for event in answer["events"]}
+    assert by_kind["metrics"]["values"] == {"reward/mean": 0.3, "speed/step_seconds": 2.0, "eval/pass1_sampled": 0.5}
+    assert by_kind["tree"]["tree"]["n_nodes"] == 7
+    some = client.get(f"/api/v1/runs/{run.id}/events?after=2&limit=3").json()
+    assert [event["seq"] for event in some["events"]] == [3, 4, 5]
+
+
+def test_the_run_page_offers_overlays_only_of_visible_runs(
+    run: Run, people: People, project: Project, config: RunConfig
+) -> None:
+    other = services.create_run(project, people.editor, config, "second")
+    elsewhere = services.create_run(Project.objects.get(slug="elsewhere"), people.stranger, config, "unseen")
+    page = people.client("viewer").get(f"/r/{run.id}/?runs={other.id},{elsewhere.id},{run.id},x,{2**70}")
+    assert [(one["id"], one["name"]) for one in page.context["overlay_runs"]] == [(other.id, "second")]
+    assert "unseen" not in page.content.decode()
+
+
+def test_panels_show_every_metric_once_with_the_six_first() -> None:
+    made = panels()
+    assert [panel["metrics"][0] for panel in made[:6]] == [
+        "reward/mean",
+        "eval/pass1_sampled",
+        "sampling/response_tokens",
+        "policy/entropy",
+        "speed/tokens_per_second",
+        "credit/zero_variance_share",
+    ]
+    names = [name for panel in made for name in (*panel["metrics"], *sum(panel["bands"].values(), []))]
+    assert sorted(names) == sorted(METRICS)
+
+
+def test_the_workers_page_names_only_visible_runs(run: Run, people: People) -> None:
+    Worker.objects.create(name="w-1", queues="cpu", run=run)
+    (row,) = people.client("stranger").get("/workers/").context["workers"]
+    assert (row["run"], row["busy"]) == (None, True)
+    (row,) = people.client("viewer").get("/workers/").context["workers"]
+    assert row["run"] == run
+    page = people.client("viewer").get("/workers/")
+    assert page.context["stack"]["database"].startswith("PostgreSQL ")
+
+
+def test_the_front_door_leads_to_the_only_project(people: People, project: Project) -> None:
+    assert people.client("viewer").get("/").headers["Location"] == "/p/lab/"
+    Project.objects.create(slug="two", name="Two").memberships.create(user=people.viewer, role="viewer")
+    assert people.client("viewer").get("/").headers["Location"] == "/p/"
+
+
+def test_projects_are_listed_with_counts_and_role(run: Run, people: People) -> None:
+    (row,) = people.client("editor").get("/p/").context["projects"]
+    assert (row.slug, row.role, row.n_runs, row.n_active) == ("lab", "editor", 1, 1)
+
+
+def test_the_theme_comes_from_a_cookie_of_two_values(people: People, project: Project) -> None:
+    client = people.client("viewer")
+    for value, shown in (("dark", "dark"), ("light", "light"), ('"><script>', ""), ("", "")):
+        client.cookies["theme"] = value
+        assert client.get("/p/lab/").context["shell"]["theme"] == shown
+
+
+# ------------------------------------------------------------------------------------------------ when something is wrong
+
+
+def test_a_fault_shows_an_id_that_the_log_has_and_nothing_else(
+    run: Run, people: People, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the canary in the traceback")
+
+    monkeypatch.setattr("webapp.runs.api.run_detail", broken)
+    monkeypatch.setattr("webapp.runs.views.told_events", broken)
+    client = people.client("viewer")
+    client.raise_request_exception = False
+    with caplog.at_level(logging.ERROR):
+        answer = client.get(f"/api/v1/runs/{run.id}")
+        page = client.get(f"/r/{run.id}/events")
+    assert (answer.status_code, page.status_code) == (500, 500)
+    assert answer.json()["id"] in caplog.text
+    assert "canary" not in answer.content.decode() + page.content.decode()
+    assert "the canary in the traceback" in caplog.text
+    assert re.search("[0-9a-f]{12}", page.content.decode())[0] in caplog.text  # type: ignore[index]
+
+
+def test_healthz_tells_strangers_one_word(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Client().get("/healthz").json() == {"status": "ok"}
+
+    class Gone:
+        def cursor(self) -> None:
+            from django.db import OperationalError
+
+            raise OperationalError("secret address of the database")
+
+    monkeypatch.setattr("webapp.views.connection", Gone())
+    response = Client().get("/healthz")
+    assert (response.status_code, response.json()) == (503, {"status": "database unreachable"})
+
+
+def test_calls_over_the_rate_are_429(people: People, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.clear()
+    monkeypatch.setattr("webapp.api.API_CALLS", 10)
+    client, other = people.client("viewer"), people.client("editor")
+    codes = [client.get("/api/v1/presets").status_code for _ in range(12)]
+    assert codes == [200] * 10 + [429] * 2
+    refused = client.get("/api/v1/presets")
+    assert refused.headers["Retry-After"] == "1"
+    assert refused.headers["Content-Type"] == "application/problem+json"
+    assert other.get("/api/v1/presets").status_code == 200
+
+
+def test_request_errors_carry_their_sentence() -> None:
+    error = RequestError(409, "No.", [{"path": "x", "message": "No."}])
+    assert (str(error), error.status, error.errors) == ("No.", 409, [{"path": "x", "message": "No."}])
