@@ -21,11 +21,11 @@ COPY README.md LICENSE manage.py ./
 COPY trainer trainer
 COPY webapp webapp
 COPY workers workers
+COPY docker/worker_health.py docker/
 RUN pip install --no-cache-dir --editable ".[${EXTRAS}]"
 
 USER arborist
 VOLUME /data
-# The worker answers over the broker; a run's own health is its lease.
-HEALTHCHECK --interval=60s --timeout=20s --start-period=60s \
-    CMD ["sh", "-c", "celery --app workers.celery:app inspect ping --destination worker@$(hostname) --timeout 10"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s \
+    CMD ["python", "docker/worker_health.py"]
 CMD ["celery", "--app", "workers.celery:app", "worker", "--hostname", "worker@%h", "--pool", "prefork", "--concurrency", "1", "--queues", "cpu", "--loglevel", "INFO", "--without-gossip", "--without-mingle"]

@@ -35,7 +35,7 @@ HOST = "127.0.0.1"
 FIRST_PORT = 8000
 PORTS_TRIED = 20
 SOCKET_MESSAGE_BYTES_MAX = 64 * 1024
-TICK_SECONDS = 0.1
+TICK_SECONDS = 0.2
 BACK_OFF_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 # After this long a restart counts as a success, and the back-off begins anew.
 STEADY_SECONDS = 60.0
@@ -273,7 +273,7 @@ class Stack:
     def _worker(self, env: dict[str, str]) -> Program:
         argv = [sys.executable, "-m", "celery", "--app", "workers.celery:app", "worker"]
         argv += ["--pool", "prefork", "--concurrency", "1", "--queues", "cpu", "--loglevel", "INFO"]
-        argv += ["--hostname", f"worker-{self.folder.digest}@%h", "--without-gossip", "--without-mingle"]
+        argv += ["--hostname", "worker@%h", "--without-gossip", "--without-mingle"]
         log = self.folder.logs / "worker.log"
         return Program("worker", argv, log, env, 30.0, ready=LogSays(log, " ready."))
 
