@@ -35,6 +35,7 @@ FORMAT_VERSION = 1
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d+)")
 _HEADROOM = 1.2
+STATE_BYTES = 511
 
 
 class CheckpointError(RuntimeError):
@@ -172,7 +173,8 @@ def _write(scratch: Path, config: RunConfig, state: TrainerState, policy: Policy
         for part, value in optimiser.adamw.state.get(parameter, {}).items():
             tensors[f"{name}/{part}"] = torch.as_tensor(value).detach().cpu().contiguous()
     save_file(tensors, scratch / "optimiser.safetensors")
-    (scratch / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+    # Padded, so that the size of a checkpoint does not hang on how many digits the CPU time has.
+    (scratch / "state.json").write_text(json.dumps(asdict(state)).ljust(STATE_BYTES) + "\n", encoding="utf-8")
     (scratch / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 

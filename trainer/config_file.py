@@ -72,8 +72,8 @@ def config_from_mapping(given: Mapping[str, Any]) -> RunConfig:
         raise ConfigError.one(f"there is no preset {slug!r}; there are {known}", "preset")
     merged = _merged(PRESETS[slug].config.model_dump(mode="json"), given)
     try:
-        # As JSON, so that a list counts as a tuple but "3" does not count as 3.
-        return RunConfig.model_validate_json(json.dumps(merged))
+        # As strict JSON: a list counts as a tuple, but "3" does not count as 3, nor `true` as 1.
+        return RunConfig.model_validate_json(json.dumps(merged), strict=True)
     except ValidationError as error:
         raise ConfigError(problems_from(error, merged)) from error
     except (TypeError, ValueError) as error:

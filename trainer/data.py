@@ -208,20 +208,19 @@ def _rows(file: Path) -> Iterator[tuple[int, Problem | str | None, bytes]]:
         with file.open("rb") as stream:
             _refuse_other_formats(file, stream.read(4))
             stream.seek(0)
-            for number, line, is_whole in _lines(stream):
-                yield number, _parse(number, line, is_whole), line
+            for number, line, is_start in _lines(stream):
+                yield number, _parse(number, line) if is_start else None, line
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}.") from error
 
 
 def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
-    """(number, bytes, whether the line fits). An overlong line comes in pieces, all but the first marked as not fitting."""
-    number, continued = 0, False
-    while line := stream.readline(MAX_LINE_BYTES):
-        number += not continued
-        cut = len(line) == MAX_LINE_BYTES and not line.endswith(b"\n")
-        yield number, line, not cut and not continued
-        continued = cut
+    """(number, bytes, whether they are the start of a line). Only an overlong line comes in pieces."""
+    number, is_start = 0, True
+    while piece := stream.readline(MAX_LINE_BYTES):
+        number += is_start
+        yield number, piece, is_start
+        is_start = piece.endswith(b"\n") or len(piece) < MAX_LINE_BYTES
 
 
 def _refuse_other_formats(file: Path, head: bytes) -> None:
@@ -240,9 +239,9 @@ def _refuse_other_formats(file: Path, head: bytes) -> None:
             raise DataError(f"{file.name} is {what}. Expected a JSONL file in UTF-8; it was not opened any further.")
 
 
-def _parse(number: int, line: bytes, is_whole: bool) -> Problem | str | None:
+def _parse(number: int, line: bytes) -> Problem | str | None:
     """The problem on a line, a sentence on what is wrong with it, or None for a blank line."""
-    if not is_whole:
+    if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
         return f"longer than {MAX_LINE_BYTES:,} bytes"
     if number == 1:
         line = line.removeprefix(b"\xef\xbb\xbf")
@@ -254,8 +253,8 @@ def _parse(number: int, line: bytes, is_whole: bool) -> Problem | str | None:
         return f"not UTF-8 (byte {error.start + 1} is {line[error.start]:#04x})"
     except json.JSONDecodeError as error:
         if not line.endswith(b"\n"):
-            return f"the last line is cut off: {error.msg} at column {error.colno}"
-        return f"not JSON: {error.msg} at column {error.colno}"
+            return f"the last line is cut off: {error.msg} (column {error.colno})"
+        return f"not JSON: {error.msg} (column {error.colno})"
     except (ValueError, RecursionError) as error:  # NaN, an integer of thousands of digits, nesting without end
         return f"not JSON: {error}" if isinstance(error, ValueError) else "not JSON: nested too deep"
     return _problem(row)

@@ -24,7 +24,8 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     share, weight = successes / trials, _Z**2 / trials
     centre = (share + weight / 2) / (1 + weight)
     half = _Z * math.sqrt(share * (1 - share) / trials + weight / (4 * trials)) / (1 + weight)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Rounding may put an end past the share itself when that is 0 or 1.
+    return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
 
 
 def evaluate(

@@ -317,7 +317,7 @@ def refuse_other_config(saved: RunConfig, config: RunConfig) -> None:
 
     The number of steps may grow; what is only recorded, evaluated or kept may change.
     """
-    free = {"preset", "evaluation", "checkpoint", "recording", "resources"}
+    free = {"preset", "model", "evaluation", "checkpoint", "recording", "resources"}
     old, new = saved.model_dump(mode="json", exclude=free), config.model_dump(mode="json", exclude=free)
     old["training"].pop("steps"), new["training"].pop("steps")
     differing = sorted(

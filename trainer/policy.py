@@ -92,8 +92,13 @@ def load_policy(path: str | Path, device: torch.device | str = "cpu") -> Policy:
     config = _refuse_unsafe(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_fast=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
     except Exception as error:  # transformers raises whatever its parsers raise; each means: this folder is no model
         raise ModelError(f"The model in {folder} did not load: {type(error).__name__}: {_first_line(error)}") from error
@@ -101,6 +106,10 @@ def load_policy(path: str | Path, device: torch.device | str = "cpu") -> Policy:
         refuse_unsupported(model.config)
     except UnsupportedModelError as error:
         raise ModelError(f"The model in {folder} cannot be used: {error}") from error
+    if missing := sorted(loading["missing_keys"]):  # transformers would make them up
+        raise ModelError(
+            f"The model in {folder} is not whole: no weights for {missing[0]}" + (f" and {len(missing) - 1} more." if missing[1:] else ".")
+        )
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"The model in {folder} has no tokenizer.json. Save its tokenizer in the fast format.")
     model.to(device)

@@ -66,10 +66,15 @@ def random_model() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def wild_policy(tiny_reasoner: Policy, random_model: Callable[..., Any]) -> Policy:
-    """The tiny reasoner's tokenizer on an untrained Qwen2: long answers of any bytes, split and ended at random."""
+    """The tiny reasoner's tokenizer on an untrained Qwen2: answers of any bytes, split and ended at random.
+
+    It has many end tokens and tokens that count as line breaks, so that some segments end early.
+    """
     model = random_model("qwen2", len(tiny_reasoner.tokenizer), tie_word_embeddings=True)
     model.model.norm.weight.data.mul_(0.5)
-    return Policy(model, copy.deepcopy(tiny_reasoner.tokenizer), tiny_reasoner.end_ids)
+    policy = Policy(model, copy.deepcopy(tiny_reasoner.tokenizer), tiny_reasoner.end_ids | set(range(300, 330)))
+    policy.newline_tokens[200:230] = True
+    return policy
 
 
 @pytest.fixture

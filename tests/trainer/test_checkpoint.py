@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trainer.checkpoint import (
+    CheckpointError,
+    TrainerState,
+    list_checkpoints,
+    load_optimiser,
+    model_folder,
+    read_checkpoint,
+    remove_unfinished,
+    save_checkpoint,
+)
+from trainer.config import RunConfig, TrainingConfig
+from trainer.optim import Optimiser
+from trainer.policy import Policy, load_policy
+from trainer.presets import PRESETS
+
+CONFIG: RunConfig = PRESETS["treerpo-tiny"].config
+STATE = TrainerState(step=7, unique_tokens=123, skipped_updates=2, skipped_in_a_row=1, cpu_seconds=4.5, is_evaluation_due=False)
+
+
+@pytest.fixture
+def policy(tiny_reasoner: Policy) -> Policy:
+    return Policy(copy.deepcopy(tiny_reasoner.model), tiny_reasoner.tokenizer, tiny_reasoner.end_ids)
+
+
+def a_step(policy: Policy, optimiser: Optimiser) -> None:
+    tokens = torch.arange(2, 40)[None]
+    loss = -policy.logprobs(tokens, torch.zeros(20, dtype=torch.int64), torch.arange(1, 21), 1.0).mean()
+    loss.backward()
+    optimiser.adamw.step()
+    optimiser.adamw.zero_grad()
+
+
+def saved_run(policy: Policy, run_dir: Path, state: TrainerState = STATE, keep: int = 3) -> tuple[Optimiser, Path]:
+    optimiser = Optimiser(policy, TrainingConfig(learning_rate=1e-3))
+    a_step(policy, optimiser)
+    found = save_checkpoint(run_dir, CONFIG, state, policy, optimiser, keep_last=keep)
+    return optimiser, run_dir / found.path
+
+
+def test_everything_comes_back_bit_for_bit(policy: Policy, tmp_path: Path) -> None:
+    optimiser, path = saved_run(policy, tmp_path)
+    state, config = read_checkpoint(path)
+    assert state == STATE
+    assert config == CONFIG
+    again = load_policy(model_folder(path))
+    assert again.weights_sha256() == policy.weights_sha256()
+    restored = Optimiser(again, TrainingConfig(learning_rate=1e-3))
+    load_optimiser(path, again, restored)
+    for _ in range(3):
+        a_step(policy, optimiser)
+        a_step(again, restored)
+    assert again.weights_sha256() == policy.weights_sha256()
+
+
+@pytest.mark.parametrize("forgotten", ["exp_avg", "exp_avg_sq", "step"])
+def test_every_part_of_the_optimiser_matters(policy: Policy, tmp_path: Path, forgotten: str) -> None:
+    """Without this the test above would prove nothing."""
+    optimiser, path = saved_run(policy, tmp_path)
+    again = load_policy(model_folder(path))
+    restored = Optimiser(again, TrainingConfig(learning_rate=1e-3))
+    load_optimiser(path, again, restored)
+    for parts in restored.adamw.state.values():
+        parts[forgotten] = torch.zeros_like(parts[forgotten])
+    a_step(policy, optimiser)
+    a_step(again, restored)
+    assert again.weights_sha256() != policy.weights_sha256()
+
+
+def test_report_names_path_size_and_weights(policy: Policy, tmp_path: Path) -> None:
+    optimiser = Optimiser(policy, TrainingConfig())
+    found = save_checkpoint(tmp_path, CONFIG, STATE, policy, optimiser, keep_last=3)
+    assert found.path == "checkpoints/step-7"
+    assert found.weights_sha256 == policy.weights_sha256()
+    assert found.bytes == sum(f.stat().st_size for f in (tmp_path / found.path).rglob("*") if f.is_file())
+    manifest = json.loads((tmp_path / found.path / "manifest.json").read_text())
+    assert manifest["config_sha256"] == CONFIG.sha256()
+    assert manifest["step"] == 7
+    assert not any(path.suffix in (".bin", ".pt", ".pkl") for path in (tmp_path / found.path).rglob("*"))
+
+
+@pytest.mark.parametrize("file", ["model/model.safetensors", "optimiser.safetensors", "state.json", "config.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_checkpoint_is_found_before_it_is_loaded(
+    policy: Policy, tmp_path: Path, file: str, damage: str
+) -> None:
+    _, path = saved_run(policy, tmp_path)
+    content = bytearray((path / file).read_bytes())
+    if damage == "remove":
+        (path / file).unlink()
+    elif damage == "truncate":
+        (path / file).write_bytes(content[:-1])
+    else:
+        content[len(content) // 2] ^= 1
+        (path / file).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"damaged: {file}"):
+        read_checkpoint(path)
+
+
+def test_a_folder_without_manifest_is_no_checkpoint(policy: Policy, tmp_path: Path) -> None:
+    _, path = saved_run(policy, tmp_path)
+    (path / "manifest.json").unlink()
+    assert list_checkpoints(tmp_path) == []
+    with pytest.raises(CheckpointError, match="has no manifest"):
+        read_checkpoint(path)
+
+
+def test_another_format_is_refused(policy: Policy, tmp_path: Path) -> None:
+    _, path = saved_run(policy, tmp_path)
+    manifest = json.loads((path / "manifest.json").read_text()) | {"format_version": 99}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="another format; this Arborist reads format 1"):
+        read_checkpoint(path)
+
+
+def test_only_the_last_ones_are_kept_in_order_of_steps(policy: Policy, tmp_path: Path) -> None:
+    for step in (2, 9, 10, 11):
+        saved_run(policy, tmp_path, TrainerState(step=step), keep=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-10", "step-11"]
+
+
+@pytest.mark.parametrize("crash", ["rename", "_write_manifest", "_write", "_sync"])
+def test_a_crash_while_saving_leaves_the_last_one_whole(
+    policy: Policy, tmp_path: Path, crash: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, before = saved_run(policy, tmp_path, TrainerState(step=1))
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    if crash == "rename":
+        monkeypatch.setattr(Path, "rename", die)
+    else:
+        monkeypatch.setattr(f"trainer.checkpoint.{crash}", die)
+    with pytest.raises(Killed):
+        saved_run(policy, tmp_path, TrainerState(step=2))
+    monkeypatch.undo()
+    assert list_checkpoints(tmp_path) == [before]
+    read_checkpoint(before)
+    remove_unfinished(tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-1"]
+
+
+def test_a_disk_error_is_one_sentence_and_changes_nothing(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, before = saved_run(policy, tmp_path, TrainerState(step=1))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainer.checkpoint._sync", full)
+    with pytest.raises(CheckpointError, match="step 2 could not be written: No space left on device"):
+        saved_run(policy, tmp_path, TrainerState(step=2))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [before.name]
+
+
+def test_a_full_disk_is_found_before_anything_is_written(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))  # type: ignore[attr-defined]
+    with pytest.raises(CheckpointError, match=r"The disk is full: .* 1,000,000 are free"):
+        saved_run(policy, tmp_path)
+
+
+def test_the_same_step_again_keeps_one_whole_checkpoint(policy: Policy, tmp_path: Path) -> None:
+    optimiser, path = saved_run(policy, tmp_path)
+    inode = (path / "manifest.json").stat().st_ino
+    save_checkpoint(tmp_path, CONFIG, STATE, policy, optimiser, keep_last=3)
+    assert (path / "manifest.json").stat().st_ino == inode  # the same bits: nothing to replace
+    a_step(policy, optimiser)
+    found = save_checkpoint(tmp_path, CONFIG, STATE, policy, optimiser, keep_last=3)
+    assert load_policy(model_folder(path)).weights_sha256() == found.weights_sha256
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-7"]
+
+
+def test_optimiser_of_another_model_is_refused(
+    policy: Policy, tmp_path: Path, random_model: Callable[..., Any]
+) -> None:
+    _, path = saved_run(policy, tmp_path)
+    other = Policy(random_model("llama", 409), policy.tokenizer, policy.end_ids)
+    with pytest.raises(CheckpointError, match="has shape|does not have"):
+        load_optimiser(path, other, Optimiser(other, TrainingConfig()))

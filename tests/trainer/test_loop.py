@@ -1,0 +1,361 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from trainer.checkpoint import CheckpointError, list_checkpoints
+from trainer.config import RunConfig
+from trainer.config_file import config_from_yaml
+from trainer.data import DataError
+from trainer.events import (
+    CheckpointSaved,
+    Event,
+    EventDigest,
+    LogLine,
+    Metrics,
+    Progress,
+    Started,
+    TreeSampled,
+)
+from trainer.loop import Outcome, train
+from trainer.metrics import METRICS
+from trainer.policy import ModelError
+from trainer.tree import CreditState, RolloutTree, Verdict, summarise
+
+SMALL = """
+training: {steps: 4, problems_per_step: 4, learning_rate: 1.0e-3}
+data: {operations: 3}
+evaluation: {every_steps: 2, problems: 8}
+checkpoint: {every_steps: 2}
+recording: {trees_per_step: 3}
+"""
+
+
+def small(*overrides: str) -> RunConfig:
+    return config_from_yaml(SMALL, overrides)
+
+
+class Run:
+    """A run in this process, its events at hand."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: RunConfig,
+        *,
+        resume: Path | None = None,
+        stop_when: Callable[[list[Event]], bool] = lambda _events: False,
+    ) -> None:
+        self.events: list[Event] = []
+        digest = EventDigest()
+
+        def emit(event: Event) -> None:
+            self.events.append(event)
+            digest.add(event)
+
+        self.outcome: Outcome = train(
+            config, emit=emit, should_stop=lambda: stop_when(self.events), run_dir=run_dir, resume=resume
+        )
+        self.digest = digest.hexdigest()
+
+    def of(self, kind: type[Event]) -> list[Event]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def metrics(self) -> dict[tuple[int, bool], dict[str, float]]:
+        """By step and whether it is an evaluation; clock metrics left out."""
+        found = {}
+        for event in self.events:
+            if isinstance(event, Metrics):
+                values = {k: v for k, v in event.values.items() if not k.startswith("speed/")}
+                found[event.step, "eval/pass1_greedy" in values] = values
+        return found
+
+
+# ---- what a run says
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(tmp_path_factory.mktemp("whole"), small())
+
+
+def test_a_run_says_what_happened_in_order(whole: Run) -> None:
+    said = [(e.kind, e.step) for e in whole.events if not isinstance(e, Progress | LogLine)]
+    step = lambda n: [("metrics", n), ("tree", n), ("tree", n), ("tree", n)]  # noqa: E731
+    assert said == [
+        ("started", 0), ("metrics", 0),
+        *step(1), *step(2), ("metrics", 2), ("checkpoint", 2),
+        *step(3), *step(4), ("metrics", 4), ("checkpoint", 4),
+    ]  # fmt: skip
+    assert whole.outcome.outcome == "succeeded"
+    assert whole.outcome.step == 4
+
+
+def test_every_metric_is_logged_under_its_documented_name(whole: Run) -> None:
+    seen = {name for e in whole.events if isinstance(e, Metrics) for name in e.values}
+    assert seen == set(METRICS)
+    per_step = [set(e.values) for e in whole.events if isinstance(e, Metrics) and "policy/loss" in e.values]
+    assert all(names == per_step[0] for names in per_step)
+
+
+def test_on_policy_the_sampler_and_the_policy_agree(whole: Run) -> None:
+    for (_, is_evaluation), values in whole.metrics().items():
+        if not is_evaluation:
+            assert values["policy/logprob_gap"] < 1e-4
+            assert values["policy/clip_fraction"] == 0
+
+
+def test_trees_carry_verdicts_credit_and_their_summary(whole: Run) -> None:
+    trees = [e for e in whole.events if isinstance(e, TreeSampled)]
+    assert [e.index for e in trees] == [0, 1, 2] * 4
+    for event in trees:
+        tree = RolloutTree.from_payload(event.payload)
+        assert tree.step == event.step
+        assert tree.policy_version == event.step - 1
+        assert tree.problem_id == event.problem_id
+        assert tree.texts[0] == event.prompt
+        assert (tree.verdict[tree.is_leaf()] != Verdict.NONE).all()
+        assert (tree.credit_state[1:] != CreditState.NONE).all()
+        assert event.summary.model_dump_json() == summarise(tree).model_dump_json()
+
+
+def test_totals_add_up(whole: Run) -> None:
+    steps = [v for (_, is_evaluation), v in sorted(whole.metrics().items()) if not is_evaluation]
+    totals = np.cumsum([v["tree/unique_tokens"] for v in steps])
+    assert [v["tree/unique_tokens_total"] for v in steps] == totals.tolist()
+    for values in steps:
+        assert values["policy/trained_tokens"] <= values["tree/unique_tokens"] <= values["tree/flat_tokens"]
+
+
+def test_started_tells_model_and_data(whole: Run) -> None:
+    (event,) = whole.of(Started)
+    assert isinstance(event, Started)
+    assert event.config_sha256 == small().sha256()
+    assert event.training_problems is None
+    assert event.evaluation_problems == 8
+    assert event.resumed_from is None
+
+
+# ---- the same run again
+
+
+def test_same_seed_same_weights_and_events(whole: Run, tmp_path: Path) -> None:
+    again = Run(tmp_path, small())
+    assert again.outcome == whole.outcome
+    assert again.digest == whole.digest
+    other = Run(tmp_path / "other", small("seed=2", "training.steps=1"))
+    assert other.outcome.weights_sha256 != whole.outcome.weights_sha256
+
+
+def test_micro_batches_and_recording_do_not_change_what_is_learnt(whole: Run, tmp_path: Path) -> None:
+    recorded = Run(tmp_path / "a", small("recording.trees_per_step=0"))
+    assert recorded.outcome.weights_sha256 == whole.outcome.weights_sha256
+    split = Run(tmp_path / "b", small("training.microbatch_tokens=300"))
+    assert split.metrics()[1, False]["policy/loss"] == pytest.approx(whole.metrics()[1, False]["policy/loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("killed_in", ["sampling", "training", "evaluating", "saving"])
+@pytest.mark.parametrize("step", [3, 4])
+def test_a_killed_run_resumes_to_the_same_weights_and_metrics(
+    whole: Run, tmp_path: Path, killed_in: str, step: int
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    events: list[Event] = []
+
+    def emit(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Progress) and (event.phase, event.step) == (killed_in, step):
+            raise Killed
+
+    def killed() -> None:
+        train(small(), emit=emit, should_stop=lambda: False, run_dir=tmp_path)
+
+    if (killed_in, step) in {("evaluating", 3), ("saving", 3)}:
+        pytest.skip("nothing is evaluated or saved at this step")
+    with pytest.raises(Killed):
+        killed()
+    (*_, last) = list_checkpoints(tmp_path)
+    resumed = Run(tmp_path, small(), resume=last)
+    assert resumed.outcome == whole.outcome
+    (started,) = resumed.of(Started)
+    assert isinstance(started, Started)
+    assert started.step == 2
+    assert started.resumed_from == "step-2"
+    for key, values in resumed.metrics().items():
+        assert values == whole.metrics()[key]
+    assert sorted(resumed.metrics()) == [key for key in sorted(whole.metrics()) if key[0] > 2]
+
+
+# ---- stopping
+
+
+def is_after(kind: str, step: int) -> Callable[[list[Event]], bool]:
+    return lambda events: any(e.kind == kind and getattr(e, "step", -1) == step for e in events)
+
+
+@pytest.mark.parametrize("step", [0, 1, 3])
+def test_a_stop_keeps_the_last_whole_step_and_the_run_goes_on_from_it(whole: Run, tmp_path: Path, step: int) -> None:
+    stopped = Run(tmp_path, small(), stop_when=is_after("metrics", step))
+    assert stopped.outcome.outcome == "stopped"
+    assert stopped.outcome.step == step
+    assert stopped.outcome.reason == f"Stopped after step {step} of 4, as asked."
+    saved = stopped.of(CheckpointSaved)[-1]
+    assert isinstance(saved, CheckpointSaved)
+    assert saved.step == step
+    assert saved.weights_sha256 == stopped.outcome.weights_sha256
+    resumed = Run(tmp_path, small(), resume=tmp_path / saved.path)
+    assert resumed.outcome == whole.outcome
+    assert {**stopped.metrics(), **resumed.metrics()} == whole.metrics()
+
+
+def test_a_stop_during_an_evaluation_makes_it_up_later(whole: Run, tmp_path: Path) -> None:
+    def evaluating(events: list[Event]) -> bool:
+        return is_after("tree", 2)(events)
+
+    stopped = Run(tmp_path, small(), stop_when=evaluating)
+    assert stopped.outcome.step == 2
+    assert (2, True) not in stopped.metrics()
+    resumed = Run(tmp_path, small(), resume=list_checkpoints(tmp_path)[-1])
+    assert resumed.metrics()[2, True] == whole.metrics()[2, True]
+    assert resumed.outcome == whole.outcome
+
+
+def test_a_stop_before_anything_happened_is_a_stop(tmp_path: Path) -> None:
+    stopped = Run(tmp_path, small(), stop_when=lambda _events: True)
+    assert (stopped.outcome.outcome, stopped.outcome.step) == ("stopped", 0)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-0"]
+
+
+# ---- what goes wrong
+
+
+def poisoned_updates(monkeypatch: pytest.MonkeyPatch, *bad: int) -> None:
+    """Make the losses of these updates (counted from 1) NaN."""
+    import trainer.optim as optim
+
+    real, count = optim.clipped_policy_loss, 0
+
+    def sometimes(*args: torch.Tensor, **clips: float) -> object:
+        nonlocal count
+        count += 1
+        found = real(*args, **clips)
+        return type(found)(found.loss * math.nan, found.clipped, found.gap) if count in bad else found
+
+    monkeypatch.setattr(optim, "clipped_policy_loss", sometimes)
+
+
+def test_an_update_that_is_not_finite_is_skipped_counted_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poisoned_updates(monkeypatch, 1, 2, 4)
+    run = Run(tmp_path, small("evaluation.every_steps=0"))
+    assert run.outcome.outcome == "succeeded"
+    skipped = [v["policy/skipped_updates"] for (_, is_eval), v in sorted(run.metrics().items()) if not is_eval]
+    assert skipped == [1, 2, 2, 3]
+    assert math.isnan(run.metrics()[1, False]["policy/loss"])
+    warnings = [e.message for e in run.events if isinstance(e, LogLine)]
+    assert warnings[0] == "Step 1: an update was skipped, its loss or gradient is not finite."
+    assert len(warnings) == 3
+
+
+def test_three_in_a_row_end_the_run_with_a_checkpoint_of_good_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poisoned_updates(monkeypatch, 2, 3, 4)
+    run = Run(tmp_path, small("evaluation.every_steps=0", "checkpoint.every_steps=0", "training.steps=9"))
+    assert run.outcome.outcome == "failed"
+    assert run.outcome.step == 4
+    assert "not finite 3 times in a row, the last at step 4. Lower the learning rate" in run.outcome.reason
+    saved = run.of(CheckpointSaved)[-1]
+    assert isinstance(saved, CheckpointSaved)
+    one_step = Run(tmp_path / "one", small("evaluation.every_steps=0", "training.steps=1"))
+    assert saved.weights_sha256 == one_step.outcome.weights_sha256
+
+
+def test_diverged_weights_end_the_run_in_words(tmp_path: Path) -> None:
+    run = Run(tmp_path, small("training.learning_rate=0.1", "training.max_grad_norm=1000", "training.steps=60"))
+    assert run.outcome.outcome in ("failed", "succeeded")
+    if run.outcome.outcome == "failed":
+        assert "not finite" in run.outcome.reason
+
+
+def test_a_step_without_any_credit_is_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainer.verifiers import Judgement
+
+    monkeypatch.setattr(
+        "trainer.loop.judge_from_config", lambda _config: lambda *_: Judgement(Verdict.INCORRECT, 0.0, "x")
+    )
+    run = Run(tmp_path, small("training.steps=1"))
+    values = run.metrics()[1, False]
+    assert values["policy/trained_tokens"] == 0
+    assert values["credit/credited_share"] == 0
+    assert values["credit/zero_variance_share"] == 1
+    assert math.isnan(values["credit/advantage_mean_abs"])
+    (started,) = run.of(Started)
+    assert isinstance(started, Started)
+    assert run.outcome.weights_sha256 == started.weights_sha256
+
+
+def test_missing_model_and_data_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="there is no folder"):
+        Run(tmp_path, small("model.path=/no/where"))
+    with pytest.raises(DataError, match="is not there"):
+        Run(tmp_path, config_from_yaml("data: {kind: jsonl, path: /no/where.jsonl}"))
+
+
+def test_a_checkpoint_of_another_config_is_refused_by_field(whole: Run, tmp_path: Path) -> None:
+    Run(tmp_path, small("training.steps=2"))
+    last = list_checkpoints(tmp_path)[-1]
+    with pytest.raises(CheckpointError, match=r"seed, training\.learning_rate differ"):
+        Run(tmp_path, small("seed=5", "training.learning_rate=1e-5"), resume=last)
+    longer = Run(tmp_path, small("recording.trees_per_step=0"), resume=last)
+    assert longer.outcome.weights_sha256 == whole.outcome.weights_sha256
+
+
+# ---- other settings
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["preset=grpo-tiny"],
+        ["preset=grpo-tiny", "sampler={kind: segment_tree}", "objective.aggregate=sequence_mean"],
+        ["training.updates_per_step=2", "sampler.temperature=0.8"],
+        ["sampler.split=none", "objective.aggregate=sequence_mean", "training.warmup_steps=3"],
+        ["credit.scale={kind: group_std}", "credit.filter={kind: none}", "credit.backup=leaf_mean"],
+    ],
+)
+def test_other_settings_train_and_repeat(tmp_path: Path, overrides: list[str]) -> None:
+    first = Run(tmp_path / "a", small(*overrides, "training.steps=2"))
+    assert first.outcome.outcome == "succeeded"
+    values = first.metrics()[2, False]
+    assert values["policy/trained_tokens"] > 0
+    assert values["policy/grad_norm"] > 0
+    assert values["policy/logprob_gap"] < 1e-4
+    second = Run(tmp_path / "b", small(*overrides, "training.steps=2"))
+    assert second.digest == first.digest
+
+
+def test_more_updates_leave_the_sampling_policy(tmp_path: Path) -> None:
+    # With one update per step every ratio is 1; the second update of a step meets moved weights.
+    run = Run(tmp_path, small("training.updates_per_step=4", "training.learning_rate=1e-2", "training.steps=2"))
+    assert run.metrics()[2, False]["policy/clip_fraction"] > 0
+
+
+def test_a_jsonl_run_trains_on_its_own_problems(tmp_path: Path) -> None:
+    from trainer.tasks.chain import problem_at
+
+    lines = []
+    for i in range(40):
+        problem = problem_at(0, "train", i, 3)
+        lines.append(f'{{"question": "{problem.question}", "answer": "#### {problem.answer}"}}\n')
+    file = tmp_path / "set.jsonl"
+    file.write_text("".join(lines) + "broken\n")
+    run = Run(tmp_path, small(f"data={{kind: jsonl, path: {file}, evaluation_share: 0.3}}", "training.steps=1"))
+    (started,) = run.of(Started)
+    assert isinstance(started, Started)
+    assert started.training_problems is not None
+    assert 15 < started.training_problems < 40
+    assert [e.message for e in run.events if isinstance(e, LogLine)][0].startswith("set.jsonl: skipped 1 of 41 rows")
