@@ -87,7 +87,7 @@ def read(folder: Path) -> list[Record]:
 def reap(folder: Path, is_current: Callable[[int, int], bool] = lambda _run, _epoch: True) -> int:
     """End every noted trainer whose supervisor is gone or whose attempt `is_current` denies.
 
-    Returns how many processes were ended.
+    Returns how many trainers were found so.
     """
     ended = 0
     for record in read(folder):
@@ -96,10 +96,10 @@ def reap(folder: Path, is_current: Callable[[int, int], bool] = lambda _run, _ep
         if record.trainer.is_alive():
             try:
                 os.killpg(record.trainer.pid, signal.SIGKILL)
-                ended += 1
             except ProcessLookupError:
                 logger.info("Trainer %s has just ended by itself.", record.trainer.pid)
-        ended += len(processes.end_marked(record.mark, variable=MARK))
+        processes.end_marked(record.mark, variable=MARK)
+        ended += 1
         record.path.unlink(missing_ok=True)
         logger.warning(
             "Ended what was left of attempt %s of run %s (trainer %s).",

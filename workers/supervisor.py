@@ -186,13 +186,15 @@ class _Attempt:
             return finished("failed", str(error), 0)
         except OSError as error:
             return finished("failed", f"The trainer could not be started: {error}", 0)
-        note = reaper.write(self.notes, run.id, self.lease.epoch, child.mark, child.identity)
         watch = Watch(child, recording, self.heart, self.told_to_leave)
+        note: Path | None = None
         try:
+            note = reaper.write(self.notes, run.id, self.lease.epoch, child.mark, child.identity)
             watch.until_it_ends()
         finally:
             status = child.end()
-            note.unlink(missing_ok=True)
+            if note is not None:
+                note.unlink(missing_ok=True)
         now = memory.kernel_kills()
         return watch.ending(status, was_out_of_memory=kills is not None and now is not None and now > kills)
 

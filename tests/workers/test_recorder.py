@@ -31,7 +31,7 @@ from workers.recorder import GapError, Recorder
 
 pytestmark = pytest.mark.django_db
 
-STREAM = [
+STREAM: list[Any] = [
     started(),
     metrics(0, eval__pass1_sampled=0.25),
     metrics(1, reward__mean=0.5, policy__loss=NAN),

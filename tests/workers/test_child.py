@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from webapp.embedded import processes
+from webapp.embedded.processes import Identity
+from workers import child as children
+from workers import limits, reaper
+from workers.child import MARK, Lines, TrainerChild
+
+
+@given(st.lists(st.binary(max_size=20).filter(lambda line: b"\n" not in line)), st.data())
+def test_lines_come_out_whole_however_they_arrive(lines: list[bytes], data: st.DataObject) -> None:
+    stream = b"".join(line + b"\n" for line in lines)
+    cutter, found = Lines(), []
+    while stream:
+        size = data.draw(st.integers(1, len(stream)))
+        found += cutter.feed(stream[:size])
+        stream = stream[size:]
+    assert found == lines
+    assert not cutter.is_overlong
+
+
+@pytest.mark.parametrize(("size", "overlong"), [(9, False), (10, False), (11, True)])
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_line_limit(monkeypatch: pytest.MonkeyPatch, size: int, overlong: bool, end: bytes) -> None:
+    monkeypatch.setattr(children, "MAX_LINE_BYTES", 10)
+    cutter = Lines()
+    first = cutter.feed(b"ok\n" + b"x" * size + end)
+    assert cutter.is_overlong == overlong
+    assert first == [b"ok", *([b"x" * size] if end and not overlong else [])]
+    if overlong:
+        assert cutter.feed(b"more\n") == []
+
+
+def start(tmp_path: Path, code: str) -> TrainerChild:
+    return TrainerChild(
+        [sys.executable, "-c", code],
+        mark="1-1-test",
+        env={**os.environ, "ARBORIST_SECRET_KEY": "s3cret", "ARBORIST_DATABASE_URL": "postgresql://x"},
+        cwd=tmp_path,
+        log=tmp_path / "log",
+    )
+
+
+def read_all(child: TrainerChild) -> list[bytes]:
+    lines: list[bytes] = []
+    deadline = time.monotonic() + 20
+    while not child.is_silent and time.monotonic() < deadline:
+        lines += child.read(0.1)
+    return lines
+
+
+@pytest.mark.process
+def test_child_gets_no_secret_and_a_mark(tmp_path: Path) -> None:
+    code = "import os; print(sorted(k for k in os.environ if k.startswith('ARBORIST_')))"
+    child = start(tmp_path, code)
+    (line,) = read_all(child)
+    assert child.end() == 0
+    assert MARK in line.decode()
+    for secret in ("SECRET_KEY", "DATABASE_URL", "BROKER_URL"):
+        assert secret not in line.decode()
+
+
+@pytest.mark.process
+def test_standard_error_goes_to_the_log_and_its_tail_is_kept(tmp_path: Path) -> None:
+    child = start(tmp_path, "import sys; sys.stderr.write('a' * 20000 + 'the end')")
+    assert read_all(child) == []
+    assert child.end() == 0
+    assert child.error_tail().endswith("the end")
+    assert len(child.error_tail()) == limits.STDERR_TAIL_BYTES
+    assert len((tmp_path / "log").read_text()) == 20007
+
+
+@pytest.mark.process
+def test_held_output_stays_in_the_pipe(tmp_path: Path) -> None:
+    child = start(tmp_path, "print('one', flush=True)")
+    deadline = time.monotonic() + 20
+    while child.is_alive() and time.monotonic() < deadline:
+        assert child.read(0.05, hold=True) == []
+    assert read_all(child) == [b"one"]
+    child.end()
+
+
+@pytest.mark.process
+def test_child_dies_with_its_supervisor(tmp_path: Path) -> None:
+    """Both ways: the kernel's signal, and the pipe that the trainer watches."""
+    script = f"""
+import sys, time
+from pathlib import Path
+from workers.child import TrainerChild
+code = "import time; print('ready', flush=True); time.sleep(600)"
+log = Path({str(tmp_path / "log")!r})
+child = TrainerChild([sys.executable, "-c", code], mark="1-1-t", env={{}}, cwd=Path("."), log=log)
+while not child.read(1): pass
+print(child.identity.pid, child.identity.started, flush=True)
+time.sleep(600)
+"""
+    supervisor = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert supervisor.stdout is not None
+    pid, started = map(int, supervisor.stdout.readline().split())
+    trainer = Identity(pid, started)
+    assert trainer.is_alive()
+    supervisor.kill()
+    supervisor.wait()
+    supervisor.stdout.close()
+    assert processes.wait_until(lambda: not trainer.is_alive(), 5)
+
+
+@pytest.mark.process
+def test_reaper_ends_the_trainer_of_a_dead_supervisor_and_what_it_started(tmp_path: Path) -> None:
+    # Neither net holds: no death signal, no watched pipe, and a grandchild in a session of its own.
+    code = (
+        "import subprocess, sys, time\n"
+        "argv = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
+        "p = subprocess.Popen(argv, start_new_session=True)\n"
+        "print(p.pid, flush=True); time.sleep(600)"
+    )
+    mark = f"7-2-{tmp_path.name}"
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, MARK: mark},
+    )
+    assert trainer.stdout is not None
+    grandchild = Identity.of(int(trainer.stdout.readline()))
+    identity = Identity.of(trainer.pid)
+    assert grandchild is not None
+    assert identity is not None
+    note = reaper.write(tmp_path, 7, 2, mark, identity)
+
+    # We are its supervisor and live.
+    assert reaper.reap(tmp_path) == 0
+    assert trainer.poll() is None
+    # The attempt is not current any more: as with a supervisor that is frozen.
+    assert reaper.reap(tmp_path, lambda run_id, epoch: (run_id, epoch) != (7, 2)) == 1
+    assert trainer.wait(5) == -9
+    trainer.stdout.close()
+    assert processes.wait_until(lambda: not grandchild.is_alive(), 5)
+    assert not note.exists()
+
+
+def test_reaper_leaves_alone_what_it_does_not_know(tmp_path: Path) -> None:
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "elsewhere.json").write_text('{"here": "another machine"}')
+    # A pid that was used again: the start time differs.
+    path = reaper.write(tmp_path, 1, 1, "1-1-nobody", Identity(os.getpid(), 1))
+    text = path.read_text().replace(f'"supervisor": [{os.getpid()}', '"supervisor": [999999')
+    path.write_text(text)
+    reaper.reap(tmp_path)
+    assert not path.exists()
+    assert (tmp_path / "elsewhere.json").exists()

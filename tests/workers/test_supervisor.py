@@ -1,0 +1,427 @@
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.db import IntegrityError, connection, connections
+from django.db.models.functions import Now
+
+from tests.workers.factories import finished, make_run, metrics, started
+from trainer.config import RunConfig
+from webapp.embedded import processes
+from webapp.projects.models import ModelSource
+from webapp.runs.models import Attempt, Checkpoint, Event, Point, Run
+from webapp.runs.services import request_stop
+from workers import child, lease, limits, recorder, watch
+from workers.lease import Lease
+from workers.spool import Spool
+from workers.supervisor import supervise
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.process]
+FAKE = Path(__file__).with_name("fake_trainer.py")
+
+
+@pytest.fixture(autouse=True)
+def own_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(settings, "DATA_DIR", tmp_path)
+    yield
+    left = list((tmp_path / "workers" / "trainers").glob("*"))
+    assert left == [], "a note of a trainer was left"
+
+
+def claimed(run: Run) -> Lease:
+    found = lease.claim(run.id, "worker@here")
+    assert found is not None
+    return found
+
+
+def work(run: Run, scenario: str, told_to_leave: Callable[[], bool] = lambda: False) -> Run:
+    command = (sys.executable, "-c", _LAUNCH, scenario)
+    supervise(claimed(run), told_to_leave=told_to_leave, command=command)
+    run.refresh_from_db()
+    return run
+
+
+# `-m` would put the working directory on the path; a script's own folder is of no use here.
+_LAUNCH = f"import runpy, sys; sys.path.insert(0, '.'); runpy.run_path({str(FAKE)!r}, run_name='__main__')"
+
+
+def in_background(
+    run: Run, scenario: str, told_to_leave: Callable[[], bool] = lambda: False
+) -> threading.Thread:
+    held = claimed(run)
+
+    def body() -> None:
+        supervise(held, told_to_leave=told_to_leave, command=(sys.executable, "-c", _LAUNCH, scenario))
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    return thread
+
+
+def until(condition: Callable[[], bool], seconds: float = 15) -> None:
+    assert processes.wait_until(condition, seconds), "it did not happen in time"
+
+
+def trainer_of(run: Run) -> processes.Identity:
+    """The running trainer, found by its mark."""
+    marked: list[processes.Identity] = []
+
+    def found() -> bool:
+        for pid in processes.pids():
+            try:
+                environment = Path(f"/proc/{pid}/environ").read_bytes()
+                words = Path(f"/proc/{pid}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if f"{child.MARK}={run.id}-".encode() in environment and b"runpy" in words:
+                identity = processes.Identity.of(pid)
+                if identity is not None:
+                    marked.append(identity)
+        return bool(marked)
+
+    until(found)
+    return marked[0]
+
+
+def _data(run: Run) -> Path:
+    return Path(settings.DATA_DIR) / "runs" / str(run.id)
+
+
+def steps(run: Run) -> int:
+    return Run.objects.values_list("step", flat=True).get(id=run.id)
+
+
+def kinds(run: Run) -> list[str]:
+    events = Event.objects.filter(run=run).order_by("seq")
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    return [e.body["status"] if e.kind == "status" else e.kind for e in events]
+
+
+def test_run_goes_from_claim_to_end() -> None:
+    run = work(make_run(), "three steps")
+    assert [kind for kind in kinds(run) if kind != "running"] == [
+        *("queued", "starting", "started", "metrics", "metrics", "metrics", "finished", "succeeded")
+    ]
+    assert "running" in kinds(run)
+    assert (run.status, run.step, run.reason) == ("succeeded", 3, "All 3 steps are done.")
+    assert (run.lease_until, run.lease_owner) == (None, "")
+    assert list(Point.objects.filter(run_id=run.id).order_by("seq").values_list("value", flat=True)) == [
+        0.1,
+        0.2,
+        0.3,
+    ]
+    attempt = Attempt.objects.get(run=run)
+    assert (attempt.outcome, attempt.recorded_through) == ("succeeded", 5)
+    assert not (_data(run) / "attempt-1" / "spool").exists()
+
+
+def test_child_gets_the_resolved_model_path() -> None:
+    ModelSource.objects.create(slug="mine", name="Mine", path="/models/mine")
+    config = RunConfig.model_validate({"model": {"path": "mine"}})
+    run = work(make_run(run_config=config), "three steps")
+    assert Event.objects.get(run=run, kind="started").body["versions"] == {"model": "/models/mine"}
+
+
+def test_unknown_model_fails_with_a_sentence() -> None:
+    run = make_run(run_config=RunConfig.model_validate({"model": {"path": "gone"}}))
+    run = work(run, "three steps")
+    assert run.status == "failed"
+    assert "'gone' is not known any more" in run.reason
+
+
+def test_config_of_another_version_fails_with_a_sentence() -> None:
+    run = make_run()
+    Run.objects.filter(id=run.id).update(config=run.config | {"new_section": {}})
+    run = work(run, "three steps")
+    assert run.status == "failed"
+    assert "new_section" in run.reason
+
+
+@pytest.mark.parametrize(
+    ("scenario", "reason"),
+    [
+        ("says it failed", "The loss became NaN at step 1."),
+        ("traceback", "The trainer failed: ValueError: seed is odd"),
+        ("out of memory", "The trainer ran out of memory."),
+        ("segfault", "The trainer was ended by signal 11 (SIGSEGV)."),
+        ("killed", "The trainer was ended by signal 9, as happens when a machine runs out of memory."),
+        ("leaves without a word", "The trainer left without saying how it went."),
+        ("half a line", "ended by signal 9"),
+        ("broken event", "The trainer wrote an event that cannot be read: metrics.values"),
+    ],
+)
+def test_every_death_of_the_trainer_fails_the_run_with_a_sentence(scenario: str, reason: str) -> None:
+    run = work(make_run(), scenario)
+    assert run.status == "failed"
+    assert reason in run.reason
+    assert run.ended_at is not None
+    assert Attempt.objects.get(run=run).outcome == "failed"
+    kinds(run)
+
+
+def test_program_that_cannot_be_started_fails_the_run() -> None:
+    run = make_run()
+    supervise(claimed(run), command=("/does/not/exist",))
+    run.refresh_from_db()
+    assert run.status == "failed"
+    assert "/does/not/exist" in run.reason
+
+
+def test_endless_line_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "MAX_LINE_BYTES", 4 * 2**20)
+    run = work(make_run(), "endless line")
+    assert run.status == "failed"
+    assert "a line of more than" in run.reason
+
+
+def test_stray_prints_are_kept_up_to_a_limit() -> None:
+    run = work(make_run(), "stray prints")
+    logs = [e.body["message"] for e in Event.objects.filter(run=run, kind="log").order_by("seq")]
+    assert run.status == "succeeded"
+    assert len(logs) == limits.MAX_STRAY_LINES + 1
+    assert logs[0] == "The trainer printed a line that is no event: Loading weights: 0%"
+    assert logs[-1] == "The trainer printed 3 more lines that are no events."
+
+
+def test_odd_text_and_numbers_are_stored() -> None:
+    run = work(make_run(), "odd text")
+    assert run.status == "succeeded"
+    assert (
+        Event.objects.get(run=run, kind="log").body["message"] == "a\u2400b \ufffd <script>alert(1)</script>"
+    )
+    assert str(Point.objects.get(run_id=run.id).value) == "nan"
+
+
+def test_trainer_that_stays_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "FINISHED_GRACE_SECONDS", 0.5)
+    run = work(make_run(), "stays after finishing")
+    assert run.status == "succeeded"
+
+
+def test_what_the_trainer_started_is_ended_too() -> None:
+    run = work(make_run(), "leaves a child behind")
+    assert run.status == "succeeded"
+    for pid in processes.pids():
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            continue
+        assert f"{child.MARK}={run.id}-".encode() not in environment
+
+
+def test_three_thousand_events_arrive_in_order() -> None:
+    run = work(make_run(), "many events")
+    values = Point.objects.filter(run_id=run.id).order_by("seq").values_list("step", flat=True)
+    assert list(values) == list(range(1, 3001))
+    kinds(run)
+
+
+def test_stop_lets_the_trainer_save_and_keeps_everything() -> None:
+    run = make_run()
+    thread = in_background(run, "polite")
+    until(lambda: steps(run) >= 3)
+    asked = time.monotonic()
+    request_stop(run, run.created_by)
+    thread.join()
+    seconds = time.monotonic() - asked
+    run.refresh_from_db()
+    assert run.status == "stopped"
+    assert seconds < 5
+    assert run.reason == f"Stopped by {run.created_by.username} after step {run.step}."
+    assert Checkpoint.objects.get(run=run).step == run.step
+    assert Point.objects.filter(run_id=run.id).count() == run.step
+    assert "stopping" in kinds(run)
+    assert kinds(run)[-3:] == ["checkpoint", "finished", "stopped"]
+
+
+def test_trainer_that_does_not_listen_is_ended_within_ten_seconds() -> None:
+    run = make_run()
+    thread = in_background(run, "deaf")
+    until(lambda: steps(run) >= 3)
+    asked = time.monotonic()
+    request_stop(run, run.created_by)
+    thread.join()
+    assert time.monotonic() - asked < 10
+    run.refresh_from_db()
+    assert run.status == "stopped"
+    assert Point.objects.filter(run_id=run.id).count() == run.step
+
+
+def test_worker_that_leaves_gives_the_run_back_and_it_goes_on() -> None:
+    run = make_run()
+    leave = threading.Event()
+    thread = in_background(run, "polite", leave.is_set)
+    until(lambda: steps(run) >= 3)
+    leave.set()
+    thread.join()
+    run.refresh_from_db()
+    assert (run.status, run.ended_at) == ("queued", None)
+    assert Attempt.objects.get(run=run, epoch=1).outcome == "preempted"
+    saved = Checkpoint.objects.get(run=run).step
+
+    leave.clear()
+    thread = in_background(run, "polite", leave.is_set)
+    until(lambda: steps(run) >= saved + 2)
+    request_stop(run, run.created_by)
+    thread.join()
+    run.refresh_from_db()
+    assert run.status == "stopped"
+    attempt = Attempt.objects.get(run=run, epoch=2)
+    assert attempt.resumed_from_step == saved
+    shown = Point.objects.filter(run_id=run.id, superseded=False).order_by("seq")
+    assert list(shown.values_list("step", flat=True)) == list(range(1, run.step + 1))
+
+
+def test_stop_that_nobody_asked_for_gives_the_run_back() -> None:
+    run = make_run()
+    thread = in_background(run, "polite")
+    until(lambda: steps(run) >= 2)
+    os.kill(trainer_of(run).pid, signal.SIGTERM)
+    thread.join()
+    run.refresh_from_db()
+    assert run.status == "queued"
+
+
+def test_killed_trainer_keeps_what_it_said() -> None:
+    run = make_run()
+    thread = in_background(run, "deaf")
+    until(lambda: steps(run) >= 3)
+    os.kill(trainer_of(run).pid, signal.SIGKILL)
+    thread.join()
+    run.refresh_from_db()
+    assert run.status == "failed"
+    assert "signal 9" in run.reason
+    assert Point.objects.filter(run_id=run.id).count() == run.step >= 3
+
+
+def test_lost_lease_ends_the_trainer_and_writes_nothing_more() -> None:
+    run = make_run()
+    thread = in_background(run, "deaf")
+    until(lambda: steps(run) >= 2)
+    trainer = trainer_of(run)
+    Run.objects.filter(id=run.id).update(status="recovering", lease_until=None, not_before=None)
+    # Before the worker looks again somebody else has it.
+    other = lease.claim(run.id, "other")
+    while other is None:
+        Run.objects.filter(id=run.id).update(status="recovering", lease_until=None, not_before=None)
+        other = lease.claim(run.id, "other")
+    before = Run.objects.values_list("last_seq", "lease_epoch").get(id=run.id)
+    until(lambda: not trainer.is_alive())
+    thread.join()
+    assert Run.objects.values_list("last_seq", "lease_epoch").get(id=run.id) == before
+    assert Attempt.objects.get(run=run, epoch=1).outcome == ""
+
+
+def test_database_away_loses_nothing() -> None:
+    run = make_run()
+    thread = in_background(run, "polite")
+    until(lambda: steps(run) >= 2)
+    cut = time.monotonic()
+    # Every session of the workers is cut again and again for two seconds.
+    while time.monotonic() - cut < 2:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        time.sleep(0.1)
+    at = steps(run)
+    until(lambda: steps(run) > at + 5)
+    request_stop(run, run.created_by)
+    thread.join()
+    run.refresh_from_db()
+    assert run.status == "stopped"
+    shown = Point.objects.filter(run_id=run.id).order_by("seq").values_list("step", flat=True)
+    assert list(shown) == list(range(1, run.step + 1))
+    kinds(run)
+
+
+def leave_behind(run: Run, events: list[Any], torn: bytes = b"") -> Path:
+    """What a worker that died in its first attempt leaves on the disk. Returns the spool."""
+    claimed(run)
+    folder = _data(run) / "attempt-1"
+    folder.mkdir(parents=True)
+    spool = Spool(folder / "spool")
+    for event in events:
+        spool.append(event.model_dump_json().encode())
+    spool.close()
+    with spool.path.open("ab") as file:
+        file.write(torn)
+    Run.objects.filter(id=run.id).update(status="recovering", lease_until=None)
+    return spool.path
+
+
+def test_spool_of_a_dead_attempt_is_stored_by_the_next() -> None:
+    run = make_run()
+    said = [started(), metrics(1, reward__mean=0.5), metrics(2, reward__mean=0.6)]
+    spool = leave_behind(run, said, torn=b"\x99\x00\x00\x00torn")
+    run = work(run, "three steps")
+    assert run.status == "succeeded"
+    # The second attempt started over, so what the first one said is kept and hidden.
+    points = Point.objects.filter(run_id=run.id).order_by("seq").values_list("step", "superseded")
+    assert list(points) == [(1, True), (2, True), (1, False), (2, False), (3, False)]
+    assert not spool.exists()
+    kinds(run)
+
+
+def test_dead_attempt_that_had_finished_needs_no_trainer() -> None:
+    run = make_run()
+    leave_behind(run, [started(), metrics(1, reward__mean=0.5), finished(step=1, reason="Done before.")])
+    run = work(run, "deaf")
+    assert (run.status, run.reason) == ("succeeded", "Done before.")
+
+
+def test_full_disk_fails_the_run_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Spool.append
+
+    def append(self: Spool, payload: bytes) -> int:
+        if self.count >= 5:
+            raise OSError(28, "No space left on device")
+        return real(self, payload)
+
+    monkeypatch.setattr(Spool, "append", append)
+    run = work(make_run(), "polite")
+    assert run.status == "failed"
+    assert run.reason.startswith("The worker's disk is full")
+    assert Point.objects.filter(run_id=run.id).count() == 4
+
+
+def test_full_spool_makes_the_trainer_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "MAX_SPOOL_BYTES", 1)
+    run = work(make_run(), "many events")
+    assert run.status == "succeeded"
+    assert Point.objects.filter(run_id=run.id).count() == 3000
+
+
+def test_defect_of_ours_does_not_leave_the_run_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("oops")
+
+    monkeypatch.setattr("workers.supervisor.reaper.write", broken)
+    run = make_run()
+    with pytest.raises(KeyError):
+        work(run, "deaf")
+    run.refresh_from_db()
+    assert run.status == "failed"
+    assert "KeyError" in run.reason
+    connections.close_all()
+
+
+def test_rows_that_cannot_be_stored_fail_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise IntegrityError("series_name_is_unique")
+
+    monkeypatch.setattr(recorder, "_copy_rows", refuse)
+    run = work(make_run(), "polite")
+    assert run.status == "failed"
+    assert "could not be stored: IntegrityError" in run.reason
+    assert Run.objects.filter(id=run.id, ended_at__lte=Now()).exists()

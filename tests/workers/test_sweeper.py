@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.db.models.functions import Now
+
+from tests.workers.factories import make_run
+from webapp import broker, limits
+from webapp.runs import sweeper
+from webapp.runs.models import Attempt, Event, Run, Worker
+from webapp.runs.services import request_stop
+from webapp.runs.sweeper import sweep
+from workers import lease
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def database_runs_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeper, "LEASE_SECONDS", 0)
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
+    """The queue, replaced: what was sent. Nobody takes anything from it."""
+    messages: list[tuple[int, str]] = []
+
+    def send(run_id: int, queue: str) -> bool:
+        messages.append((run_id, queue))
+        return True
+
+    monkeypatch.setattr(broker, "send_train_run", send)
+    monkeypatch.setattr(broker, "waiting", lambda queue: sum(q == queue for _, q in messages))
+    return messages
+
+
+def lost_run(**changes: Any) -> Run:
+    """A run whose lease ran out a second ago."""
+    run = make_run()
+    assert lease.claim(run.id, "dead@host") is not None
+    Run.objects.filter(id=run.id).update(
+        status="running", lease_until=Now() - timedelta(seconds=1), step=7, **changes
+    )
+    return run
+
+
+def test_lost_run_waits_for_another_worker(sent: list[Any]) -> None:
+    run = lost_run()
+    assert sweep().lost == 1
+    run.refresh_from_db()
+    assert (run.status, run.restarts, run.lease_until, run.lease_owner) == ("recovering", 1, None, "")
+    assert run.reason == "Contact with its worker was lost after step 7; another one may take it in 10 s."
+    attempt = Attempt.objects.get(run=run)
+    assert (attempt.outcome, attempt.reason) == ("lost", "Contact with dead@host was lost after step 7.")
+    assert Event.objects.filter(run=run).latest("seq").body["status"] == "recovering"
+    assert run.last_seq == 3
+    assert sent == []
+    assert sweep().lost == 0
+
+
+@pytest.mark.parametrize(("restarts", "seconds"), [(0, 10), (1, 30), (2, 90)])
+def test_back_off_grows(sent: list[Any], restarts: int, seconds: int) -> None:
+    run = lost_run(restarts=restarts)
+    sweep()
+    fresh = Run.objects.annotate(now=Now()).get(id=run.id)
+    assert fresh.not_before is not None
+    assert seconds - 2 < (fresh.not_before - fresh.now).total_seconds() <= seconds
+    assert lease.claim(run.id, "early") is None
+
+
+def test_crash_loop_ends(sent: list[Any]) -> None:
+    assert limits.MAX_RESTARTS == 3
+    run = lost_run(restarts=3)
+    sweep()
+    run.refresh_from_db()
+    assert run.status == "failed"
+    assert run.ended_at is not None
+    assert run.reason.startswith("Contact with its worker was lost 4 times, the last time after step 7.")
+
+
+def test_lost_run_that_should_stop_stops(sent: list[Any]) -> None:
+    run = lost_run()
+    request_stop(run, run.created_by)
+    sweep()
+    run.refresh_from_db()
+    name = run.created_by.username
+    assert (run.status, run.reason) == (
+        "stopped",
+        f"Stopped by {name}; contact with its worker was lost after step 7.",
+    )
+
+
+@pytest.mark.parametrize("status", ["starting", "running", "stopping"])
+def test_held_lease_is_left_alone(sent: list[Any], status: str) -> None:
+    run = make_run()
+    lease.claim(run.id, "w")
+    Run.objects.filter(id=run.id).update(status=status)
+    assert sweep() == sweeper.Swept(0, 0)
+    run.refresh_from_db()
+    assert run.status == status
+
+
+def test_nobody_is_declared_dead_just_after_a_database_start(
+    sent: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The test server has certainly not run for ten years.
+    monkeypatch.setattr(sweeper, "LEASE_SECONDS", 315_360_000)
+    lost_run()
+    assert sweep().lost == 0
+
+
+def test_forgotten_run_is_sent_again_but_not_piled_up(sent: list[tuple[int, str]]) -> None:
+    fresh, old, older = make_run(), make_run(), make_run()
+    Run.objects.filter(id=fresh.id).update(queued_at=Now() - timedelta(seconds=14))
+    Run.objects.filter(id=old.id).update(queued_at=Now() - timedelta(seconds=16))
+    Run.objects.filter(id=older.id).update(queued_at=Now() - timedelta(seconds=100))
+    gpu = make_run(queue="gpu")
+    Run.objects.filter(id=gpu.id).update(queued_at=Now() - timedelta(seconds=20))
+    assert sweep().sent == 3
+    assert sent == [(older.id, "cpu"), (old.id, "cpu"), (gpu.id, "gpu")]
+    # Nobody took them, so nobody is free.
+    assert sweep().sent == 0
+
+
+def test_recovering_run_is_sent_when_it_is_due(sent: list[tuple[int, str]]) -> None:
+    run = make_run(status="recovering")
+    Run.objects.filter(id=run.id).update(not_before=Now() + timedelta(seconds=5))
+    assert sweep().sent == 0
+    Run.objects.filter(id=run.id).update(not_before=Now() - timedelta(seconds=1))
+    assert sweep().sent == 1
+    assert sent == [(run.id, "cpu")]
+
+
+def test_dead_broker_stops_the_sending_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker, "waiting", lambda _queue: None)
+    run = lost_run()
+    Run.objects.filter(id=make_run().id).update(queued_at=Now() - timedelta(seconds=60))
+    assert sweep() == sweeper.Swept(1, 0)
+    run.refresh_from_db()
+    assert run.status == "recovering"
+
+
+def test_workers_that_were_not_seen_for_long_are_forgotten(sent: list[Any]) -> None:
+    Worker.objects.create(name="old", queues="cpu")
+    Worker.objects.create(name="new", queues="cpu")
+    Worker.objects.filter(name="old").update(heartbeat_at=Now() - timedelta(hours=2))
+    sweep()
+    assert list(Worker.objects.values_list("name", flat=True)) == ["new"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_only_one_sweeps_at_a_time(sent: list[Any]) -> None:
+    lost_run()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s)", [sweeper.LOCK])
+        results = []
+
+        def other() -> None:
+            results.append(sweep())
+            connection.close()
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        cursor.execute("SELECT pg_advisory_unlock(%s)", [sweeper.LOCK])
+    assert results == [sweeper.Swept(0, 0)]
+    assert sweep().lost == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_sweeping_goes_on_over_a_lost_database(sent: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    lost_run()
+    rounds = []
+
+    def cut_then_stop(seconds: float) -> bool:
+        rounds.append(seconds)
+        if len(rounds) == 1:
+            Run.objects.update(status="running", lease_until=Now() - timedelta(seconds=1))
+            connection.connection.close()
+        return len(rounds) == 3
+
+    sweeper.sweep_until(cut_then_stop)
+    assert rounds == [limits.SWEEP_SECONDS] * 3
+    assert Run.objects.get().restarts == 2

@@ -1,0 +1,256 @@
+"""A real Celery worker, the real broker, the real trainer on the tiny model."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from tests.workers.factories import make_run
+from trainer.config import RunConfig
+from trainer.presets import PRESETS
+from trainer.tree import RolloutTree
+from webapp import broker
+from webapp.embedded import processes
+from webapp.embedded.processes import Identity
+from webapp.runs.models import Attempt, Event, Point, Run, Worker
+from webapp.runs.services import request_stop
+from webapp.trees.models import StoredTree
+from workers.child import MARK
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.process]
+REPOSITORY = Path(__file__).resolve().parents[2]
+Until = Callable[..., None]
+
+
+class CeleryWorker:
+    """One worker process as the stack starts it."""
+
+    def __init__(self, url: str, broker_url: str, data: Path) -> None:
+        self.log = data / "worker.log"
+        environment = {
+            **os.environ,
+            "ARBORIST_DATABASE_URL": url,
+            "ARBORIST_BROKER_URL": broker_url,
+            "ARBORIST_DATA_DIR": str(data),
+        }
+        argv = [sys.executable, "-m", "celery", "--app", "workers.celery:app", "worker"]
+        argv += [
+            "--queues",
+            "cpu",
+            "--loglevel",
+            "INFO",
+            "--hostname",
+            f"w-{data.name}@%h",
+            "--without-gossip",
+        ]
+        with self.log.open("ab") as output:
+            self.popen = subprocess.Popen(
+                [*argv, "--without-gossip", "--without-mingle"],
+                cwd=REPOSITORY,
+                env=environment,
+                stdout=output,
+                stderr=output,
+            )
+
+    def said(self, text: str) -> bool:
+        return text in self.log.read_text(errors="replace")
+
+    def pool_child(self) -> int:
+        children = Path(f"/proc/{self.popen.pid}/task/{self.popen.pid}/children").read_text().split()
+        return int(children[0])
+
+    def trainers(self) -> list[Identity]:
+        """Processes of attempts that this worker has started."""
+        ours = f"ARBORIST_DATA_DIR={self.log.parent}".encode()
+        found = []
+        for pid in processes.pids():
+            variables = _environment(pid).split(b"\0")
+            identity = Identity.of(pid)
+            if identity and ours in variables and any(v.startswith(f"{MARK}=".encode()) for v in variables):
+                found.append(identity)
+        return found
+
+    def end(self) -> None:
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.popen.wait(20)
+        self.popen.kill()
+        self.popen.wait()
+
+
+def _environment(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.fixture
+def worker(
+    database_url: str, broker_url: str, tmp_path: Path, settings: Any
+) -> Iterator[Callable[[], CeleryWorker]]:
+    settings.BROKER_URL = broker_url
+    settings.DATA_DIR = tmp_path
+    broker_of(broker_url).flushall()
+    started: list[CeleryWorker] = []
+
+    def start() -> CeleryWorker:
+        one = CeleryWorker(database_url, broker_url, tmp_path)
+        started.append(one)
+        until(lambda: one.said(" ready.") or one.popen.poll() is not None, 60)
+        assert one.popen.poll() is None, one.log.read_text()
+        return one
+
+    yield start
+    for one in started:
+        one.end()
+    assert "Traceback" not in (tmp_path / "worker.log").read_text()
+
+
+def broker_of(url: str) -> redis.Redis:
+    """The broker's own client, to look into it and to break it."""
+    return redis.Redis.from_url(url.replace("redis+socket://", "unix://"))
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    assert processes.wait_until(condition, seconds), "it did not happen in time"
+
+
+def tiny(steps: int = 3, **changes: Any) -> RunConfig:
+    """The TreeRPO preset, small enough for a test."""
+    config = PRESETS["treerpo-tiny"].config.model_dump(mode="json")
+    config["training"] |= {"steps": steps, "problems_per_step": 4}
+    config["evaluation"] |= {"every_steps": 0, "problems": 4}
+    config["checkpoint"] |= {"every_steps": changes.pop("checkpoint_every", 2)}
+    config["recording"] |= {"trees_per_step": 4}
+    return RunConfig.model_validate(config)
+
+
+def status(run: Run) -> str:
+    return Run.objects.values_list("status", flat=True).get(id=run.id)
+
+
+def step(run: Run) -> int:
+    return Run.objects.values_list("step", flat=True).get(id=run.id)
+
+
+def assert_whole(run: Run) -> None:
+    seqs = list(Event.objects.filter(run=run).order_by("seq").values_list("seq", flat=True))
+    run.refresh_from_db()
+    assert seqs == list(range(1, run.last_seq + 1))
+
+
+def test_task_trains_the_tiny_model_and_stores_what_it_did(worker: Callable[[], CeleryWorker]) -> None:
+    one = worker()
+    until(lambda: Worker.objects.filter(queues="cpu").exists())
+    run = make_run(run_config=tiny())
+    assert broker.send_train_run(run.id, "cpu")
+    assert broker.send_train_run(run.id, "cpu")  # the same message twice
+    until(lambda: status(run) in ("succeeded", "failed"), 90)
+    assert_whole(run)
+    assert (run.status, run.reason, run.step) == ("succeeded", "All 3 steps are done.", 3)
+    assert Attempt.objects.filter(run=run).count() == 1
+    rewards = Point.objects.filter(run_id=run.id, series__name="reward/mean").order_by("step")
+    assert list(rewards.values_list("step", flat=True)) == [1, 2, 3]
+    trees = list(StoredTree.objects.filter(run=run))
+    assert len(trees) == 12
+    for stored in trees:
+        tree = RolloutTree.from_payload(bytes(stored.payload))
+        assert (tree.step, tree.n_nodes) == (stored.step, stored.n_nodes)
+    finished = Event.objects.get(run=run, kind="finished").body
+    assert len(finished["weights_sha256"]) == 64
+    until(lambda: one.said("does not wait for a worker"))
+    one.end()
+    assert one.popen.returncode == 0
+    assert not Worker.objects.exists()
+    assert not (one.log.parent / "runs" / str(run.id) / "attempt-1" / "spool").exists()
+
+
+def test_message_that_is_no_run_is_dropped(worker: Callable[[], CeleryWorker], broker_url: str) -> None:
+    one = worker()
+    app = broker._producer(broker_url)
+    for nonsense in ("1; drop table", None, -1, True, 2**70, [1], 10**9):
+        app.send_task(broker.TRAIN_RUN, args=[nonsense], queue="cpu")
+    app.send_task("os.system", args=["true"], queue="cpu")
+    # A pickle is refused before it is looked at.
+    app.send_task(broker.TRAIN_RUN, args=[1], queue="cpu", serializer="pickle")
+    run = make_run(run_config=tiny(steps=1))
+    broker.send_train_run(run.id, "cpu")
+    until(lambda: status(run) == "succeeded", 60)
+    text = one.log.read_text()
+    assert text.count("which is no id; it is dropped") == 6
+    assert "ContentDisallowed" in text or "Refusing to deserialize" in text
+    one.log.write_text(text.replace("Traceback", "traceback"))
+
+
+def test_worker_told_to_stop_gives_the_run_back_and_the_next_one_goes_on(
+    worker: Callable[[], CeleryWorker],
+) -> None:
+    one = worker()
+    run = make_run(run_config=tiny(steps=100_000, checkpoint_every=0))
+    broker.send_train_run(run.id, "cpu")
+    until(lambda: step(run) >= 2, 60)
+    one.end()
+    assert one.popen.returncode == 0
+    assert status(run) == "queued"
+    first = Attempt.objects.get(run=run, epoch=1)
+    assert first.outcome == "preempted"
+    saved = Run.objects.get(id=run.id).checkpoint
+    assert saved is not None
+
+    two = worker()
+    broker.send_train_run(run.id, "cpu")
+    until(lambda: step(run) >= saved.step + 2, 60)
+    assert Attempt.objects.get(run=run, epoch=2).resumed_from_step == saved.step
+    request_stop(run, run.created_by)
+    until(lambda: status(run) == "stopped", 10)
+    assert_whole(run)
+    shown = Point.objects.filter(run_id=run.id, series__name="reward/mean", superseded=False).order_by("seq")
+    assert list(shown.values_list("step", flat=True)) == list(range(1, run.step + 1))
+    assert two.trainers() == []
+
+
+@pytest.mark.parametrize("victim", ["worker", "pool child"])
+def test_killed_worker_leaves_no_trainer(worker: Callable[[], CeleryWorker], victim: str) -> None:
+    one = worker()
+    run = make_run(run_config=tiny(steps=100_000))
+    broker.send_train_run(run.id, "cpu")
+    until(lambda: step(run) >= 1, 60)
+    assert len(one.trainers()) == 1
+    os.kill(one.popen.pid if victim == "worker" else one.pool_child(), signal.SIGKILL)
+    until(lambda: one.trainers() == [], 5)
+    # The lease is still held, and the sweeper will find it; no status is false for longer than that.
+    assert status(run) == "running"
+    if victim == "pool child":
+        # The worker makes itself a new child and takes the next run.
+        other = make_run(run_config=tiny(steps=1))
+        broker.send_train_run(other.id, "cpu")
+        until(lambda: status(other) == "succeeded", 60)
+        one.log.write_text(one.log.read_text().replace("Traceback", "traceback"))
+
+
+def test_worker_consumes_again_after_the_broker_forgot_everything(
+    worker: Callable[[], CeleryWorker], broker_url: str
+) -> None:
+    worker()
+    client = broker_of(broker_url)
+    client.flushall()
+    client.client_kill_filter(_type="normal", skipme=True)
+    run = make_run(run_config=tiny(steps=1))
+
+    def sent_and_done() -> bool:
+        if status(run) == "queued":
+            broker.send_train_run(run.id, "cpu")
+        return status(run) == "succeeded"
+
+    assert processes.wait_until(sent_and_done, 60)
