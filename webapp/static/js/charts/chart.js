@@ -27,6 +27,8 @@ import { aligned } from "./series.js";
  */
 
 const COLUMNS = 4; // raw, smoothed, low, high
+/** Steps are whole. */
+const WHOLE = Array.from({ length: 9 }, (_, power) => [1, 2, 5].map((digit) => digit * 10 ** power)).flat();
 const FONT = "11px Inter, system-ui, sans-serif";
 const sync = uPlot.sync("curves");
 
@@ -111,7 +113,7 @@ export class Chart {
         x: { time: false, range: () => this.#window() },
         y: { range: () => this.#yRange() },
       },
-      axes: [{ ...axis, size: 22, space: 60 }, { ...axis, size: 46, space: 28 }],
+      axes: [{ ...axis, size: 22, space: 60, incrs: WHOLE }, { ...axis, size: 46, space: 28 }],
       series: [{}, ...this.#drawing.lines.flatMap((line, i) => this.#series(line, /** @type {Look} */ (looks[i])))],
       bands: this.#drawing.lines.flatMap((line, i) =>
         line.low === null ? [] : [{ series: /** @type {[number, number]} */ ([1 + COLUMNS * i + 3, 1 + COLUMNS * i + 2]), fill: faded(runColour(/** @type {Look} */ (looks[i]).slot), 0.13) }],

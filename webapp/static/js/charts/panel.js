@@ -46,7 +46,7 @@ export class PanelView {
     const title = make("h3", { class: "panel-title" }, panel.title);
     if (panel.unit) title.append(" ", make("span", { class: "unit" }, panel.unit));
     this.element = make("article", { class: "panel", "data-panel": idOf(panel) },
-      make("header", { class: "panel-head" }, title, info, this.#tableButton, wide), this.#readout, this.#box, this.#empty, this.#table);
+      make("header", { class: "panel-head" }, title, info, make("span", { class: "panel-space" }), this.#tableButton, wide), this.#readout, this.#box, this.#empty, this.#table);
     this.#box.addEventListener("keydown", (event) => this.#key(event));
     this.#box.addEventListener("blur", () => this.#moveCursor(null));
   }

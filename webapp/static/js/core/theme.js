@@ -53,5 +53,8 @@ export function colour(token) {
 /** @param {number} slot of the run palette, 1 to 10 */
 export const runColour = (slot) => colour(`--run-${((slot - 1) % 10) + 1}`);
 
-/** @param {string} css a computed `rgb(...)` @param {number} share 0..1 */
-export const faded = (css, share) => css.replace(/^rgba?\(([^)]+?)(?:,\s*[\d.]+)?\)$/, (_, channels) => `rgba(${channels.split(",").slice(0, 3).join(",")}, ${share})`);
+/** @param {string} css as `colour` returns it @param {number} share 0..1 */
+export function faded(css, share) {
+  const [red, green, blue] = css.match(/[\d.]+/g) ?? [];
+  return `rgba(${red}, ${green}, ${blue}, ${share})`;
+}

@@ -159,6 +159,25 @@ function drawNext() {
   }
 }
 
+/** One x range for all panels, so that the same place is the same step everywhere. @param {{id: number}[]} shown @returns {[number, number] | null} */
+function everything(shown) {
+  let [low, high] = [Infinity, -Infinity];
+  for (const run of shown) {
+    const curves = session.feeds.get(run.id)?.series;
+    if (!curves) continue;
+    const place = xOf(axis, curves);
+    for (const curve of curves.values()) {
+      const ends = [curve.step[0], curve.step.at(-1), curve.nonfinite[0]?.step, curve.nonfinite.at(-1)?.step];
+      for (const step of ends) {
+        const x = step === undefined ? NaN : place(step);
+        if (x < low) low = x;
+        if (x > high) high = x;
+      }
+    }
+  }
+  return high > low ? [low, high] : null;
+}
+
 /** @param {string} id @param {PanelView} view */
 function drawPanel(id, view) {
   const panel = /** @type {import("../charts/panels.js").Panel} */ (panels.get(id));
@@ -178,10 +197,11 @@ function drawPanel(id, view) {
       looks.push({ slot: style.slot, dash: place > 0 ? [4, 3] : style.dash, sparse: band !== undefined && line.raw.length < 40 });
     }
   }
+  const window = window_ ?? everything(shown);
   const feed = session.feeds.get(main.id);
   const place = feed && xOf(axis, feed.series);
   const marks = feed && place && !hidden.has(main.id) ? feed.marks.filter((mark) => mark.kind !== "checkpoint").map((mark) => ({ x: place(mark.step), kind: mark.kind })) : [];
-  view.draw({ lines, looks, window: window_, marks }, new Map(shown.map((run) => [run.id, run])), afresh.delete(id));
+  view.draw({ lines, looks, window, marks }, new Map(shown.map((run) => [run.id, run])), afresh.delete(id));
 }
 
 onTheme(() => {

@@ -74,7 +74,7 @@ if (table) {
   const overlay = /** @type {HTMLAnchorElement} */ (byId("overlay-link"));
   const count = () => {
     const chosen = boxes.filter((box) => box.checked).map((box) => box.value);
-    setText(byId("selection-count"), `${chosen.length} selected`);
+    setText(byId("selection-count"), chosen.length ? `${chosen.length} selected` : "Select two or more runs to see their curves together.");
     byId("selection").classList.toggle("selection-none", chosen.length === 0);
     if (chosen.length > 1) {
       overlay.href = `/r/${chosen[0]}/?with=${chosen.slice(1).join(",")}`;

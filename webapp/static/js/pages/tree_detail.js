@@ -199,4 +199,7 @@ function signalNamed(name) {
   return SIGNALS.find((signal) => signal === name) ?? "advantage";
 }
 
-document.querySelector(".tree-list-pane [aria-current]")?.scrollIntoView({ block: "nearest" });
+// The list shows this tree, without scrolling the page.
+const pane = document.querySelector(".tree-list-pane");
+const here = pane?.querySelector("[aria-current]");
+if (pane instanceof HTMLElement && here instanceof HTMLElement) pane.scrollTop = Math.max(0, here.offsetTop - pane.clientHeight / 2);
