@@ -200,8 +200,10 @@ class RolloutTree:
         """Child numbers from the root, counted from 1: `2.1.3`. The root is `0`."""
         if node == ROOT:
             return "0"
-        first = self.first_children()
-        return ".".join(str(int(child - first[self.parent[child]]) + 1) for child in self.path(node)[1:])
+        # `parent` never falls, so the first child of a node stands where its number first appears there.
+        path = self.path(node)
+        firsts = np.searchsorted(self.parent, path[:-1])
+        return ".".join(str(child - int(first) + 1) for child, first in zip(path[1:], firsts, strict=True))
 
     def find(self, name: str) -> int:
         """The node called `name`. Raises KeyError with the part that does not exist."""
