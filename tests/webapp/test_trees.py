@@ -1,0 +1,406 @@
+"""Trees as pages and API show them, against a tree worked by hand (`material.worked_tree`)."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+from django.test import Client
+
+from tests.webapp.material import People, add_tree, worked_tree
+from trainer.config import CreditConfig, RunConfig
+from trainer.credit import credit_tree
+from trainer.presets import PRESETS
+from trainer.tree import RolloutTree, sampled_tree, summarise
+from webapp.errors import RequestError
+from webapp.runs.models import Run
+from webapp.trees.models import StoredTree
+from webapp.trees.nodes import MAX_OUTLINE_ROWS, MAX_SIBLINGS, columns, node_json, outline, text_start, wilson
+from webapp.trees.querysets import steps_with_trees, trees_of_step
+
+CREDIT = PRESETS["treerpo-tiny"].config.credit
+
+
+@pytest.fixture
+def stored(run: Run) -> StoredTree:
+    return StoredTree.objects.get(run=run, step=1)
+
+
+@pytest.fixture
+def client(people: People) -> Client:
+    return people.client("viewer")
+
+
+def chain(n: int) -> RolloutTree:
+    """A tree that is one path of n nodes."""
+    return grown([-1, *range(n - 1)])
+
+
+def star(children: int) -> RolloutTree:
+    return grown([-1, *[0] * children])
+
+
+def grown(parent: list[int]) -> RolloutTree:
+    n = len(parent)
+    tree = sampled_tree(
+        problem_id="p", reference_answer="1", step=1, policy_version=0, parent=parent,
+        segment_tokens=[[1]] * n, segment_logprobs=[[-1.0]] * n, segment_entropies=[[1.0]] * n,
+        finish=[0] + [1] * (n - 1), texts=["t"] * n,
+    )  # fmt: skip
+    leaf = tree.is_leaf()
+    reward = np.where(leaf, np.arange(n) % 2, np.nan)
+    verdict = np.where(leaf, 2 - np.arange(n) % 2, 0).astype(np.uint8)
+    return credit_tree(tree.with_verdicts(verdict, reward, [""] * n), CREDIT)
+
+
+# ------------------------------------------------------------------------------------------------ columns
+
+
+def read_columns(raw: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+    """As the browser does it: typed arrays straight over the buffer, so every column must be aligned."""
+    (length,) = struct.unpack_from("<I", raw)
+    header = json.loads(raw[4 : 4 + length])
+    start = 4 + length
+    assert start % 4 == 0
+    arrays = {}
+    for column in header["columns"]:
+        assert column["offset"] % 4 == 0
+        arrays[column["name"]] = np.frombuffer(raw, column["dtype"], column["length"], start + column["offset"])
+    return header, arrays
+
+
+def test_columns_are_the_trees_numbers(stored: StoredTree, client: Client) -> None:
+    response = client.get(f"/api/v1/trees/{stored.id}/columns")
+    assert response.headers["Content-Type"] == "application/octet-stream"
+    header, found = read_columns(response.content)
+    assert header["n_nodes"] == 7
+    assert found["parent"].tolist() == [-1, 0, 0, 1, 1, 2, 2]
+    assert found["n_leaves"].tolist() == [4, 2, 2, 1, 1, 1, 1]
+    assert found["tokens"].tolist() == [3, 2, 1, 2, 1, 1, 0]
+    np.testing.assert_allclose(found["value"], [0.25, 0.5, 0, 1, 0, 0, 0])
+    np.testing.assert_allclose(found["advantage"], [np.nan, 4 / 3, -4 / 3, 2, -2, np.nan, np.nan], rtol=1e-6)
+    np.testing.assert_allclose(found["entropy"], [0, 1.5, 3, 4.5, 6, 7, np.nan])
+    np.testing.assert_allclose(found["logprob"], [0, -1, -1, -1.5, -3, -4, np.nan])
+    words = [header["labels"]["verdict"][v] for v in found["verdict"]]
+    assert words == ["none", "none", "none", "correct", "incorrect", "incorrect", "truncated"]
+    states = [header["labels"]["credit_state"][v] for v in found["credit_state"]]
+    assert states == ["none", *["credited"] * 4, *["dropped_by_filter"] * 2]
+    assert [header["labels"]["finish"][v] for v in found["finish"]][-1] == "length"
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 100])
+def test_columns_are_aligned_for_any_size(n: int) -> None:
+    header, found = read_columns(columns(chain(n)))
+    assert all(len(array) == n for array in found.values())
+    assert header["names_from"] == "parent"
+
+
+# ------------------------------------------------------------------------------------------------ nodes
+
+
+def test_node_json_of_the_worked_tree(stored: StoredTree, client: Client) -> None:
+    node = client.get(f"/api/v1/trees/{stored.id}/nodes/1.1").json()
+    assert (node["node"], node["depth"], node["text"], node["tokens"]) == ("1.1", 2, "#### 71", 2)
+    assert (node["value"], node["parent_value"], node["advantage"]) == (1.0, 0.5, 2.0)
+    assert (node["verdict"], node["finish"], node["answer"], node["reference_answer"]) == ("correct", "eos", "71", "71")
+    assert [(s["node"], s["value"], s["advantage"], s["n_leaves"]) for s in node["siblings"]] == [
+        ("1.1", 1.0, 2.0, 1),
+        ("1.2", 0.0, -2.0, 1),
+    ]
+    assert [part["node"] for part in node["path"]] == ["0", "1", "1.1"]
+    assert "".join(part["text"] for part in node["path"]) == (
+        "Cal has 45 books. Finds 26. How many?\n45+26=71 books.\n#### 71"
+    )
+    assert [part["siblings"] for part in node["path"]] == [[], [{"node": "2", "value": 0.0}], [{"node": "1.2", "value": 0.0}]]
+    assert node["audit"]["agrees"] is True
+    assert node["audit"]["recomputed"] == 2.0
+    assert node["audit"]["substituted"] == "A = (1 − 0.5) / (0.5 × 0.5) = 2"
+    assert node["audit"]["filter"] == "Kept: max V − min V = 1 > τ = 0.1."
+
+
+def test_inner_nodes_and_the_root(stored: StoredTree, client: Client) -> None:
+    root = client.get(f"/api/v1/trees/{stored.id}/nodes/0").json()
+    assert (root["depth"], root["n_leaves"], root["n_correct"], root["value"]) == (0, 4, 1, 0.25)
+    assert (root["parent_value"], root["advantage"], root["siblings"], root["verdict"]) == (None, None, [], "none")
+    assert root["leaf_path_suggestion"] == "1.1"
+    one = client.get(f"/api/v1/trees/{stored.id}/nodes/1").json()
+    assert (one["n_leaves"], one["n_correct"], one["leaf_mean"]) == (2, 1, 0.5)
+    assert one["advantage"] == pytest.approx(4 / 3)
+    assert one["leaf_path_suggestion"] == "1.1"
+
+
+def test_no_credit_is_null_and_says_why(stored: StoredTree, client: Client) -> None:
+    node = client.get(f"/api/v1/trees/{stored.id}/nodes/2.1").json()
+    assert (node["advantage"], node["credit_state"], node["value"]) == (None, "dropped_by_filter", 0.0)
+    assert node["audit"]["filter"] == "Dropped: max V − min V = 0 ≤ τ = 0.1."
+    assert (node["audit"]["agrees"], node["audit"]["recomputed"]) == (True, None)
+
+
+def test_an_audit_that_disagrees_says_so() -> None:
+    tree = worked_tree()
+    wrong = tree.with_credit(tree.value, tree.advantage * 1.01, tree.credit_state)
+    audit = node_json(wrong, 1, CREDIT)["audit"]
+    assert (audit["agrees"], audit["recomputed"]) == (False, pytest.approx(4 / 3))
+
+
+@pytest.mark.parametrize("name", ["3", "1.3", "1.1.1", "1.0", "x", "1..1", "-1", "1.1.", "١", "9" * 50, "a\x00b", "0.1"])
+def test_nodes_that_do_not_exist_are_404(stored: StoredTree, client: Client, name: str) -> None:
+    for path in (f"/api/v1/trees/{stored.id}/nodes/{name}", f"/t/{stored.id}/n/{name}"):
+        assert client.get(path).status_code == 404
+    assert client.get(f"/t/{stored.id}/", {"n": name}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (6, 16, 0.1848, 0.6136), (10, 10, 0.7225, 1.0), (1, 1, 0.2065, 1.0)],
+)
+def test_wilson_intervals_of_the_tables(successes: int, trials: int, low: float, high: float) -> None:
+    assert wilson(successes, trials) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_of_nothing_is_nothing() -> None:
+    assert wilson(0, 0) is None
+
+
+# ------------------------------------------------------------------------------------------------ shapes
+
+
+def test_leaves_below_equal_the_slow_version() -> None:
+    random = np.random.default_rng(3)
+    for _ in range(20):
+        parent = [-1, *sorted(int(random.integers(0, node)) for node in range(1, 40))]
+        tree = grown(parent)
+        leaf = tree.is_leaf()
+        for node in range(40):
+            wanted = [other for other in range(40) if leaf[other] and node in tree.path(other)]
+            found = node_json(tree, node, CREDIT)
+            assert found["n_leaves"] == len(wanted)
+            assert found["node"] == tree.name(node)
+            assert found["n_correct"] == int((tree.verdict[wanted] == 1).sum())
+
+
+def test_a_path_of_five_thousand_nodes_is_no_recursion() -> None:
+    tree = chain(5000)
+    rows, is_cut = outline(tree, 0)
+    assert (len(rows), is_cut) == (MAX_OUTLINE_ROWS, True)
+    assert rows[-1]["depth"] == MAX_OUTLINE_ROWS - 1
+    assert node_json(tree, 200, CREDIT)["depth"] == 200
+
+
+def test_fifty_thousand_siblings_are_cut_around_the_node() -> None:
+    tree = star(50_000)
+    node = node_json(tree, 30_000, CREDIT)
+    assert (node["n_siblings"], len(node["siblings"])) == (50_000, MAX_SIBLINGS)
+    assert "30000" in [sibling["node"] for sibling in node["siblings"]]
+    last = node_json(tree, 50_000, CREDIT)
+    assert last["siblings"][-1]["node"] == "50000"
+
+
+def test_the_outline_reads_depth_first() -> None:
+    rows, is_cut = outline(worked_tree(), 3)
+    assert [row["node"] for row in rows] == ["0", "1", "1.1", "1.2", "2", "2.1", "2.2"]
+    assert [row["depth"] for row in rows] == [0, 1, 2, 2, 1, 2, 2]
+    assert [row["node"] for row in rows if row["selected"]] == ["1.1"]
+    assert not is_cut
+
+
+def test_text_starts_are_one_short_line() -> None:
+    assert text_start("a\n\tb") == "a b"
+    assert len(text_start("x" * 10**6)) == 80
+
+
+# ------------------------------------------------------------------------------------------------ lists
+
+
+def many_trees(run: Run) -> list[StoredTree]:
+    """Trees of step 5 with value, spread and zero-variance share given; None is missing."""
+    given = [(0.5, 1.0, 0.2), (None, None, None), (0.9, 3.0, 0.1), (0.1, 2.0, 0.9), (0.5, 0.5, 0.5)]
+    trees = []
+    for index, (value, spread, zero) in enumerate(given):
+        tree = add_tree(run, 5, worked_tree(5, problem_id=f"p-{index}"), index)
+        tree.value, tree.zero_variance_share = value, zero
+        tree.advantage_min, tree.advantage_max = (0.0, spread) if spread is not None else (None, None)
+        tree.save()
+        trees.append(tree)
+    return trees
+
+
+@pytest.mark.parametrize(
+    ("sort", "order"),
+    [
+        ("index", [0, 1, 2, 3, 4]),
+        ("value", [3, 0, 4, 2, 1]),
+        ("-value", [2, 0, 4, 3, 1]),
+        ("advantage", [2, 3, 0, 4, 1]),
+        ("zero_variance", [3, 4, 0, 2, 1]),
+    ],
+)
+def test_trees_sort_with_missing_values_last_and_page_without_gap(run: Run, client: Client, sort: str, order: list[int]) -> None:
+    many_trees(run)
+    seen: list[int] = []
+    after = ""
+    while True:
+        answer = client.get(f"/api/v1/runs/{run.id}/trees?step=5&sort={sort}&limit=2{after}").json()
+        seen += [row["index"] for row in answer["trees"]]
+        if answer["next"] is None:
+            break
+        after = f"&after={answer['next']}"
+    assert seen == order
+
+
+@pytest.mark.parametrize("sort", ["-created_at;select pg_sleep(5)", "run__created_by__password", "payload", "", "-index"])
+def test_other_sorts_are_refused(run: Run, client: Client, sort: str) -> None:
+    response = client.get(f"/api/v1/runs/{run.id}/trees", {"step": 1, "sort": sort})
+    assert response.status_code == 400
+    assert "Use one of: index, value" in response.json()["detail"]
+    assert client.get(f"/r/{run.id}/trees", {"step": 1, "sort": sort}).status_code == 404
+
+
+def test_rows_carry_summary_and_miniature(run: Run, client: Client) -> None:
+    (row,) = client.get(f"/api/v1/runs/{run.id}/trees?step=1").json()["trees"]
+    assert (row["n_nodes"], row["n_leaves"], row["n_correct"], row["n_truncated"], row["depth"]) == (7, 4, 1, 1, 2)
+    assert (row["value"], row["tokens"], row["zero_variance_share"]) == (0.25, 7, pytest.approx(1 / 3))
+    assert row["icicle"]["parent"] == [-1, 0, 0, 1, 1, 2, 2]
+    assert row["icicle"]["advantage"] == [None, 1.3333, -1.3333, 2.0, -2.0, None, None]
+    assert row["icicle"]["verdict"] == [0, 0, 0, 1, 2, 2, 4]
+    add_tree(run, 9, star(500))
+    (large,) = client.get(f"/api/v1/runs/{run.id}/trees?step=9").json()["trees"]
+    assert large["icicle"] is None
+
+
+def test_superseded_trees_are_hidden(run: Run, client: Client) -> None:
+    StoredTree.objects.filter(run=run, step=2).update(superseded=True)
+    assert client.get(f"/api/v1/runs/{run.id}/steps").json() == [{"step": 1, "n_trees": 1, "value_mean": 0.25}]
+    assert client.get(f"/api/v1/runs/{run.id}/trees?step=2").json() == {"trees": [], "next": None}
+
+
+def test_steps_are_at_most_a_thousand_cells(run: Run) -> None:
+    tree = worked_tree()
+    payload, summary = tree.to_payload(), summarise(tree).model_dump()
+    StoredTree.objects.bulk_create(
+        StoredTree(run=run, seq=1000 + n, epoch=1, step=n, index=0, problem_id="p", prompt="", payload=payload, **summary)
+        for n in range(3, 2503)
+    )
+    cells = steps_with_trees(run)
+    assert len(cells) <= 1000
+    assert sum(cell["n_trees"] for cell in cells) == 2502
+    assert [cell["step"] for cell in cells] == sorted(cell["step"] for cell in cells)
+    assert cells[0]["step"] == 1
+
+
+def test_a_run_without_trees_has_no_steps(run: Run, client: Client) -> None:
+    StoredTree.objects.all().delete()
+    assert steps_with_trees(run) == []
+    assert client.get(f"/r/{run.id}/trees").status_code == 200
+
+
+# ------------------------------------------------------------------------------------------------ pages
+
+
+def test_the_trees_tab_opens_at_the_newest_step(run: Run, client: Client) -> None:
+    page = client.get(f"/r/{run.id}/trees")
+    assert (page.context["step"], page.context["sort"], len(page.context["trees"])) == (2, "index", 1)
+    assert [cell["step"] for cell in page.context["steps"]] == [1, 2]
+    many_trees(run)
+    page = client.get(f"/r/{run.id}/trees?step=5&sort=-value")
+    assert [row["index"] for row in page.context["trees"]] == [2, 0, 4, 3, 1]
+    assert page.context["next"] == ""
+
+
+@pytest.mark.parametrize("query", ["step=x", "step=-1", "after=x", "step=" + "9" * 40])
+def test_hostile_steps_are_404(run: Run, client: Client, query: str) -> None:
+    assert client.get(f"/r/{run.id}/trees?{query}").status_code == 404
+
+
+def test_the_tree_page_shows_the_chosen_node(stored: StoredTree, client: Client) -> None:
+    page = client.get(f"/t/{stored.id}/?n=1.1&view=outline&color=value")
+    assert page.context["node"]["node"] == "1.1"
+    assert (page.context["view"], page.context["color"]) == ("outline", "value")
+    assert page.context["estimator"] == {"name": "TreeRPO", "formula": PRESETS["treerpo-tiny"].formula}
+    assert [row["selected"] for row in page.context["outline"]].index(True) == 2
+    assert page.context["outline"][2]["url"] == f"/t/{stored.id}/?n=1.1&view=outline&color=value"
+    assert [row["id"] for row in page.context["siblings_of_step"]] == [stored.id]
+    assert client.get(f"/t/{stored.id}/?view=x").status_code == 404
+    assert client.get(f"/t/{stored.id}/?color=__class__").status_code == 404
+
+
+def test_a_changed_estimator_is_named_by_its_parts(run: Run, stored: StoredTree, client: Client, config: RunConfig) -> None:
+    credit = CreditConfig.model_validate({"scale": {"kind": "none"}, "filter": {"kind": "none"}})
+    changed = config.model_copy(update={"credit": credit})
+    Run.objects.filter(id=run.id).update(config=changed.model_dump(mode="json"))
+    estimator = client.get(f"/api/v1/trees/{stored.id}").json()["estimator"]
+    assert estimator["name"] == "none scale, siblings group, child mean backup"
+    assert estimator["formula"] == "A = V − μ,  μ = mean V of the siblings"
+
+
+def test_one_tree_by_api(stored: StoredTree, run: Run, client: Client) -> None:
+    answer = client.get(f"/api/v1/trees/{stored.id}").json()
+    assert (answer["run"], answer["project"], answer["reference_answer"], answer["policy_version"]) == (run.id, "lab", "71", 0)
+
+
+HOSTILE = [
+    "<script>fetch('/api/tokens',{method:'POST'})</script>",
+    "<img src=x onerror=alert(1)>",
+    "</script><!--",
+    "[click](javascript:alert(1))",
+    "\u202e1 = rewsna",
+    "Z" + "\u0335" * 500,
+    "a\u2028b\u2029c",
+    "<|im_end|><|im_start|>system",
+    "\x1b[2J\x1b]0;pwned\x07",
+    "a\x00b",
+    "a\ud83d b",
+    "{{7*7}}{% debug %}",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_model_text_is_shown_inert_and_given_back_whole(run: Run, client: Client, text: str) -> None:
+    tree = add_tree(run, 7, worked_tree(7, text=text, problem_id="<b>p</b>"))
+    shown = text.replace("\x00", "\u2400").replace("\ud83d", "\ufffd")
+    assert client.get(f"/api/v1/trees/{tree.id}/nodes/1").json()["text"] == shown
+    for path in (f"/t/{tree.id}/", f"/t/{tree.id}/?n=1.1", f"/t/{tree.id}/n/1.1", f"/r/{run.id}/trees?step=7"):
+        page = client.get(path)
+        assert page.status_code == 200
+        content = page.content.decode()
+        for danger in ("<script>fetch", "<img src=x", "</script><!--", "<b>p"):
+            assert danger not in content
+        assert 'href="javascript:' not in content
+
+
+# ------------------------------------------------------------------------------------------------ damage
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense", b"\x28\xb5\x2f\xfd"])
+def test_a_damaged_tree_says_so_everywhere(run: Run, stored: StoredTree, client: Client, damage: bytes) -> None:
+    StoredTree.objects.filter(id=stored.id).update(payload=damage or stored.payload[:-9])
+    for path in ("", "/columns", "/nodes/0"):
+        response = client.get(f"/api/v1/trees/{stored.id}{path}")
+        assert response.status_code == 422
+        assert response.json()["detail"].startswith("This tree cannot be read: ")
+    for path in (f"/t/{stored.id}/", f"/t/{stored.id}/n/0"):
+        page = client.get(path)
+        assert page.status_code == 422
+        assert "This tree cannot be read" in page.content.decode()
+    rows, _ = trees_of_step(run, 1)
+    assert rows[0]["icicle"] is None
+    assert client.get(f"/r/{run.id}/trees?step=1").status_code == 200
+
+
+def test_numbers_are_strict_json(run: Run, client: Client) -> None:
+    tree = worked_tree()
+    stored = add_tree(run, 8, tree.with_credit(tree.value * math.inf, tree.advantage * math.inf, tree.credit_state))
+    for path in ("/nodes/1", "/nodes/0", ""):
+        content = client.get(f"/api/v1/trees/{stored.id}{path}").content
+        json.loads(content, parse_constant=lambda word: pytest.fail(f"{word} in JSON"))
+
+
+def test_a_request_for_damage_is_an_error_with_words() -> None:
+    with pytest.raises(RequestError, match="cannot be read"):
+        from webapp.trees.nodes import read_tree
+
+        read_tree(StoredTree(payload=b"x"))
