@@ -189,6 +189,62 @@ def test_a_killed_supervisor_takes_everything_with_it_and_the_next_start_works(f
         assert again.ends() == 0
 
 
+def test_a_killed_supervisor_takes_a_training_run_with_it_and_the_next_goes_on(folder: DataFolder) -> None:
+    with started(folder, "demo") as demo:
+        demo.wait_for(r"http://127\.0\.0\.1:\d+/login/\S+")
+        assert soon(lambda: step_of_the_run(folder) >= 1, 120.0)
+        (trainer,) = trainers(folder)
+        # The worker, its pool's child and the trainer: three processes deep.
+        pool = parent_of(trainer)
+        worker = parent_of(pool)
+        assert worker == demo.children()["worker"].pid
+        assert parent_of(worker) == demo.popen.pid
+        demo.popen.kill()
+        assert soon(lambda: not running(folder), 15.0)
+        assert all(Identity.of(pid) is None for pid in (trainer, pool, worker))
+    with started(folder, "demo") as again:
+        again.wait_for(r"http://127\.0\.0\.1:\d+/login/\S+")
+        done = step_of_the_run(folder)
+        assert done >= 1
+        assert soon(lambda: step_of_the_run(folder) > done, 120.0)
+        (trainer,) = trainers(folder)
+        again.popen.send_signal(signal.SIGINT)
+        assert again.ends() == 0
+        assert Identity.of(trainer) is None
+        assert smoke.what_is_left(folder) == []
+
+
+def step_of_the_run(folder: DataFolder) -> int:
+    with psycopg.connect(folder.database_url) as connection:
+        row = connection.execute("SELECT step FROM arborist_run").fetchone()
+    return int(row[0]) if row else 0
+
+
+def trainers(folder: DataFolder) -> list[int]:
+    pids = [process.pid for process in processes.marked(folder.digest)]
+    return [pid for pid in pids if b"-m\0trainer\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_the_smoke_test_passes_and_its_last_line_is_json(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "manage.py", "smoke", "--steps", "2"],
+        cwd=REPOSITORY,
+        env=os.environ | {"TMPDIR": "/tmp"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["steps"] >= 2
+    assert figures["trees"] >= 1
+    assert figures["status"] == "stopped"
+
+
 def running(folder: DataFolder) -> bool:
     return bool(processes.marked(folder.digest) or PostgresServer(folder).backends())
 

@@ -43,6 +43,11 @@ LOG_BYTES_MAX = 20 * 1024 * 1024
 # A second Ctrl-C forces. Signals that come together are one wish: make passes on what the terminal sent us
 # too.
 TOGETHER_SECONDS = 1.0
+# PostgreSQL's answer to our own knocking, and to connections that are open when it is stopped.
+ORDINARY = (
+    "FATAL:  the database system is starting up",
+    "FATAL:  terminating connection due to administrator command",
+)
 STEPS = ("database", "tables", "broker", "web", "sweeper and worker")
 
 
@@ -406,7 +411,7 @@ class LogSays:
 
 
 def is_alarming(line: str) -> bool:
-    if line.endswith("FATAL:  the database system is starting up"):  # the answer to our own knocking
+    if line.endswith(ORDINARY):
         return False
     return any(word in line for word in (" ERROR ", "ERROR:", "CRITICAL", "FATAL:", "PANIC:", "Traceback"))
 
