@@ -45,7 +45,7 @@ def number(value: float | None, places: int | str = 3) -> str:
     if found is None:
         return MISSING
     text = f"{found:,.{int(places)}f}"
-    if found and not float(text.replace(",", "")):  # too small for that many places
+    if found and int(places) and not float(text.replace(",", "")):  # too small for that many places
         text = f"{found:.2e}"
     return text.replace("-", MINUS)
 

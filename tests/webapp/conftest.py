@@ -61,7 +61,9 @@ def run(project: Project, people: People, config: RunConfig) -> Run:
     run = services.create_run(project, people.editor, config, "first")
     start(run)
     for step in (1, 2, 3):
-        add_metrics(run, step, {"reward/mean": step / 10, "speed/step_seconds": 2.0, "eval/pass1_sampled": 0.5})
+        add_metrics(
+            run, step, {"reward/mean": step / 10, "speed/step_seconds": 2.0, "eval/pass1_sampled": 0.5}
+        )
     for step in (1, 2):
         add_tree(run, step, worked_tree(step))
     run.refresh_from_db()

@@ -1,4 +1,6 @@
-"""What the tests of pages and API are made of: people, a run's rows as workers write them, a tree worked by hand."""
+"""What the tests of pages and API are made of: people, a run's rows as workers write them, a tree worked by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def start(run: Run) -> None:
     )
 
 
-def next_event(run: Run, kind: str, step: int | None, body: dict[str, Any], at: datetime | None = None) -> int:
+def next_event(
+    run: Run, kind: str, step: int | None, body: dict[str, Any], at: datetime | None = None
+) -> int:
     """As the recorder writes it. Returns its seq."""
     run.refresh_from_db()
     seq = run.last_seq + 1
@@ -62,7 +66,9 @@ def add_metrics(run: Run, step: int, values: dict[str, float], *, superseded: bo
     seq = next_event(run, "metrics", step, {}, MORNING + timedelta(seconds=10 * step))
     for name, value in values.items():
         series, _ = Series.objects.get_or_create(run=run, name=name)
-        Point.objects.create(series=series, run_id=run.id, seq=seq, step=step, value=value, superseded=superseded)
+        Point.objects.create(
+            series=series, run_id=run.id, seq=seq, step=step, value=value, superseded=superseded
+        )
         series.n_points += 1
         series.last_step, series.last_value = step, value
         series.save()
@@ -109,13 +115,13 @@ def add_tree(run: Run, step: int, tree: RolloutTree, index: int = 0) -> StoredTr
 def worked_tree(step: int = 1, *, text: str = "45+26=71 books.\n", problem_id: str = "p-1") -> RolloutTree:
     """A tree worked by hand, under TreeRPO (child means, siblings, Bernoulli variance, tau 0.1):
 
-        0            V = (1/2 + 0) / 2 = 1/4
-        1   2        V = 1/2, 0         mu = 1/4, mu(1-mu) = 3/16
-        1.1 1.2 2.1 2.2   rewards 1, 0, 0, 0
+    0            V = (1/2 + 0) / 2 = 1/4
+    1   2        V = 1/2, 0         mu = 1/4, mu(1-mu) = 3/16
+    1.1 1.2 2.1 2.2   rewards 1, 0, 0, 0
 
-        A(1) = (1/2 - 1/4) / (3/16) = 4/3     A(2) = (0 - 1/4) / (3/16) = -4/3
-        A(1.1) = (1 - 1/2) / (1/4) = 2        A(1.2) = -2
-        2.1, 2.2: max - min = 0, dropped by the filter
+    A(1) = (1/2 - 1/4) / (3/16) = 4/3     A(2) = (0 - 1/4) / (3/16) = -4/3
+    A(1.1) = (1 - 1/2) / (1/4) = 2        A(1.2) = -2
+    2.1, 2.2: max - min = 0, dropped by the filter
     """
     leaf = Verdict.INCORRECT
     tree = sampled_tree(

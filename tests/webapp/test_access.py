@@ -1,4 +1,6 @@
-"""Who gets in where: every route of every app and every API operation, for every role. A new one without a row here fails."""
+"""Who gets in where: every route of every app and every API operation, for every role. A new one without a
+row here fails.
+"""
 
 from __future__ import annotations
 
@@ -71,9 +73,16 @@ def fill(route: str, run: Run) -> str:
     tree = StoredTree.objects.filter(run=run).order_by("id").first()
     assert tree is not None
     values = {
-        "slug:slug": run.project.slug, "int:run_id": run.id, "int:tree_id": tree.id, "str:name": "1.1", "str:secret": "x",
-        "name": "1.1", "run_id": run.id, "tree_id": tree.id, "slug": run.project.slug,
-    }  # fmt: skip
+        "slug:slug": run.project.slug,
+        "int:run_id": run.id,
+        "int:tree_id": tree.id,
+        "str:name": "1.1",
+        "str:secret": "x",
+        "name": "1.1",
+        "run_id": run.id,
+        "tree_id": tree.id,
+        "slug": run.project.slug,
+    }
     for name, value in values.items():
         route = route.replace(f"<{name}>", str(value)).replace(f"{{{name}}}", str(value))
     assert "<" not in route, f"no value for {route}"
@@ -107,7 +116,9 @@ def test_page_by_role(name: str, run: Run, people: People) -> None:
 def test_api_operation_by_role(operation: str, run: Run, people: People, config: Any) -> None:
     method, _, route = operation.partition(" ")
     path = fill(route, run) + ("?step=1" if route.endswith("/trees") else "")
-    body = json.dumps({"name": "x", "config": config.model_dump(mode="json")}) if "projects" in route else "{}"
+    body = (
+        json.dumps({"name": "x", "config": config.model_dump(mode="json")}) if "projects" in route else "{}"
+    )
     if "validate" in route:
         body = json.dumps({"config": {}})
     found = []

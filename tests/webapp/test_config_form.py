@@ -46,9 +46,20 @@ def test_every_knob_is_in_the_form_once(preset: Any) -> None:
 def test_bounds_units_and_choices_come_from_the_schema() -> None:
     fields = fields_of(PRESETS["treerpo-tiny"].config)
     depth = fields["sampler.depth"]
-    assert (depth.kind, depth.minimum, depth.maximum, depth.unit, depth.value) == ("integer", 1, 16, "levels", "3")
+    assert (depth.kind, depth.minimum, depth.maximum, depth.unit, depth.value) == (
+        "integer",
+        1,
+        16,
+        "levels",
+        "3",
+    )
     branching = fields["sampler.branching_per_depth"]
-    assert (branching.kind, branching.minimum, branching.maximum, branching.value) == ("integers", 1, 64, "4, 2, 2")
+    assert (branching.kind, branching.minimum, branching.maximum, branching.value) == (
+        "integers",
+        1,
+        64,
+        "4, 2, 2",
+    )
     assert [value for value, _ in fields["sampler.split"].choices] == ["newline", "none"]
     assert fields["training.learning_rate"].value == "0.0003"
     assert fields["sampler.temperature"].advanced
@@ -83,15 +94,26 @@ def test_whatever_is_typed_gives_a_config_or_sentences(typed: dict[str, str]) ->
         errors = config_errors(error)
         assert errors
         assert all(one.message.endswith((".", "`")) for one in errors)
-        shown = [item for section in build_form(config, typed=typed, errors=errors) for item in (*section.fields, *section.advanced)]
+        shown = [
+            item
+            for section in build_form(config, typed=typed, errors=errors)
+            for item in (*section.fields, *section.advanced)
+        ]
         assert any(item.error for item in shown) or any("." not in one.path for one in errors)
 
 
-@given(st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["kind", "sampler", "depth", "credit", "scale", "x"]), inner, max_size=3),
-    max_leaves=8,
-))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["kind", "sampler", "depth", "credit", "scale", "x"]), inner, max_size=3
+            )
+        ),
+        max_leaves=8,
+    )
+)
 def test_any_value_as_config_gives_sentences(value: Any) -> None:
     for candidate in (value, {"sampler": value}, {"credit": value}, {"training": {"steps": value}}):
         try:

@@ -33,19 +33,31 @@ def whole(config: RunConfig, **changes: Any) -> dict[str, Any]:
     return {**config.model_dump(mode="json"), **changes}
 
 
-# ------------------------------------------------------------------------------------------------ what is stored
+# ------------------------------------------------------------------------------------------------ what is
+# stored
 
 
 def test_a_created_run_is_queued_with_its_first_event(people: People, config: RunConfig) -> None:
     response = post(people.client("editor"), {"name": "  trial  ", "config": whole(config, seed=7)})
     assert response.status_code == 201
     run = Run.objects.get(id=response.json()["id"])
-    assert (run.name, run.status, run.seed, run.preset, run.queue) == ("trial", "queued", 7, "treerpo-tiny", "cpu")
+    assert (run.name, run.status, run.seed, run.preset, run.queue) == (
+        "trial",
+        "queued",
+        7,
+        "treerpo-tiny",
+        "cpu",
+    )
     assert (run.steps_total, run.last_seq, run.created_by) == (config.training.steps, 1, people.editor)
     assert RunConfig.model_validate(run.config) == config.model_copy(update={"seed": 7})
     assert run.config_sha256 == RunConfig.model_validate(run.config).sha256()
     event = Event.objects.get(run=run)
-    assert (event.seq, event.kind, event.body["status"], event.body["actor"]) == (1, "status", "queued", "editor")
+    assert (event.seq, event.kind, event.body["status"], event.body["actor"]) == (
+        1,
+        "status",
+        "queued",
+        "editor",
+    )
     assert response.json()["latest"]["reward/mean"] is None
 
 
@@ -76,7 +88,8 @@ def test_colours_go_round(people: People, project: Project, config: RunConfig) -
     assert colours == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2]
 
 
-# ------------------------------------------------------------------------------------------------ double clicks
+# ------------------------------------------------------------------------------------------------ double
+# clicks
 
 
 def test_the_same_key_makes_one_run(people: People, config: RunConfig) -> None:
@@ -139,7 +152,14 @@ def test_hostile_names_are_kept_and_shown_inert(people: People, config: RunConfi
     assert response.json()["name"] == name
     run = Run.objects.get()
     assert run.name == name
-    for path in ("/p/lab/", f"/r/{run.id}/", f"/r/{run.id}/trees", f"/r/{run.id}/config", f"/r/{run.id}/events", "/workers/"):
+    for path in (
+        "/p/lab/",
+        f"/r/{run.id}/",
+        f"/r/{run.id}/trees",
+        f"/r/{run.id}/config",
+        f"/r/{run.id}/events",
+        "/workers/",
+    ):
         page = client.get(path)
         assert page.status_code == 200
         text = page.content.decode()
@@ -210,7 +230,9 @@ def test_bad_bodies_are_400_with_a_sentence(people: People, body: bytes, said: s
     assert Run.objects.count() == 0
 
 
-@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""])
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""]
+)
 def test_other_content_types_are_415(people: People, config: RunConfig, content_type: str) -> None:
     response = post(people.client("editor"), {"name": "x", "config": whole(config)}, content_type)
     assert response.status_code == 415
@@ -218,7 +240,9 @@ def test_other_content_types_are_415(people: People, config: RunConfig, content_
 
 
 def test_json_with_a_charset_is_json(people: People, config: RunConfig) -> None:
-    response = post(people.client("editor"), {"name": "x", "config": whole(config)}, "application/json; charset=utf-8")
+    response = post(
+        people.client("editor"), {"name": "x", "config": whole(config)}, "application/json; charset=utf-8"
+    )
     assert response.status_code == 201
 
 
@@ -228,7 +252,9 @@ def test_a_body_over_the_limit_is_413(people: People) -> None:
 
 
 def test_method_override_headers_are_ignored(people: People, run: Run) -> None:
-    response = people.client("editor").get(f"/api/v1/runs/{run.id}", headers={"X-HTTP-Method-Override": "DELETE"})
+    response = people.client("editor").get(
+        f"/api/v1/runs/{run.id}", headers={"X-HTTP-Method-Override": "DELETE"}
+    )
     assert response.status_code == 200
     assert Run.objects.filter(id=run.id).exists()
 
@@ -239,7 +265,11 @@ def test_method_override_headers_are_ignored(people: People, run: Run) -> None:
 @pytest.mark.parametrize(
     ("config", "path", "said"),
     [
-        ({"training": {"learning_rate": -1}}, "training.learning_rate", "-1. Use a number above 0 and up to 0.1."),
+        (
+            {"training": {"learning_rate": -1}},
+            "training.learning_rate",
+            "-1. Use a number above 0 and up to 0.1.",
+        ),
         ({"training": {"steps": 0}}, "training.steps", "from 1 to 1,000,000"),
         ({"training": {"steps": 1_000_001}}, "training.steps", "from 1 to 1,000,000"),
         ({"training": {"steps": "5"}}, "training.steps", "“5”"),
@@ -254,16 +284,26 @@ def test_method_override_headers_are_ignored(people: People, run: Run) -> None:
             "sampler",
             "branching_per_depth has 2 numbers but depth is 3",
         ),
-        ({"sampler": {"kind": "segment_tree", "depth": 3, "branching_per_depth": [64]}}, "sampler", "nodes per tree"),
+        (
+            {"sampler": {"kind": "segment_tree", "depth": 3, "branching_per_depth": [64]}},
+            "sampler",
+            "nodes per tree",
+        ),
         ({"extra_engine_args": "--trust-remote-code"}, "extra_engine_args", "no setting"),
         ({"verifier": {"kind": '__import__("os").system("id")'}}, "verifier.kind", "gsm8k"),
         ({"schema_version": 2}, "schema_version", "1"),
-        ({"credit": {"scale": {"kind": "bernoulli_variance"}, "filter": {"kind": "none"}}}, "credit", "Set the filter"),
+        (
+            {"credit": {"scale": {"kind": "bernoulli_variance"}, "filter": {"kind": "none"}}},
+            "credit",
+            "Set the filter",
+        ),
         ({"credit": {"scale": {"kind": "group_std", "ddof": 2}}}, "credit.scale.ddof", "0, 1"),
         ({"training": None}, "training", "null"),
     ],
 )
-def test_configs_out_of_bounds_name_the_field(people: People, config: dict[str, Any], path: str, said: str) -> None:
+def test_configs_out_of_bounds_name_the_field(
+    people: People, config: dict[str, Any], path: str, said: str
+) -> None:
     response = post(people.client("editor"), {"name": "x", "config": config})
     assert response.status_code == 400
     found = {error["path"]: error["message"] for error in response.json()["errors"]}
@@ -306,7 +346,10 @@ def test_data_must_be_a_dataset_of_this_project(people: People, project: Project
         response = post(client, {"name": "x", "config": {"data": {"kind": "jsonl", "path": path}}})
         assert response.status_code == 400
         assert response.json()["errors"][0]["path"] == "data.path"
-    assert post(client, {"name": "x", "config": {"data": {"kind": "jsonl", "path": ours.path}}}).status_code == 201
+    assert (
+        post(client, {"name": "x", "config": {"data": {"kind": "jsonl", "path": ours.path}}}).status_code
+        == 201
+    )
 
 
 # ------------------------------------------------------------------------------------------------ the form
@@ -356,7 +399,10 @@ def test_what_was_typed_is_what_runs(people: People) -> None:
 def test_a_double_click_on_the_form_makes_one_run(people: People) -> None:
     client = people.client("editor")
     values = form_values(client, "treerpo-tiny")
-    assert client.post("/p/lab/new", values).headers["Location"] == client.post("/p/lab/new", values).headers["Location"]
+    assert (
+        client.post("/p/lab/new", values).headers["Location"]
+        == client.post("/p/lab/new", values).headers["Location"]
+    )
     assert Run.objects.count() == 1
 
 
@@ -370,11 +416,18 @@ def test_errors_come_back_beside_the_fields_and_keep_what_was_typed(people: Peop
     }
     page = client.post("/p/lab/new", values)
     assert page.status_code == 400
-    fields = {field.path: field for section in page.context["sections"] for field in (*section.fields, *section.advanced)}
+    fields = {
+        field.path: field
+        for section in page.context["sections"]
+        for field in (*section.fields, *section.advanced)
+    }
     assert fields["training.steps"].value == "many"
     assert fields["training.steps"].error == "steps is “many”. Use a whole number from 1 to 1,000,000."
     assert "not a finite number" in fields["training.learning_rate"].error
-    assert fields["sampler.branching_per_depth"].error == "number 2 of branching_per_depth is “0”. Use a whole number from 1 to 64."
+    assert (
+        fields["sampler.branching_per_depth"].error
+        == "number 2 of branching_per_depth is “0”. Use a whole number from 1 to 64."
+    )
     assert fields["sampler.depth"].error == ""
     listed = {path: field_id for path, _, field_id in page.context["errors"]}
     assert listed["training.steps"] == "field-training-steps"
@@ -393,7 +446,9 @@ def test_a_name_nobody_can_read_comes_back_at_its_field(people: People) -> None:
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
 def test_hostile_values_come_back_inert(people: People, name: str) -> None:
     client = people.client("editor")
-    page = client.post("/p/lab/new", form_values(client, "treerpo-tiny") | {"name": name, "training.steps": name})
+    page = client.post(
+        "/p/lab/new", form_values(client, "treerpo-tiny") | {"name": name, "training.steps": name}
+    )
     assert page.status_code == 400
     text = page.content.decode()
     for danger in ("<script>alert", "<img src=x", "</script><!--"):
@@ -411,11 +466,18 @@ def test_a_change_of_kind_shows_its_fields_before_anything_runs(people: People) 
     assert "sampler.depth" not in shown
     # Flat answers have no siblings; TreeRPO's credit over them is a tree of depth one, which is allowed.
     assert client.post("/p/lab/new", values | shown | {"sampler.group_size": "5"}).status_code == 302
-    assert Run.objects.get().config["sampler"] == {"kind": "flat", "group_size": 5, "max_tokens": 96, "temperature": 1.0}
+    assert Run.objects.get().config["sampler"] == {
+        "kind": "flat",
+        "group_size": 5,
+        "max_tokens": 96,
+        "temperature": 1.0,
+    }
 
 
 def test_the_address_fills_the_form(people: People) -> None:
-    page = people.client("editor").get("/p/lab/new?preset=treerpo-tiny&training.steps=20&sampler.kind=flat&sampler.group_size=3")
+    page = people.client("editor").get(
+        "/p/lab/new?preset=treerpo-tiny&training.steps=20&sampler.kind=flat&sampler.group_size=3"
+    )
     fields = {f.path: f for s in page.context["sections"] for f in (*s.fields, *s.advanced)}
     assert (fields["training.steps"].value, fields["training.steps"].changed) == ("20", True)
     assert fields["sampler.group_size"].value == "3"

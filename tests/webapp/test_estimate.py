@@ -31,7 +31,9 @@ def test_the_design_table(
 
 def test_lengths_that_differ_by_depth() -> None:
     """4 nodes of 10, 8 of 20, 16 of 30: 40 + 160 + 480 = 680; flat 16 answers of 60 = 960."""
-    sampler = SegmentTreeSampler(depth=3, branching_per_depth=(4, 2, 2), segment_tokens_per_depth=(10, 20, 30))
+    sampler = SegmentTreeSampler(
+        depth=3, branching_per_depth=(4, 2, 2), segment_tokens_per_depth=(10, 20, 30)
+    )
     found = estimate(RunConfig(sampler=sampler))
     assert (found.nodes_per_tree, found.tokens_per_tree_max, found.flat_tokens_max) == (28, 680, 960)
 

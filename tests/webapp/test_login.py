@@ -77,7 +77,10 @@ def test_a_deactivated_users_link_is_dead(user: User) -> None:
 def test_the_database_holds_no_usable_secret(user: User) -> None:
     secret = create_login_link(user).split("/")[2]
     token = create_token(user, "x", ApiToken.Scope.READ)
-    stored = [*LoginLink.objects.values_list("secret_sha256", flat=True), *ApiToken.objects.values_list("secret_sha256", flat=True)]
+    stored = [
+        *LoginLink.objects.values_list("secret_sha256", flat=True),
+        *ApiToken.objects.values_list("secret_sha256", flat=True),
+    ]
     assert stored == [sha256(secret), sha256(token)]
     assert len(secret) >= 43  # 256 bits in base64
     assert len(token) >= 43
@@ -135,7 +138,9 @@ def test_logout_is_a_post(user: User) -> None:
     assert client.get("/p/").status_code == 302
 
 
-@pytest.mark.parametrize("target", ["//evil.example", "https://evil.example/", "/\\evil.example", "javascript:alert(1)"])
+@pytest.mark.parametrize(
+    "target", ["//evil.example", "https://evil.example/", "/\\evil.example", "javascript:alert(1)"]
+)
 def test_login_never_redirects_to_another_site(user: User, target: str) -> None:
     response = Client().post("/login/", {"username": "ada", "password": PASSWORD, "next": target})
     assert (response.status_code, response.headers["Location"]) == (302, "/")

@@ -46,7 +46,15 @@ def slow(values: list[float], max_points: int, low: int, high: int) -> list[dict
 
 @pytest.mark.parametrize(
     ("n", "max_points", "low", "high"),
-    [(1, 10, 0, 99), (10, 10, 0, 99), (11, 10, 0, 99), (1000, 7, 0, 2000), (1000, 100, 250, 613), (5000, 1000, 0, 5000), (300, 1, 0, 999)],
+    [
+        (1, 10, 0, 99),
+        (10, 10, 0, 99),
+        (11, 10, 0, 99),
+        (1000, 7, 0, 2000),
+        (1000, 100, 250, 613),
+        (5000, 1000, 0, 5000),
+        (300, 1, 0, 999),
+    ],
 )
 def test_buckets_equal_the_slow_version(run: Run, n: int, max_points: int, low: int, high: int) -> None:
     random = np.random.default_rng(n)
@@ -89,7 +97,10 @@ def test_bucket_borders_stay_while_the_run_grows() -> None:
 def test_extreme_values_make_no_error(run: Run, values: list[float]) -> None:
     add_many_points(run, "x/y", values)
     (series,) = series_data(run, ["x/y"], max_points=4)
-    assert all(low <= mean <= high for low, mean, high in zip(series["min"], series["value"], series["max"], strict=True))
+    assert all(
+        low <= mean <= high
+        for low, mean, high in zip(series["min"], series["value"], series["max"], strict=True)
+    )
     assert (min(series["min"]), max(series["max"])) == (min(values), max(values))
 
 
@@ -99,11 +110,17 @@ def test_nan_and_infinity_are_null_with_a_kind_in_strict_json(run: Run, people: 
     add_metrics(run, 5, {"policy/loss": float("-inf")})
     add_metrics(run, 6, {"policy/loss": 0.5})
     response = people.client("viewer").get(f"/api/v1/runs/{run.id}/metrics?names=policy/loss")
-    (series,) = json.loads(response.content, parse_constant=lambda word: pytest.fail(f"{word} in JSON"))["series"]
+    (series,) = json.loads(response.content, parse_constant=lambda word: pytest.fail(f"{word} in JSON"))[
+        "series"
+    ]
     assert (series["step"], series["value"]) == ([6], [0.5])
     assert series["nonfinite"] == [{"step": 4, "k": "nan", "n": 1}, {"step": 5, "k": "-inf", "n": 1}]
     events = people.client("viewer").get(f"/api/v1/runs/{run.id}/events?after={before}").json()["events"]
-    assert [event["values"]["policy/loss"] for event in events] == [{"v": None, "k": "nan"}, {"v": None, "k": "-inf"}, 0.5]
+    assert [event["values"]["policy/loss"] for event in events] == [
+        {"v": None, "k": "nan"},
+        {"v": None, "k": "-inf"},
+        0.5,
+    ]
 
 
 def test_superseded_points_are_hidden(run: Run) -> None:
@@ -117,14 +134,28 @@ def test_names_choose_series_and_unknown_ones_are_left_out(run: Run, people: Peo
     client = people.client("viewer")
     url = f"/api/v1/runs/{run.id}/metrics"
     everything = client.get(url).json()
-    assert [series["name"] for series in everything["series"]] == ["eval/pass1_sampled", "reward/mean", "speed/step_seconds"]
+    assert [series["name"] for series in everything["series"]] == [
+        "eval/pass1_sampled",
+        "reward/mean",
+        "speed/step_seconds",
+    ]
     assert everything["last_seq"] == run.last_seq
     assert everything["series"][1]["value"] == [0.1, 0.2, 0.3]
     some = client.get(url, {"names": "reward/mean,nothing/here,a\x00b,__proto__"}).json()
     assert [series["name"] for series in some["series"]] == ["reward/mean"]
 
 
-@pytest.mark.parametrize("query", ["max_points=0", "max_points=2001", "max_points=x", "from_step=-1", "to_step=9223372036854775808", "from_step=1e3"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "max_points=0",
+        "max_points=2001",
+        "max_points=x",
+        "from_step=-1",
+        "to_step=9223372036854775808",
+        "from_step=1e3",
+    ],
+)
 def test_bad_ranges_are_400(run: Run, people: People, query: str) -> None:
     response = people.client("viewer").get(f"/api/v1/runs/{run.id}/metrics?{query}")
     assert response.status_code == 400
@@ -132,12 +163,16 @@ def test_bad_ranges_are_400(run: Run, people: People, query: str) -> None:
 
 
 def test_proto_is_a_name_like_any_other(run: Run, people: People) -> None:
-    Point.objects.create(series=Series.objects.create(run=run, name="__proto__"), run_id=run.id, seq=1, step=1, value=1)
+    Point.objects.create(
+        series=Series.objects.create(run=run, name="__proto__"), run_id=run.id, seq=1, step=1, value=1
+    )
     found = people.client("viewer").get(f"/api/v1/runs/{run.id}/metrics?names=__proto__").json()
     assert found["series"][0]["name"] == "__proto__"
 
 
-def test_a_thousand_series_cost_four_queries(run: Run, django_assert_num_queries: DjangoAssertNumQueries) -> None:
+def test_a_thousand_series_cost_four_queries(
+    run: Run, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
     names = [f"area/name_{number}" for number in range(1000)]
     made = Series.objects.bulk_create([Series(run=run, name=name, n_points=1) for name in names])
     Point.objects.bulk_create([Point(series=one, run_id=run.id, seq=1, step=1, value=1) for one in made])
@@ -151,7 +186,7 @@ def test_a_chart_of_a_long_series_uses_the_index(run: Run) -> None:
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE arborist_point")
         cursor.execute(
-            "EXPLAIN SELECT count(*) FROM arborist_point WHERE series_id = ANY(%s) AND step BETWEEN 0 AND 100",
+            "EXPLAIN SELECT 1 FROM arborist_point WHERE series_id = ANY(%s) AND step BETWEEN 0 AND 100",
             [[Series.objects.get(run=run, name="a/b3").id]],
         )
         plan = "\n".join(row[0] for row in cursor.fetchall())

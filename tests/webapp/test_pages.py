@@ -75,7 +75,10 @@ def test_list_pages_cost_the_same_however_long(
     assert few <= 12
 
 
-@pytest.mark.parametrize("path", ["/r/{run}/", "/r/{run}/trees", "/r/{run}/config", "/r/{run}/events", "/t/{tree}/", "/t/{tree}/n/1.1"])
+@pytest.mark.parametrize(
+    "path",
+    ["/r/{run}/", "/r/{run}/trees", "/r/{run}/config", "/r/{run}/events", "/t/{tree}/", "/t/{tree}/n/1.1"],
+)
 def test_run_pages_have_a_budget(path: str, run: Run, people: People) -> None:
     client = people.client("viewer")
     tree = StoredTree.objects.filter(run=run).order_by("-step").first()
@@ -119,7 +122,9 @@ def test_the_eta_is_the_recent_wall_time_times_what_is_left(run: Run) -> None:
     assert 0 <= state["heartbeat_age_s"] < 60
 
 
-def test_no_eta_without_two_steps_or_without_a_worker(project: Project, people: People, config: RunConfig) -> None:
+def test_no_eta_without_two_steps_or_without_a_worker(
+    project: Project, people: People, config: RunConfig
+) -> None:
     run = services.create_run(project, people.editor, config, "x")
     start(run)
     add_metrics(run, 1, {"speed/step_seconds": 1.0})
@@ -220,7 +225,12 @@ def test_the_config_tab_shows_yaml_that_is_the_config(run: Run, people: People, 
 
 
 def test_the_events_tab_tells_what_happened_and_pages(run: Run, people: People) -> None:
-    next_event(run, "started", 0, {"step": 0, "device": "cpu", "engine": "local", "parameters": 321_000, "resumed_from": None})
+    next_event(
+        run,
+        "started",
+        0,
+        {"step": 0, "device": "cpu", "engine": "local", "parameters": 321_000, "resumed_from": None},
+    )
     next_event(run, "log", 1, {"level": "warning", "message": "<b>hot</b>"})
     next_event(run, "checkpoint", 1, {"path": "step-1", "bytes": 1234})
     next_event(run, "finished", 3, {"outcome": "stopped", "reason": "Stopped by editor."})
@@ -244,7 +254,11 @@ def test_api_events_are_whole_and_in_order(run: Run, people: People) -> None:
     answer = client.get(f"/api/v1/runs/{run.id}/events").json()
     assert [event["seq"] for event in answer["events"]] == list(range(1, run.last_seq + 1))
     by_kind = {event["kind"]: event for event in answer["events"]}
-    assert by_kind["metrics"]["values"] == {"reward/mean": 0.3, "speed/step_seconds": 2.0, "eval/pass1_sampled": 0.5}
+    assert by_kind["metrics"]["values"] == {
+        "reward/mean": 0.3,
+        "speed/step_seconds": 2.0,
+        "eval/pass1_sampled": 0.5,
+    }
     assert by_kind["tree"]["tree"]["n_nodes"] == 7
     some = client.get(f"/api/v1/runs/{run.id}/events?after=2&limit=3").json()
     assert [event["seq"] for event in some["events"]] == [3, 4, 5]
@@ -270,7 +284,8 @@ def test_panels_show_every_metric_once_with_the_six_first() -> None:
         "speed/tokens_per_second",
         "credit/zero_variance_share",
     ]
-    names = [name for panel in made for name in (*panel["metrics"], *sum(panel["bands"].values(), []))]
+    names = [name for panel in made for name in panel["metrics"]]
+    names += [name for panel in made for band in panel["bands"].values() for name in band]
     assert sorted(names) == sorted(METRICS)
 
 
@@ -302,7 +317,8 @@ def test_the_theme_comes_from_a_cookie_of_two_values(people: People, project: Pr
         assert client.get("/p/lab/").context["shell"]["theme"] == shown
 
 
-# ------------------------------------------------------------------------------------------------ when something is wrong
+# ------------------------------------------------------------------------------------------------ when
+# something is wrong
 
 
 def test_a_fault_shows_an_id_that_the_log_has_and_nothing_else(
@@ -339,7 +355,9 @@ def test_healthz_tells_strangers_one_word(db: None, monkeypatch: pytest.MonkeyPa
     assert (response.status_code, response.json()) == (503, {"status": "database unreachable"})
 
 
-def test_calls_over_the_rate_are_429(people: People, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_over_the_rate_are_429(
+    people: People, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache.clear()
     monkeypatch.setattr("webapp.api.API_CALLS", 10)
     client, other = people.client("viewer"), people.client("editor")

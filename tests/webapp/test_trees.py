@@ -16,10 +16,9 @@ from trainer.config import CreditConfig, RunConfig
 from trainer.credit import credit_tree
 from trainer.presets import PRESETS
 from trainer.tree import RolloutTree, sampled_tree, summarise
-from webapp.errors import RequestError
 from webapp.runs.models import Run
 from webapp.trees.models import StoredTree
-from webapp.trees.nodes import MAX_OUTLINE_ROWS, MAX_SIBLINGS, columns, node_json, outline, text_start, wilson
+from webapp.trees.nodes import MAX_OUTLINE_ROWS, MAX_SIBLINGS, columns, node_json, outline, text_start
 from webapp.trees.querysets import steps_with_trees, trees_of_step
 
 CREDIT = PRESETS["treerpo-tiny"].config.credit
@@ -69,7 +68,9 @@ def read_columns(raw: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, 
     arrays = {}
     for column in header["columns"]:
         assert column["offset"] % 4 == 0
-        arrays[column["name"]] = np.frombuffer(raw, column["dtype"], column["length"], start + column["offset"])
+        arrays[column["name"]] = np.frombuffer(
+            raw, column["dtype"], column["length"], start + column["offset"]
+        )
     return header, arrays
 
 
@@ -106,7 +107,12 @@ def test_node_json_of_the_worked_tree(stored: StoredTree, client: Client) -> Non
     node = client.get(f"/api/v1/trees/{stored.id}/nodes/1.1").json()
     assert (node["node"], node["depth"], node["text"], node["tokens"]) == ("1.1", 2, "#### 71", 2)
     assert (node["value"], node["parent_value"], node["advantage"]) == (1.0, 0.5, 2.0)
-    assert (node["verdict"], node["finish"], node["answer"], node["reference_answer"]) == ("correct", "eos", "71", "71")
+    assert (node["verdict"], node["finish"], node["answer"], node["reference_answer"]) == (
+        "correct",
+        "eos",
+        "71",
+        "71",
+    )
     assert [(s["node"], s["value"], s["advantage"], s["n_leaves"]) for s in node["siblings"]] == [
         ("1.1", 1.0, 2.0, 1),
         ("1.2", 0.0, -2.0, 1),
@@ -115,7 +121,11 @@ def test_node_json_of_the_worked_tree(stored: StoredTree, client: Client) -> Non
     assert "".join(part["text"] for part in node["path"]) == (
         "Cal has 45 books. Finds 26. How many?\n45+26=71 books.\n#### 71"
     )
-    assert [part["siblings"] for part in node["path"]] == [[], [{"node": "2", "value": 0.0}], [{"node": "1.2", "value": 0.0}]]
+    assert [part["siblings"] for part in node["path"]] == [
+        [],
+        [{"node": "2", "value": 0.0}],
+        [{"node": "1.2", "value": 0.0}],
+    ]
     assert node["audit"]["agrees"] is True
     assert node["audit"]["recomputed"] == 2.0
     assert node["audit"]["substituted"] == "A = (1 − 0.5) / (0.5 × 0.5) = 2"
@@ -125,7 +135,12 @@ def test_node_json_of_the_worked_tree(stored: StoredTree, client: Client) -> Non
 def test_inner_nodes_and_the_root(stored: StoredTree, client: Client) -> None:
     root = client.get(f"/api/v1/trees/{stored.id}/nodes/0").json()
     assert (root["depth"], root["n_leaves"], root["n_correct"], root["value"]) == (0, 4, 1, 0.25)
-    assert (root["parent_value"], root["advantage"], root["siblings"], root["verdict"]) == (None, None, [], "none")
+    assert (root["parent_value"], root["advantage"], root["siblings"], root["verdict"]) == (
+        None,
+        None,
+        [],
+        "none",
+    )
     assert root["leaf_path_suggestion"] == "1.1"
     one = client.get(f"/api/v1/trees/{stored.id}/nodes/1").json()
     assert (one["n_leaves"], one["n_correct"], one["leaf_mean"]) == (2, 1, 0.5)
@@ -147,23 +162,22 @@ def test_an_audit_that_disagrees_says_so() -> None:
     assert (audit["agrees"], audit["recomputed"]) == (False, pytest.approx(4 / 3))
 
 
-@pytest.mark.parametrize("name", ["3", "1.3", "1.1.1", "1.0", "x", "1..1", "-1", "1.1.", "١", "9" * 50, "a\x00b", "0.1"])
+@pytest.mark.parametrize(
+    "name", ["3", "1.3", "1.1.1", "1.0", "x", "1..1", "-1", "1.1.", "١", "9" * 50, "a\x00b", "0.1"]
+)
 def test_nodes_that_do_not_exist_are_404(stored: StoredTree, client: Client, name: str) -> None:
     for path in (f"/api/v1/trees/{stored.id}/nodes/{name}", f"/t/{stored.id}/n/{name}"):
         assert client.get(path).status_code == 404
     assert client.get(f"/t/{stored.id}/", {"n": name}).status_code == 404
 
 
-@pytest.mark.parametrize(
-    ("successes", "trials", "low", "high"),
-    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (6, 16, 0.1848, 0.6136), (10, 10, 0.7225, 1.0), (1, 1, 0.2065, 1.0)],
-)
-def test_wilson_intervals_of_the_tables(successes: int, trials: int, low: float, high: float) -> None:
-    assert wilson(successes, trials) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_wilson_of_nothing_is_nothing() -> None:
-    assert wilson(0, 0) is None
+def test_the_interval_of_the_leaf_mean(stored: StoredTree, client: Client) -> None:
+    """1 of 4 correct: .0456 to .6994 (Wilson, 95 %); nothing scored: no interval."""
+    node = client.get(f"/api/v1/trees/{stored.id}/nodes/0").json()
+    assert node["wilson"] == pytest.approx([0.0456, 0.6994], abs=5e-5)
+    tree = worked_tree()
+    unscored = tree.with_verdicts(tree.verdict, np.full(7, np.nan), tree.answers)
+    assert node_json(unscored, 0, CREDIT)["wilson"] is None
 
 
 # ------------------------------------------------------------------------------------------------ shapes
@@ -239,7 +253,9 @@ def many_trees(run: Run) -> list[StoredTree]:
         ("zero_variance", [3, 4, 0, 2, 1]),
     ],
 )
-def test_trees_sort_with_missing_values_last_and_page_without_gap(run: Run, client: Client, sort: str, order: list[int]) -> None:
+def test_trees_sort_with_missing_values_last_and_page_without_gap(
+    run: Run, client: Client, sort: str, order: list[int]
+) -> None:
     many_trees(run)
     seen: list[int] = []
     after = ""
@@ -252,17 +268,25 @@ def test_trees_sort_with_missing_values_last_and_page_without_gap(run: Run, clie
     assert seen == order
 
 
-@pytest.mark.parametrize("sort", ["-created_at;select pg_sleep(5)", "run__created_by__password", "payload", "", "-index"])
+@pytest.mark.parametrize(
+    "sort", ["-created_at;select pg_sleep(5)", "run__created_by__password", "payload", "", "-index"]
+)
 def test_other_sorts_are_refused(run: Run, client: Client, sort: str) -> None:
-    response = client.get(f"/api/v1/runs/{run.id}/trees", {"step": 1, "sort": sort})
+    response = client.get(f"/api/v1/runs/{run.id}/trees", {"step": "1", "sort": sort})
     assert response.status_code == 400
     assert "Use one of: index, value" in response.json()["detail"]
-    assert client.get(f"/r/{run.id}/trees", {"step": 1, "sort": sort}).status_code == 404
+    assert client.get(f"/r/{run.id}/trees", {"step": "1", "sort": sort}).status_code == 404
 
 
 def test_rows_carry_summary_and_miniature(run: Run, client: Client) -> None:
     (row,) = client.get(f"/api/v1/runs/{run.id}/trees?step=1").json()["trees"]
-    assert (row["n_nodes"], row["n_leaves"], row["n_correct"], row["n_truncated"], row["depth"]) == (7, 4, 1, 1, 2)
+    assert (row["n_nodes"], row["n_leaves"], row["n_correct"], row["n_truncated"], row["depth"]) == (
+        7,
+        4,
+        1,
+        1,
+        2,
+    )
     assert (row["value"], row["tokens"], row["zero_variance_share"]) == (0.25, 7, pytest.approx(1 / 3))
     assert row["icicle"]["parent"] == [-1, 0, 0, 1, 1, 2, 2]
     assert row["icicle"]["advantage"] == [None, 1.3333, -1.3333, 2.0, -2.0, None, None]
@@ -274,7 +298,9 @@ def test_rows_carry_summary_and_miniature(run: Run, client: Client) -> None:
 
 def test_superseded_trees_are_hidden(run: Run, client: Client) -> None:
     StoredTree.objects.filter(run=run, step=2).update(superseded=True)
-    assert client.get(f"/api/v1/runs/{run.id}/steps").json() == [{"step": 1, "n_trees": 1, "value_mean": 0.25}]
+    assert client.get(f"/api/v1/runs/{run.id}/steps").json() == [
+        {"step": 1, "n_trees": 1, "value_mean": 0.25}
+    ]
     assert client.get(f"/api/v1/runs/{run.id}/trees?step=2").json() == {"trees": [], "next": None}
 
 
@@ -282,7 +308,17 @@ def test_steps_are_at_most_a_thousand_cells(run: Run) -> None:
     tree = worked_tree()
     payload, summary = tree.to_payload(), summarise(tree).model_dump()
     StoredTree.objects.bulk_create(
-        StoredTree(run=run, seq=1000 + n, epoch=1, step=n, index=0, problem_id="p", prompt="", payload=payload, **summary)
+        StoredTree(
+            run=run,
+            seq=1000 + n,
+            epoch=1,
+            step=n,
+            index=0,
+            problem_id="p",
+            prompt="",
+            payload=payload,
+            **summary,
+        )
         for n in range(3, 2503)
     )
     cells = steps_with_trees(run)
@@ -328,7 +364,9 @@ def test_the_tree_page_shows_the_chosen_node(stored: StoredTree, client: Client)
     assert client.get(f"/t/{stored.id}/?color=__class__").status_code == 404
 
 
-def test_a_changed_estimator_is_named_by_its_parts(run: Run, stored: StoredTree, client: Client, config: RunConfig) -> None:
+def test_a_changed_estimator_is_named_by_its_parts(
+    run: Run, stored: StoredTree, client: Client, config: RunConfig
+) -> None:
     credit = CreditConfig.model_validate({"scale": {"kind": "none"}, "filter": {"kind": "none"}})
     changed = config.model_copy(update={"credit": credit})
     Run.objects.filter(id=run.id).update(config=changed.model_dump(mode="json"))
@@ -339,7 +377,12 @@ def test_a_changed_estimator_is_named_by_its_parts(run: Run, stored: StoredTree,
 
 def test_one_tree_by_api(stored: StoredTree, run: Run, client: Client) -> None:
     answer = client.get(f"/api/v1/trees/{stored.id}").json()
-    assert (answer["run"], answer["project"], answer["reference_answer"], answer["policy_version"]) == (run.id, "lab", "71", 0)
+    assert (answer["run"], answer["project"], answer["reference_answer"], answer["policy_version"]) == (
+        run.id,
+        "lab",
+        "71",
+        0,
+    )
 
 
 HOSTILE = [
@@ -363,7 +406,12 @@ def test_model_text_is_shown_inert_and_given_back_whole(run: Run, client: Client
     tree = add_tree(run, 7, worked_tree(7, text=text, problem_id="<b>p</b>"))
     shown = text.replace("\x00", "\u2400").replace("\ud83d", "\ufffd")
     assert client.get(f"/api/v1/trees/{tree.id}/nodes/1").json()["text"] == shown
-    for path in (f"/t/{tree.id}/", f"/t/{tree.id}/?n=1.1", f"/t/{tree.id}/n/1.1", f"/r/{run.id}/trees?step=7"):
+    for path in (
+        f"/t/{tree.id}/",
+        f"/t/{tree.id}/?n=1.1",
+        f"/t/{tree.id}/n/1.1",
+        f"/r/{run.id}/trees?step=7",
+    ):
         page = client.get(path)
         assert page.status_code == 200
         content = page.content.decode()
@@ -376,7 +424,9 @@ def test_model_text_is_shown_inert_and_given_back_whole(run: Run, client: Client
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", b"\x28\xb5\x2f\xfd"])
-def test_a_damaged_tree_says_so_everywhere(run: Run, stored: StoredTree, client: Client, damage: bytes) -> None:
+def test_a_damaged_tree_says_so_everywhere(
+    run: Run, stored: StoredTree, client: Client, damage: bytes
+) -> None:
     StoredTree.objects.filter(id=stored.id).update(payload=damage or stored.payload[:-9])
     for path in ("", "/columns", "/nodes/0"):
         response = client.get(f"/api/v1/trees/{stored.id}{path}")
@@ -393,14 +443,9 @@ def test_a_damaged_tree_says_so_everywhere(run: Run, stored: StoredTree, client:
 
 def test_numbers_are_strict_json(run: Run, client: Client) -> None:
     tree = worked_tree()
-    stored = add_tree(run, 8, tree.with_credit(tree.value * math.inf, tree.advantage * math.inf, tree.credit_state))
+    stored = add_tree(
+        run, 8, tree.with_credit(tree.value + math.inf, tree.advantage + math.inf, tree.credit_state)
+    )
     for path in ("/nodes/1", "/nodes/0", ""):
         content = client.get(f"/api/v1/trees/{stored.id}{path}").content
         json.loads(content, parse_constant=lambda word: pytest.fail(f"{word} in JSON"))
-
-
-def test_a_request_for_damage_is_an_error_with_words() -> None:
-    with pytest.raises(RequestError, match="cannot be read"):
-        from webapp.trees.nodes import read_tree
-
-        read_tree(StoredTree(payload=b"x"))

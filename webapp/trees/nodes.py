@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from trainer.config import CreditConfig, RunConfig
 from trainer.credit import explain
+from trainer.intervals import wilson_interval
 from trainer.presets import PRESETS
 from trainer.tree import ROOT, CreditState, FinishReason, RolloutTree, Verdict
 from webapp.errors import RequestError
@@ -25,7 +26,6 @@ from webapp.trees.models import StoredTree
 MAX_SIBLINGS = 200
 MAX_OUTLINE_ROWS = 2000
 TEXT_START_LETTERS = 80
-WILSON_Z = 1.959963984540054  # the normal's 97.5 % point: a 95 % interval
 AGREES_WITHIN = 1e-9
 
 
@@ -104,20 +104,6 @@ def _mean_per_node(tree: RolloutTree, per_token: NDArray[np.float32]) -> NDArray
 # ------------------------------------------------------------------------------------------------ one node
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float] | None:
-    """The 95 % Wilson score interval of a share; None without trials.
-
-    centre = (p + z²/2n) / (1 + z²/n), half = z sqrt(p(1-p)/n + z²/4n²) / (1 + z²/n)
-    """
-    if trials == 0:
-        return None
-    p, z2 = successes / trials, WILSON_Z**2
-    scale = 1 + z2 / trials
-    centre = (p + z2 / (2 * trials)) / scale
-    half = WILSON_Z * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials**2)) / scale
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def find_node(tree: RolloutTree, name: str) -> int:
     """The node called `name`. Raises RequestError(404) naming the part that does not exist."""
     try:
@@ -143,7 +129,7 @@ def node_json(tree: RolloutTree, node: int, config: CreditConfig) -> dict[str, A
         "n_leaves": len(leaves),
         "n_correct": n_correct,
         "n_scored": len(scored),
-        "wilson": wilson(n_correct, len(scored)),
+        "wilson": wilson_interval(n_correct, len(scored)) if len(scored) else None,
         "parent_value": None if node == ROOT else _number(tree.value[tree.parent[node]]),
         "advantage": _number(tree.advantage[node]),
         "credit_state": CreditState(int(tree.credit_state[node])).word,

@@ -1,0 +1,23 @@
+"""Intervals for shares: how much a few answers can tell. Torch-free, so that pages may use it."""
+
+from __future__ import annotations
+
+import math
+
+_Z = 1.959963984540054  # 97.5 % point of the normal distribution: a 95 % interval
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927): unlike mean ± 2 s.e. it stays in [0, 1] and is honest near 0
+    and 1.
+
+    centre = (p + z²/2n) / (1 + z²/n), half width = z sqrt(p(1-p)/n + z²/4n²) / (1 + z²/n). NaN, NaN without
+    trials.
+    """
+    if trials == 0:
+        return math.nan, math.nan
+    share, weight = successes / trials, _Z**2 / trials
+    centre = (share + weight / 2) / (1 + weight)
+    half = _Z * math.sqrt(share * (1 - share) / trials + weight / (4 * trials)) / (1 + weight)
+    # Rounding may put an end past the share itself when that is 0 or 1.
+    return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
