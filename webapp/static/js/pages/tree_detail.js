@@ -41,7 +41,7 @@ async function open() {
   let signal = signalOf(columns, signalNamed(root.dataset.colour), theme());
   let selected = Math.max(0, nodeNamed(tree, root.dataset.node ?? "0"));
   let view = root.dataset.view === "outline" ? "outline" : "icicle";
-  let pushedAt = 0;
+  let pushedAt = -Infinity;
 
   const scene = () => ({ columns, layout: tree, signal, textOf: (/** @type {number} */ node) => textStarts.get(nameOf(tree, node)) ?? "" });
   const canvasElement = typed("icicle", HTMLCanvasElement);
@@ -175,6 +175,7 @@ async function open() {
     query.delete("n");
     location.assign(`${link.pathname}${query.size ? `?${query}` : ""}`);
   }
+  root.dataset.ready = "";
   if (sessionStorage.getItem("focus-canvas")) {
     sessionStorage.removeItem("focus-canvas");
     canvasElement.focus({ preventScroll: true });
