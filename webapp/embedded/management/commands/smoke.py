@@ -39,34 +39,40 @@ class Command(BaseCommand):
             self._run(steps, report)
 
     def _judge(self, steps: int) -> None:
-        """Start the stack in a fresh folder, wait for its end, and look at what it reported and what it
-        left.
-        """
-        with tempfile.TemporaryDirectory(prefix="arborist-smoke-") as temporary:
-            # The database's user must be able to pass, when we are root.
-            Path(temporary).chmod(0o711)
-            folder = DataFolder.at(Path(temporary) / "data")
-            report = Path(temporary) / "report.json"
-            ours = ("ARBORIST_DATABASE_URL", "ARBORIST_BROKER_URL", "ARBORIST_SECRET_KEY")
-            env = {name: value for name, value in os.environ.items() if name not in ours}
-            env["ARBORIST_DATA_DIR"] = str(folder.root)
-            arguments = ["manage.py", "smoke", "--steps", str(steps), "--report", str(report)]
-            # If we are killed the stack gets a SIGTERM, and stops in order.
-            command = processes.guarded([sys.executable, *arguments], death_signal=signal.SIGTERM)
-            with subprocess.Popen(command, cwd=REPOSITORY, env=env) as stack:
-                # Ctrl-C reaches the stack by itself; a SIGTERM may be for us alone.
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-                signal.signal(signal.SIGTERM, lambda *_: stack.terminate())
-                status = stack.wait()
-            wrong = [] if status == 0 else [f"the stack ended with exit status {status}"]
-            wrong += [f"{thing} was left" for thing in smoke.what_is_left(folder)]
-            folder.remove()
-            for sentence in wrong:
-                self.stderr.write(f"smoke: {sentence}")
-            if report.exists():
-                self.stdout.write(report.read_text(encoding="utf-8").strip())
-            if wrong:
-                sys.exit(1)
+        """Start the stack in a fresh folder, wait for its end, and see what it reported and what it left."""
+        temporary = Path(tempfile.mkdtemp(prefix="arborist-smoke-"))
+        # The database's user must be able to pass, when we are root.
+        temporary.chmod(0o711)
+        folder = DataFolder.at(temporary / "data")
+        report = temporary / "report.json"
+        status = self._run_apart(folder, steps, report)
+        wrong = [] if status == 0 else [f"the stack ended with exit status {status}"]
+        wrong += [f"{thing} was left" for thing in smoke.what_is_left(folder)]
+        if wrong:
+            wrong.append(f"the data folder is kept for a look: {folder.root}")
+        for sentence in wrong:
+            self.stderr.write(f"smoke: {sentence}")
+        if report.exists():
+            self.stdout.write(report.read_text(encoding="utf-8").strip())
+            report.unlink()
+        if wrong:
+            sys.exit(1)
+        folder.remove()
+        temporary.rmdir()
+
+    def _run_apart(self, folder: DataFolder, steps: int, report: Path) -> int:
+        """The stack in a process of its own, to its end. Returns the exit status."""
+        ours = ("ARBORIST_DATABASE_URL", "ARBORIST_BROKER_URL", "ARBORIST_SECRET_KEY")
+        env = {name: value for name, value in os.environ.items() if name not in ours}
+        env["ARBORIST_DATA_DIR"] = str(folder.root)
+        arguments = ["manage.py", "smoke", "--steps", str(steps), "--report", str(report)]
+        # If we are killed the stack gets a SIGTERM, and stops in order.
+        command = processes.guarded([sys.executable, *arguments], death_signal=signal.SIGTERM)
+        with subprocess.Popen(command, cwd=REPOSITORY, env=env) as stack:
+            # Ctrl-C reaches the stack by itself; a SIGTERM may be for us alone.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, lambda *_: stack.terminate())
+            return stack.wait()
 
     def _run(self, steps: int, report: Path) -> None:
         terminal = Terminal(steps=len(STEPS) + 1)
@@ -74,16 +80,17 @@ class Command(BaseCommand):
         began = time.monotonic()
         try:
             with stack.running():
-                figures = self._figures(stack, steps, began)
+                figures, reason = self._figures(stack, steps, began)
         except Interrupted:
             raise CommandError("interrupted") from None
         except EmbeddedError as error:
             raise CommandError(str(error)) from None
         report.write_text(figures.as_json() + "\n", encoding="utf-8")
         if wrong := figures.what_is_wrong(steps):
-            raise CommandError("; ".join(wrong))
+            raise CommandError("; ".join(wrong) + (f" ({reason})" if reason else ""))
 
-    def _figures(self, stack: Stack, steps: int, began: float) -> smoke.Figures:
+    def _figures(self, stack: Stack, steps: int, began: float) -> tuple[smoke.Figures, str]:
+        """The run's figures, and its own words on why it ended."""
         # These speak to the database, which is up only now.
         from webapp.accounts.models import ApiToken
         from webapp.accounts.services import create_token
@@ -101,4 +108,5 @@ class Command(BaseCommand):
         if not stack.interrupts and client.get(f"/runs/{content.run_id}")["status"] not in smoke.ENDED:
             client.post(f"/runs/{content.run_id}/stop")
             smoke.wait_for_end(client, content.run_id, END_SECONDS, look=look)
-        return smoke.read_figures(client, content.run_id, time.monotonic() - began)
+        figures = smoke.read_figures(client, content.run_id, time.monotonic() - began)
+        return figures, client.get(f"/runs/{content.run_id}")["reason"]
