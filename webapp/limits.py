@@ -19,6 +19,7 @@ API_CALLS = 100  # per user and window, that is 20 a second
 API_WINDOW_SECONDS = 5
 
 MAX_BODY_BYTES = 1_000_000
+MAX_HEADER_BYTES = 64_000
 BODY_SECONDS = 30
 MAX_YAML_BYTES = 256_000
 MAX_SERIES_PER_RUN = 1000
@@ -37,3 +38,6 @@ SOCKET_RECHECK_SECONDS = 10
 SOCKET_RESYNC_EVENTS = 500
 DATABASE_STATEMENT_SECONDS = 5
 DATABASE_POOL = 20  # connections of one web process
+SOCKET_READERS = 4  # threads that read for sockets
+SOCKET_SUMMARIES_PER_SECOND = 2
+SOCKET_TAIL_BYTES = 1_000_000  # the newest events of a watched run, kept once for all its viewers

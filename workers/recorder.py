@@ -20,6 +20,7 @@ from psycopg.types.json import Jsonb
 from trainer.events import CheckpointSaved, Event, Finished, LogLine, Metrics, Progress, Started, TreeSampled
 from trainer.text import storable
 from webapp.limits import MAX_SERIES_PER_RUN
+from webapp.live.poke import poke
 from webapp.runs.models import Attempt, Checkpoint, Run, RunStatus, Series
 from webapp.runs.services import append_status_event
 from workers.lease import Lease, lock, settle
@@ -309,9 +310,7 @@ class Recorder:
             last_seq = settle(run, self.lease, RunStatus.QUEUED, last.reason)
         else:
             ended = False
-            poke = json.dumps({"run": run.id, "project": run.project_id, "last_seq": last_seq})
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT pg_notify('arborist_poke', %s)", [poke])
+            poke(run.id, run.project_id, last_seq)
         return Recorded(through, last_seq, ended)
 
 
