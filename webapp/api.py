@@ -17,6 +17,7 @@ from typing import Any
 
 import orjson
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
+from django.db import OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
 from ninja import NinjaAPI
 from ninja.errors import HttpError, Throttled, ValidationError
@@ -28,7 +29,7 @@ from ninja.utils import check_csrf
 from trainer.text import storable
 from webapp import strict_json
 from webapp.accounts.models import User
-from webapp.errors import RequestError, error_response
+from webapp.errors import DATABASE_AWAY, RequestError, error_response
 from webapp.limits import API_CALLS, API_WINDOW_SECONDS, MAX_BODY_BYTES
 from webapp.projects.access import user_of
 from webapp.runs.api import router as runs_router
@@ -161,6 +162,12 @@ def _field_error(detail: Mapping[str, Any]) -> dict[str, str]:
     loc = [str(part) for part in detail["loc"]]
     loc = loc[2:] if loc[:1] == ["body"] else loc[1:]
     return {"path": storable(".".join(loc))[:200], "message": storable(str(detail["msg"]))[:500]}
+
+
+@api.exception_handler(OperationalError)
+def _database_away(request: HttpRequest, error: OperationalError) -> HttpResponse:
+    log.error("the database failed at %s %s: %s", request.method, request.path, error)
+    return error_response(503, DATABASE_AWAY)
 
 
 @api.exception_handler(Exception)

@@ -8,7 +8,7 @@ import asyncio
 from typing import Any
 
 from webapp.errors import error_response
-from webapp.limits import BODY_SECONDS, MAX_BODY_BYTES
+from webapp.limits import BODY_SECONDS, MAX_BODY_BYTES, MAX_HEADER_BYTES
 
 
 class BodyLimit:
@@ -23,6 +23,9 @@ class BodyLimit:
         self.application = application
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            await _refuse(send, 431, f"The headers are larger than {MAX_HEADER_BYTES:,} bytes.")
+            return
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if not announced.isdigit() or len(announced) > 12 or int(announced) > MAX_BODY_BYTES:
             await _refuse(send, 413, f"The body is larger than {MAX_BODY_BYTES:,} bytes.")

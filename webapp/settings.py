@@ -175,6 +175,8 @@ SESSION_COOKIE_AGE = 12 * 3600
 SESSION_SAVE_EVERY_REQUEST = False
 # Behind a proxy that speaks https for us. Whoever reaches us past it gains nothing by claiming https.
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
+SECURE_SSL_REDIRECT = HTTPS
+SECURE_REDIRECT_EXEMPT = [r"^healthz$"]  # asked by the machine itself
 SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_REFERRER_POLICY = "same-origin"
@@ -206,7 +208,12 @@ STORAGES = {
 }
 # Until `collectstatic` ran, files are served from where they lie; whitenoise need not warn of that.
 warnings.filterwarnings("ignore", "No directory at", UserWarning, r"django\.core\.handlers\.base")
+# Nor Django that it reads such a file whole before it sends it: they are small.
+warnings.filterwarnings(
+    "ignore", "StreamingHttpResponse must consume", Warning, r"django\.core\.handlers\.asgi"
+)
 WHITENOISE_USE_FINDERS = True
+WHITENOISE_ALLOW_ALL_ORIGINS = False
 WHITENOISE_AUTOREFRESH = DEBUG
 
 # Pokes travel by PostgreSQL NOTIFY; this layer only fans them out inside one web process.
@@ -217,7 +224,8 @@ USE_I18N = False
 USE_TZ = True
 TIME_ZONE = "UTC"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-SILENCED_SYSTEM_CHECKS: list[str] = []
+# HSTS for subdomains and its preload list bind names that are not ours.
+SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"]
 
 LOGGING = {
     "version": 1,

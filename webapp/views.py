@@ -6,16 +6,17 @@ from __future__ import annotations
 
 import logging
 import secrets
+import sys
 from typing import Any
 
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, InterfaceError, OperationalError, connection
 from django.db.models import Count, Q
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import redirect, render
 from django.template import loader
 from django.views.decorators.cache import never_cache
 
-from webapp.errors import error_response, is_api
+from webapp.errors import DATABASE_AWAY, error_response, is_api
 from webapp.projects.access import projects_for
 from webapp.runs.models import ACTIVE
 
@@ -43,7 +44,7 @@ def health_check(_request: HttpRequest) -> HttpResponse:
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
-    except DatabaseError as error:
+    except (DatabaseError, InterfaceError) as error:
         log.warning("the database does not answer: %s", error)
         return JsonResponse({"status": "database unreachable"}, status=503)
     return JsonResponse({"status": "ok"})
@@ -72,7 +73,11 @@ def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse: 
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """A fault of ours: an id for the person, the traceback (logged by Django just before) for the log."""
+    """A fault of ours: an id for the person, the traceback (logged by Django just before) for the log. A database
+    that does not answer is no fault: 503, and it passes.
+    """
+    if isinstance(sys.exc_info()[1], OperationalError):
+        return _unavailable(request)
     fault = secrets.token_hex(6)
     log.error("fault %s at %s %s", fault, request.method, request.path)
     detail = f"Something failed here, and the log has it as {fault}."
@@ -80,6 +85,13 @@ def server_error(request: HttpRequest) -> HttpResponse:
         return error_response(500, detail, id=fault)
     # Without context processors: what failed may be the database that they ask.
     return HttpResponse(loader.get_template("500.html").render({"fault": fault, "shell": {}}), status=500)
+
+
+def _unavailable(request: HttpRequest) -> HttpResponse:
+    if is_api(request):
+        return error_response(503, DATABASE_AWAY)
+    page = loader.get_template("500.html").render({"reason": DATABASE_AWAY, "shell": {}})
+    return HttpResponse(page, status=503, headers={"Retry-After": "30"})
 
 
 def _error(request: HttpRequest, status: int, template: str, reason: str, **context: Any) -> HttpResponse:

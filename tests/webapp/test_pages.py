@@ -9,8 +9,7 @@ from io import StringIO
 from typing import Any
 
 import pytest
-from django.core.cache import cache
-from django.db import connection
+from django.db import connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from ruamel.yaml import YAML
@@ -208,6 +207,30 @@ def test_pages_hold_no_inline_script_or_style(run: Run, people: People) -> None:
         assert " onclick=" not in page
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/static/..%2f..%2f..%2fetc/passwd",
+        "/static/%252e%252e%252f%252e%252e%252fetc/passwd",
+        "/static/..\\..\\etc\\passwd",
+        "/static/a;/../../../etc/passwd",
+        "/static/../settings.py",
+        "/artifacts/..%2f..%2f..%2fetc/passwd",
+        "/static/",
+    ],
+)
+def test_no_path_leads_out_of_the_static_files(people: People, path: str) -> None:
+    for role in ("anonymous", "admin"):
+        assert people.client(role).get(path).status_code == 404
+
+
+def test_static_files_are_open_and_for_this_site_alone(db: None) -> None:
+    response = Client().get("/static/css/base.css")
+    assert response.status_code == 200
+    assert "Access-Control-Allow-Origin" not in response.headers
+    response.close()
+
+
 def test_a_foreign_host_is_refused_and_not_echoed(db: None) -> None:
     response = Client().get("/login/", headers={"host": "evil.example"})
     assert response.status_code == 400
@@ -341,6 +364,24 @@ def test_a_fault_shows_an_id_that_the_log_has_and_nothing_else(
     assert re.search("[0-9a-f]{12}", page.content.decode())[0] in caplog.text  # type: ignore[index]
 
 
+def test_a_slow_statement_is_503_and_not_a_fault(
+    run: Run, people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: Any, **__: Any) -> None:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SET LOCAL statement_timeout = 20")
+            cursor.execute("SELECT pg_sleep(2)")
+
+    monkeypatch.setattr("webapp.runs.api.run_detail", slow)
+    monkeypatch.setattr("webapp.runs.views.told_events", slow)
+    client = people.client("viewer")
+    client.raise_request_exception = False
+    answer, page = client.get(f"/api/v1/runs/{run.id}"), client.get(f"/r/{run.id}/events")
+    assert (answer.status_code, page.status_code) == (503, 503)
+    assert answer.json()["detail"].startswith("The database does not answer")
+    assert page.headers["Retry-After"] == "30"
+
+
 def test_healthz_tells_strangers_one_word(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Client().get("/healthz").json() == {"status": "ok"}
 
@@ -358,7 +399,6 @@ def test_healthz_tells_strangers_one_word(db: None, monkeypatch: pytest.MonkeyPa
 def test_calls_over_the_rate_are_429(
     people: People, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache.clear()
     monkeypatch.setattr("webapp.api.API_CALLS", 10)
     client, other = people.client("viewer"), people.client("editor")
     codes = [client.get("/api/v1/presets").status_code for _ in range(12)]

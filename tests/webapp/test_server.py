@@ -16,7 +16,7 @@ from django.test import override_settings
 import webapp.body_limit
 from webapp.body_limit import BodyLimit
 from webapp.checks import check_data_folder, check_database, is_loopback, public_address_errors
-from webapp.limits import MAX_BODY_BYTES
+from webapp.limits import MAX_BODY_BYTES, MAX_HEADER_BYTES
 from webapp.origin import OwnOrigin, is_own_origin
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 (nothing is bound)
@@ -90,6 +90,14 @@ async def test_an_announced_length_over_the_limit_is_refused_unread(length: byte
 async def test_a_length_that_lies_changes_nothing() -> None:
     status, _, _ = await call(iter([b"a" * 600_000, b"a" * 600_000]), [(b"content-length", b"5")])
     assert status == 413
+
+
+async def test_headers_over_the_limit_are_431() -> None:
+    flood = [(b"x-a", b"b" * 100)] * 2000
+    assert (await call(iter([]), flood))[0] == 431
+    edge = [(b"x", b"b" * (MAX_HEADER_BYTES - 1))]
+    assert (await call(iter([]), edge))[0] == 200
+    assert (await call(iter([]), [*edge, (b"y", b"")]))[0] == 431
 
 
 async def test_a_slow_body_is_408(monkeypatch: pytest.MonkeyPatch) -> None:

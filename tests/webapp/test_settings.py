@@ -67,6 +67,21 @@ def test_https_makes_cookies_secure(tmp_path: Path) -> None:
     assert (found["cookie"], found["secure"], found["hsts"]) == ("__Host-session", True, 31_536_000)
 
 
+def test_check_deploy_is_clean(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ARBORIST_")}
+    environment |= {
+        "ARBORIST_DATA_DIR": str(tmp_path),
+        "ARBORIST_HTTPS": "1",
+        "ARBORIST_ALLOWED_HOSTS": "a.example",
+    }
+    environment["ARBORIST_SECRET_KEY"] = "".join(chr(33 + n) for n in range(60))
+    argv = [sys.executable, "manage.py", "check", "--deploy", "--fail-level", "WARNING"]
+    ended = subprocess.run(
+        argv, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_where_the_site_listens_is_read_from_uvicorns_options(tmp_path: Path) -> None:
     assert settings_with(tmp_path, "--host", "10.0.0.2")["bind"] == "10.0.0.2"
     assert settings_with(tmp_path, "--host=::1")["bind"] == "::1"

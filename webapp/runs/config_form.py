@@ -225,7 +225,7 @@ def _leaf(
         path=path,
         id=_id(path),
         label=str(schema.get("title", path)),
-        help=str(schema.get("description", "")),
+        help="One of those that are known here." if path in options else str(schema.get("description", "")),
         unit=str(schema.get("unit", "")),
         kind=kind,
         value=shown,
