@@ -57,6 +57,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     config.stash[FOLDER].remove()
 
 
+@pytest.hookimpl(trylast=True)  # after an early end (-x), fixtures are torn down in this hook, too
 def pytest_sessionfinish(session: pytest.Session) -> None:
     left = processes.end_marked(SESSION, variable=SESSION_VARIABLE)
     if left:
