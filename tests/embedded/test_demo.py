@@ -21,6 +21,11 @@ def test_the_live_line_says_where_the_run_stands_and_leaves_out_what_is_not_know
     )
 
 
+def test_the_live_line_says_how_far_a_step_is() -> None:
+    sampling = STATE | {"phase": "sampling", "phase_done": 3, "phase_total": 8, "latest": {}, "eta_s": None}
+    assert describe(sampling) == "TreeRPO · tiny · running · step 12/150 · sampling 3/8"
+
+
 def test_the_live_line_says_why_a_run_does_not_run() -> None:
     reason = "The loss became NaN at step 12."
     failed = STATE | {"status": "failed", "reason": reason, "latest": {}, "eta_s": None}

@@ -67,6 +67,8 @@ class StatusLine:
 def describe(state: dict[str, object]) -> str:
     """One line from a run's state as the API gives it."""
     parts = [f"{state['name']}", f"{state['status']}", f"step {state['step']}/{state['steps_total']}"]
+    if state.get("phase"):
+        parts.append(f"{state['phase']} {state['phase_done']}/{state['phase_total']}")
     latest = state["latest"]
     if isinstance(latest, dict):
         for name, title, form in (
