@@ -55,7 +55,7 @@ def _producer(url: str) -> Celery:
 
 
 def send_train_run(run_id: int, queue: str) -> bool:
-    """Tell the workers of `queue` that a run waits. Returns whether the broker took it; False is only logged."""
+    """Tell the workers of `queue` that a run waits. False: the broker did not take it; that is only logged."""
     if not settings.BROKER_URL:
         logger.warning("Run %s waits for the sweeper: ARBORIST_BROKER_URL is not set.", run_id)
         return False

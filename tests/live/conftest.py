@@ -21,17 +21,18 @@ def sockets_leave_no_connection(transactional_db: None) -> Iterator[None]:
     from asgiref.sync import SyncToAsync
     from django.db import connections
 
+    from webapp.limits import SOCKET_READERS
     from webapp.live import reading
 
     yield
     SyncToAsync.single_thread_executor.submit(connections.close_all).result()
-    gate = threading.Barrier(reading.SOCKET_READERS)
+    gate = threading.Barrier(SOCKET_READERS)
 
     def close() -> None:
         gate.wait(5)
         connections.close_all()
 
-    for done in [reading._threads.submit(close) for _ in range(reading.SOCKET_READERS)]:
+    for done in [reading._threads.submit(close) for _ in range(SOCKET_READERS)]:
         done.result()
 
 

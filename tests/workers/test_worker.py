@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from trainer.presets import PRESETS
 from trainer.tree import RolloutTree
 from webapp import broker
 from webapp.embedded import processes
+from webapp.embedded.broker import BrokerServer
+from webapp.embedded.folder import DataFolder
 from webapp.embedded.processes import Identity
 from webapp.runs.models import Attempt, Event, Point, Run, Worker
 from webapp.runs.services import request_stop
@@ -28,7 +31,6 @@ from workers.child import MARK
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.process]
 REPOSITORY = Path(__file__).resolve().parents[2]
-Until = Callable[..., None]
 
 
 class CeleryWorker:
@@ -98,14 +100,14 @@ def _environment(pid: int) -> bytes:
 @pytest.fixture
 def worker(
     database_url: str, broker_url: str, tmp_path: Path, settings: Any
-) -> Iterator[Callable[[], CeleryWorker]]:
+) -> Iterator[Callable[..., CeleryWorker]]:
     settings.BROKER_URL = broker_url
     settings.DATA_DIR = tmp_path
     broker_of(broker_url).flushall()
     started: list[CeleryWorker] = []
 
-    def start() -> CeleryWorker:
-        one = CeleryWorker(database_url, broker_url, tmp_path)
+    def start(url: str = broker_url) -> CeleryWorker:
+        one = CeleryWorker(database_url, url, tmp_path)
         started.append(one)
         until(lambda: one.said(" ready.") or one.popen.poll() is not None, 60)
         assert one.popen.poll() is None, one.log.read_text()
@@ -150,7 +152,7 @@ def assert_whole(run: Run) -> None:
     assert seqs == list(range(1, run.last_seq + 1))
 
 
-def test_task_trains_the_tiny_model_and_stores_what_it_did(worker: Callable[[], CeleryWorker]) -> None:
+def test_task_trains_the_tiny_model_and_stores_what_it_did(worker: Callable[..., CeleryWorker]) -> None:
     one = worker()
     until(lambda: Worker.objects.filter(queues="cpu").exists())
     run = make_run(run_config=tiny())
@@ -176,7 +178,7 @@ def test_task_trains_the_tiny_model_and_stores_what_it_did(worker: Callable[[], 
     assert not (one.log.parent / "runs" / str(run.id) / "attempt-1" / "spool").exists()
 
 
-def test_message_that_is_no_run_is_dropped(worker: Callable[[], CeleryWorker], broker_url: str) -> None:
+def test_message_that_is_no_run_is_dropped(worker: Callable[..., CeleryWorker], broker_url: str) -> None:
     one = worker()
     app = broker._producer(broker_url)
     for nonsense in ("1; drop table", None, -1, True, 2**70, [1], 10**9):
@@ -194,7 +196,7 @@ def test_message_that_is_no_run_is_dropped(worker: Callable[[], CeleryWorker], b
 
 
 def test_worker_told_to_stop_gives_the_run_back_and_the_next_one_goes_on(
-    worker: Callable[[], CeleryWorker],
+    worker: Callable[..., CeleryWorker],
 ) -> None:
     one = worker()
     run = make_run(run_config=tiny(steps=100_000, checkpoint_every=0))
@@ -221,7 +223,7 @@ def test_worker_told_to_stop_gives_the_run_back_and_the_next_one_goes_on(
 
 
 @pytest.mark.parametrize("victim", ["worker", "pool child"])
-def test_killed_worker_leaves_no_trainer(worker: Callable[[], CeleryWorker], victim: str) -> None:
+def test_killed_worker_leaves_no_trainer(worker: Callable[..., CeleryWorker], victim: str) -> None:
     one = worker()
     run = make_run(run_config=tiny(steps=100_000))
     broker.send_train_run(run.id, "cpu")
@@ -239,18 +241,29 @@ def test_killed_worker_leaves_no_trainer(worker: Callable[[], CeleryWorker], vic
         one.log.write_text(one.log.read_text().replace("Traceback", "traceback"))
 
 
-def test_worker_consumes_again_after_the_broker_forgot_everything(
-    worker: Callable[[], CeleryWorker], broker_url: str
+def test_worker_consumes_again_after_the_broker_was_killed(
+    worker: Callable[..., CeleryWorker], tmp_path: Path, settings: Any
 ) -> None:
-    worker()
-    client = broker_of(broker_url)
-    client.flushall()
-    client.client_kill_filter(_type="normal", skipme=True)
-    run = make_run(run_config=tiny(steps=1))
-
-    def sent_and_done() -> bool:
-        if status(run) == "queued":
-            broker.send_train_run(run.id, "cpu")
-        return status(run) == "succeeded"
-
-    assert processes.wait_until(sent_and_done, 60)
+    folder = DataFolder.at(tmp_path / "own")
+    folder.prepare()
+    settings.BROKER_URL = folder.broker_url
+    server = BrokerServer(folder)
+    child = server.start("test")
+    try:
+        until(server.is_ready)
+        worker(folder.broker_url)
+        child.popen.kill()
+        child.end()
+        run = make_run(run_config=tiny(steps=1))
+        asked = time.monotonic()
+        assert not broker.send_train_run(run.id, "cpu")
+        assert time.monotonic() - asked < 2
+        child = server.start("test")
+        until(server.is_ready)
+        assert broker.send_train_run(run.id, "cpu")
+        until(lambda: status(run) == "succeeded", 90)
+    finally:
+        server.stop(child)
+        folder.remove()
+    log = tmp_path / "worker.log"
+    log.write_text(log.read_text().replace("Traceback", "traceback"))
