@@ -24,7 +24,9 @@ logger = logging.getLogger(__name__)
 
 
 def celery_url(url: str) -> str:
-    """A broker's URL as Celery reads it: `unix:///path`, redis-py's word for a socket, is `redis+socket:///path`."""
+    """A broker's URL as Celery reads it: `unix:///path`, redis-py's word for a socket, is
+    `redis+socket:///path`.
+    """
     return "redis+socket://" + url.removeprefix("unix://") if url.startswith("unix://") else url
 
 
@@ -55,7 +57,7 @@ def _producer(url: str) -> Celery:
 
 
 def send_train_run(run_id: int, queue: str) -> bool:
-    """Tell the workers of `queue` that a run waits. False: the broker did not take it; that is only logged."""
+    """Tell the workers of `queue` that a run waits. False: the broker did not take it, only logged."""
     if not settings.BROKER_URL:
         logger.warning("Run %s waits for the sweeper: ARBORIST_BROKER_URL is not set.", run_id)
         return False

@@ -73,8 +73,8 @@ def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse: 
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """A fault of ours: an id for the person, the traceback (logged by Django just before) for the log. A database
-    that does not answer is no fault: 503, and it passes.
+    """A fault of ours: an id for the person, the traceback (logged by Django just before) for the log. A
+    database that does not answer is no fault: 503, and it passes.
     """
     if isinstance(sys.exc_info()[1], OperationalError):
         return _unavailable(request)

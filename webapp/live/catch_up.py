@@ -57,7 +57,7 @@ def since(run_id: int, seq: int | None, limit: int) -> News | None:
     (state,) = _states([run])
     is_behind = seq is not None and run.last_seq - seq > limit
     wanted = seq is not None and not is_behind and run.last_seq > seq
-    events = _events(run.id, seq or 0, run.last_seq) if wanted else []
+    events = events_between(run.id, seq or 0, run.last_seq) if wanted else []
     return News(run.last_seq, state, events, is_behind)
 
 
@@ -85,8 +85,10 @@ def _states(runs: Sequence[Run]) -> list[State]:
     return found
 
 
-def _events(run_id: int, after: int, through: int) -> list[tuple[int, str]]:
-    """One query: an event with its points as two arrays, or with its tree's row."""
+def events_between(run_id: int, after: int, through: int) -> list[tuple[int, str]]:
+    """(seq, EVENT as JSON) for after < seq <= through. One query: an event with its points as two arrays, or
+    with its tree's row. No check of rights: callers start from `projects.access`.
+    """
     tree_columns = ", ".join(f't."{field.column}"' for field in _TREE_FIELDS)
     with connection.cursor() as cursor:
         cursor.execute(

@@ -1,64 +1,14 @@
-"""A run's events as clients get them: rows after a cursor, each with what it brought."""
+"""A run's events in sentences, for its Events page. As data they are `live.catch_up`'s."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from webapp.runs.models import Event, Point, Run
-from webapp.trees.models import StoredTree
-from webapp.trees.querysets import tree_row
+from webapp.runs.models import Event, Run
 
 # What the events page lists; metrics and trees have their own pages.
 TOLD = ("status", "started", "checkpoint", "log", "finished")
-
-
-def events_after(run_id: int, after: int, limit: int) -> list[dict[str, Any]]:
-    """EVENTs with `after < seq`, in order, at most `limit`: `seq, kind, step, at (Unix seconds), epoch`, the
-    body, `values` of metrics and `tree` of trees. Three queries. No check of rights: callers start from
-    `projects.access`.
-    """
-    rows = list(Event.objects.filter(run_id=run_id, seq__gt=after).order_by("seq")[:limit])
-    if not rows:
-        return []
-    values: dict[int, dict[str, Any]] = {}
-    if any(row.kind == "metrics" for row in rows):
-        points = Point.objects.filter(run_id=run_id, seq__gte=rows[0].seq, seq__lte=rows[-1].seq)
-        for seq, name, value in points.values_list("seq", "series__name", "value"):
-            values.setdefault(seq, {})[name] = marked(value)
-    trees: dict[int, dict[str, Any]] = {}
-    if any(row.kind == "tree" for row in rows):
-        found = StoredTree.objects.filter(run_id=run_id, seq__gte=rows[0].seq, seq__lte=rows[-1].seq).defer(
-            "payload"
-        )
-        trees = {tree.seq: tree_row(tree) for tree in found}
-    events = []
-    for row in rows:
-        body = row.body if isinstance(row.body, dict) else {}
-        event = {
-            **body,
-            "seq": row.seq,
-            "kind": row.kind,
-            "step": row.step,
-            "at": row.at.timestamp(),
-            "epoch": row.epoch,
-        }
-        if row.kind == "metrics":
-            event["values"] = values.get(row.seq, {})
-        elif row.kind == "tree":
-            event["tree"] = trees.get(row.seq)
-        events.append(event)
-    return events
-
-
-def marked(value: float) -> float | dict[str, Any]:
-    """A metric's value in strict JSON: NaN and infinity as `{"v": null, "k": "nan"}`, with kinds nan, inf and
-    -inf.
-    """
-    if math.isfinite(value):
-        return value
-    return {"v": None, "k": "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"}
 
 
 def told_events(run: Run, after: int, limit: int) -> tuple[Sequence[dict[str, Any]], int | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import unicodedata
 
@@ -14,6 +13,7 @@ from trainer.text import storable
 from webapp import broker
 from webapp.accounts.models import User
 from webapp.errors import RequestError
+from webapp.live.poke import poke
 from webapp.projects.models import Dataset, ModelSource, Project
 from webapp.runs.models import CLAIMABLE, LEASED, Event, Run, RunStatus
 
@@ -168,8 +168,7 @@ def append_status_event(run_id: int, epoch: int, status: str | None, reason: str
         Event.objects.create(
             run_id=run_id, seq=seq, epoch=epoch, kind="status", step=step, at=Now(), body=body
         )
-        poke = json.dumps({"run": run_id, "project": project_id, "last_seq": seq})
-        cursor.execute("SELECT pg_notify('arborist_poke', %s)", [poke])
+    poke(run_id, project_id, seq)
     return int(seq)
 
 
