@@ -36,7 +36,9 @@ class Point:
     unique_tokens: float
 
 
-def run_once(preset: str, seed: int, overrides: list[str], cpu_seconds: float, problems: int, every: int) -> list[Point]:
+def run_once(
+    preset: str, seed: int, overrides: list[str], cpu_seconds: float, problems: int, every: int
+) -> list[Point]:
     """Train until `cpu_seconds` are spent; evaluate before the first step and every `every` steps."""
     with tempfile.TemporaryDirectory(prefix="arborist-learning-") as scratch:
         config = Path(scratch, "run.yaml")
@@ -53,7 +55,9 @@ def run_once(preset: str, seed: int, overrides: list[str], cpu_seconds: float, p
         command = [sys.executable, "-m", "trainer", str(config), "--output", scratch]
         for setting in settings:
             command += ["--set", setting]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"ARBORIST_TORCH_THREADS": "1"})
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, env=os.environ | {"ARBORIST_TORCH_THREADS": "1"}
+        )
         points: list[Point] = []
         spent = tokens = 0.0
         assert process.stdout is not None
@@ -68,7 +72,11 @@ def run_once(preset: str, seed: int, overrides: list[str], cpu_seconds: float, p
             if "eval/pass1_sampled" in event.values:
                 points.append(
                     Point(
-                        spent, event.step, event.values["eval/pass1_sampled"], event.values["eval/pass1_greedy"], tokens
+                        spent,
+                        event.step,
+                        event.values["eval/pass1_sampled"],
+                        event.values["eval/pass1_greedy"],
+                        tokens,
                     )
                 )
                 if spent >= cpu_seconds:
@@ -89,13 +97,13 @@ def at(points: list[Point], cpu_seconds: float) -> Point:
         low, high = getattr(before, name), getattr(after, name)
         return float(low + share * (high - low))
 
-    return Point(
-        cpu_seconds, round(mixed("step")), mixed("sampled"), mixed("greedy"), mixed("unique_tokens")
-    )
+    return Point(cpu_seconds, round(mixed("step")), mixed("sampled"), mixed("greedy"), mixed("unique_tokens"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="treerpo-tiny")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--cpu-seconds", type=float, default=150)
@@ -109,19 +117,29 @@ def main() -> None:
         curves[seed] = run_once(
             options.preset, seed, options.set, options.cpu_seconds, options.problems, options.every
         )
-    print(f"{options.preset} {' '.join(options.set)} seeds {options.seeds}, {options.problems} held-out problems")
-    print(f"{'CPU-s':>6} {'step':>5} {'M tokens':>8} {'sampled':>8} {'gain':>7} {'greedy':>7} {'per seed (sampled)'}")
+    print(
+        f"{options.preset} {' '.join(options.set)} seeds {options.seeds}, {options.problems} held-out "
+        f"problems"
+    )
+    print(
+        f"{'CPU-s':>6} {'step':>5} {'M tokens':>8} {'sampled':>8} {'gain':>7} {'greedy':>7} "
+        f"{'per seed (sampled)'}"
+    )
     for moment in (c for c in CHECKPOINTS if c <= options.cpu_seconds):
         found = [at(points, moment) for points in curves.values()]
         sampled, greedy = (statistics.mean(getattr(p, name) for p in found) for name in ("sampled", "greedy"))
         start = statistics.mean(points[0].sampled for points in curves.values())
         print(
             f"{moment:6.0f} {statistics.mean(p.step for p in found):5.0f} "
-            f"{statistics.mean(p.unique_tokens for p in found) / 1e6:8.2f} {sampled:8.3f} {sampled - start:+7.3f} "
+            f"{statistics.mean(p.unique_tokens for p in found) / 1e6:8.2f} {sampled:8.3f} "
+            f"{sampled - start:+7.3f} "
             f"{greedy:7.3f} {' '.join(f'{p.sampled:.3f}' for p in found)}"
         )
     if options.json:
-        rows = {seed: [[p.cpu_seconds, p.step, p.sampled, p.greedy, p.unique_tokens] for p in c] for seed, c in curves.items()}
+        rows = {
+            seed: [[p.cpu_seconds, p.step, p.sampled, p.greedy, p.unique_tokens] for p in c]
+            for seed, c in curves.items()
+        }
         options.json.write_text(json.dumps(rows), encoding="utf-8")
 
 

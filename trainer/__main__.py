@@ -1,8 +1,9 @@
-"""python -m trainer FILE.yaml: train from a shell. Events are JSON lines on stdout, and nothing else is; logs go to stderr.
+"""python -m trainer FILE.yaml: train from a shell. Events are JSON lines on stdout, and nothing else is; logs
+go to stderr.
 
 Exit status: 0 the run succeeded or was stopped, 1 it failed (the last event says why), 2 the config is wrong.
-SIGTERM and SIGINT ask the run to stop: it gives up the step under way, writes a checkpoint and ends. A second one ends it at
-once.
+SIGTERM and SIGINT ask the run to stop: it gives up the step under way, writes a checkpoint and ends. A second
+one ends it at once.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ logger = logging.getLogger("trainer")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, train, tell. Returns the exit status."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
     if options.parent_fd is not None:
         _end_with_parent(options.parent_fd)
     try:
@@ -64,7 +67,7 @@ def _run(
     from trainer.loop import Outcome, train
     from trainer.policy import ModelError
 
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers types it in part
     torch.set_num_threads(threads)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -85,7 +88,9 @@ def _run(
     except MemoryError as error:
         logger.exception("Out of memory")
         outcome = Outcome("failed", writer.step, _memory_sentence("host", config, error), "")
-    except Exception as error:  # the last event must say that the run failed, whatever the reason; the log has the traceback
+    except (
+        Exception
+    ) as error:  # the last event must say that the run failed, whatever the reason; the log has the traceback
         logger.exception("The run failed")
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         outcome = Outcome("failed", writer.step, f"Unexpected {what} (the log has the traceback).", "")
@@ -123,11 +128,19 @@ class _EventWriter:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m trainer", description="Train a policy with tree rollouts.")
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer", description="Train a policy with tree rollouts."
+    )
     parser.add_argument("config", metavar="FILE.yaml", help="the run's config; `-` reads standard input")
-    parser.add_argument("--output", type=Path, default=Path("run"), metavar="DIR", help="the run's folder (default: run)")
-    parser.add_argument("--resume", type=Path, metavar="CHECKPOINT", help="a checkpoint folder, as it is or below DIR")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="change one value of the config")
+    parser.add_argument(
+        "--output", type=Path, default=Path("run"), metavar="DIR", help="the run's folder (default: run)"
+    )
+    parser.add_argument(
+        "--resume", type=Path, metavar="CHECKPOINT", help="a checkpoint folder, as it is or below DIR"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=c", help="change one value of the config"
+    )
     parser.add_argument("--parent-fd", type=int, metavar="N", help="end at once when this pipe closes")
     return parser
 
@@ -165,8 +178,10 @@ def _resume_path(resume: Path | None, output: Path) -> Path | None:
 def _memory_sentence(where: str, config: RunConfig, error: BaseException) -> str:
     training = config.training
     return (
-        f"Out of memory ({where}) with micro-batches of {training.microbatch_tokens} tokens and {training.problems_per_step} problems "
-        f"per step. Lower training.microbatch_tokens or training.problems_per_step. ({str(error).splitlines()[0] if str(error) else ''})"
+        f"Out of memory ({where}) with micro-batches of {training.microbatch_tokens} tokens and "
+        f"{training.problems_per_step} problems "
+        f"per step. Lower training.microbatch_tokens or training.problems_per_step. "
+        f"({str(error).splitlines()[0] if str(error) else ''})"
     )
 
 

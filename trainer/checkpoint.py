@@ -44,7 +44,7 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class TrainerState:
-    """The counters that a run goes on from. `is_evaluation_due`: a stop came before this step's evaluation."""
+    """The counters a run goes on from. `is_evaluation_due`: a stop came before this step's evaluation."""
 
     step: int = 0
     unique_tokens: int = 0
@@ -65,9 +65,16 @@ class SavedCheckpoint:
 
 
 def save_checkpoint(
-    run_dir: Path, config: RunConfig, state: TrainerState, policy: Policy, optimiser: Optimiser, *, keep_last: int
+    run_dir: Path,
+    config: RunConfig,
+    state: TrainerState,
+    policy: Policy,
+    optimiser: Optimiser,
+    *,
+    keep_last: int,
 ) -> SavedCheckpoint:
-    """Write `checkpoints/step-N` and delete all but the last `keep_last`. Raises CheckpointError; then nothing changed.
+    """Write `checkpoints/step-N` and delete all but the last `keep_last`. Raises CheckpointError; then
+    nothing changed.
 
     Everything is written under a temporary name and synced to disk before the folder takes its name.
     """
@@ -86,12 +93,16 @@ def save_checkpoint(
             shutil.rmtree(old)
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise CheckpointError(f"The checkpoint of step {state.step} could not be written: {error.strerror or error}.") from error
+        raise CheckpointError(
+            f"The checkpoint of step {state.step} could not be written: {error.strerror or error}."
+        ) from error
     return SavedCheckpoint(state.step, f"{FOLDER}/{target.name}", size, weights)
 
 
 def remove_unfinished(run_dir: Path) -> None:
-    """Delete what a killed process left half-written. Only the one process that may write to this folder calls it."""
+    """Delete what a killed process left half-written. Only the one process that may write to this folder
+    calls it.
+    """
     for leftover in (run_dir / FOLDER).glob("step-*.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -107,7 +118,9 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def read_checkpoint(path: Path) -> tuple[TrainerState, RunConfig]:
-    """Verify every file's hash, then the counters and the config. Raises CheckpointError naming the damaged file."""
+    """Verify every file's hash, then the counters and the config. Raises CheckpointError naming the damaged
+    file.
+    """
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
     except FileNotFoundError:
@@ -115,14 +128,19 @@ def read_checkpoint(path: Path) -> tuple[TrainerState, RunConfig]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path / 'manifest.json'} cannot be read: {error}.") from error
     if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(f"{path} is a checkpoint of another format; this Arborist reads format {FORMAT_VERSION}.")
+        raise CheckpointError(
+            f"{path} is a checkpoint of another format; this Arborist reads format {FORMAT_VERSION}."
+        )
     for name, expected in manifest["files"].items():
         file = path / name
         if not file.is_file():
-            raise CheckpointError(f"The checkpoint {path} is damaged: {name} is missing. Resume from an earlier one.")
+            raise CheckpointError(
+                f"The checkpoint {path} is damaged: {name} is missing. Resume from an earlier one."
+            )
         if file.stat().st_size != expected["bytes"] or _file_sha256(file) != expected["sha256"]:
             raise CheckpointError(
-                f"The checkpoint {path} is damaged: {name} does not match its SHA-256. Resume from an earlier one."
+                f"The checkpoint {path} is damaged: {name} does not match its SHA-256. Resume from an "
+                f"earlier one."
             )
     try:
         state = TrainerState(**json.loads((path / "state.json").read_bytes()))
@@ -149,12 +167,16 @@ def load_optimiser(path: Path, policy: Policy, optimiser: Optimiser) -> None:
         by_name.setdefault(name, {})[part] = tensor
     parameters = policy.named_parameters()
     if unknown := by_name.keys() - parameters.keys():
-        raise CheckpointError(f"{path} has optimiser state for {sorted(unknown)[0]}, which the model does not have.")
+        raise CheckpointError(
+            f"{path} has optimiser state for {sorted(unknown)[0]}, which the model does not have."
+        )
     for name, parts in by_name.items():
         parameter = parameters[name]
         for part, tensor in parts.items():
             if tensor.dim() and tensor.shape != parameter.shape:
-                raise CheckpointError(f"{path}: {part} of {name} has shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}.")
+                raise CheckpointError(
+                    f"{path}: {part} of {name} has shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}."
+                )
         optimiser.adamw.state[parameter] = {
             # AdamW counts steps on the CPU whatever the device of the weights.
             part: tensor if part == "step" else tensor.to(parameter.device)
@@ -165,7 +187,9 @@ def load_optimiser(path: Path, policy: Policy, optimiser: Optimiser) -> None:
 # ---------------------------------------------------------------------------------------------------- writing
 
 
-def _write(scratch: Path, config: RunConfig, state: TrainerState, policy: Policy, optimiser: Optimiser) -> None:
+def _write(
+    scratch: Path, config: RunConfig, state: TrainerState, policy: Policy, optimiser: Optimiser
+) -> None:
     policy.model.save_pretrained(model_folder(scratch))
     policy.tokenizer.save_pretrained(model_folder(scratch))
     tensors: dict[str, Tensor] = {}
@@ -179,7 +203,9 @@ def _write(scratch: Path, config: RunConfig, state: TrainerState, policy: Policy
 
 
 def _take_name(scratch: Path, target: Path, weights: str) -> None:
-    """Rename into place. After a resume the same step may be there already, usually bit for bit; then that one stays."""
+    """Rename into place. After a resume the same step may be there already, usually bit for bit; then that
+    one stays.
+    """
     if target.exists():
         try:
             known = json.loads((target / "manifest.json").read_bytes()).get("weights_sha256")
@@ -201,7 +227,10 @@ def _write_manifest(scratch: Path, state: TrainerState, config: RunConfig, weigh
     files: dict[str, dict[str, Any]] = {}
     for file in sorted(path for path in scratch.rglob("*") if path.is_file()):
         _sync(file)
-        files[file.relative_to(scratch).as_posix()] = {"bytes": file.stat().st_size, "sha256": _file_sha256(file)}
+        files[file.relative_to(scratch).as_posix()] = {
+            "bytes": file.stat().st_size,
+            "sha256": _file_sha256(file),
+        }
     manifest = {
         "format_version": FORMAT_VERSION,
         "step": state.step,
@@ -213,16 +242,20 @@ def _write_manifest(scratch: Path, state: TrainerState, config: RunConfig, weigh
     path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     for place in (path, model_folder(scratch), scratch):
         _sync(place)
-    return sum(entry["bytes"] for entry in files.values()) + path.stat().st_size
+    size: int = sum(entry["bytes"] for entry in files.values())
+    return size + path.stat().st_size
 
 
 def _refuse_full_disk(folder: Path, policy: Policy) -> None:
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in policy.named_parameters().values())
+    weights = sum(
+        parameter.numel() * parameter.element_size() for parameter in policy.named_parameters().values()
+    )
     needed = int(3 * weights * _HEADROOM) + 2**20  # weights, two moments, the rest
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise CheckpointError(
-            f"The disk is full: a checkpoint needs {needed:,} bytes and {free:,} are free under {folder}. Make room, then resume."
+            f"The disk is full: a checkpoint needs {needed:,} bytes and {free:,} are free under {folder}. "
+            f"Make room, then resume."
         )
 
 

@@ -1,19 +1,19 @@
 """RunConfig: every knob of a run, with its bounds, unit and reason.
 
-The one list of fields in Arborist (design decision "one config schema"): the browser form, the YAML file, the API and
-the trainer all read this module. It holds no defaults for a whole algorithm; those are presets (`presets.py`).
-Torch-free: a web process imports it.
+The one list of fields in Arborist (design decision "one config schema"): the browser form, the YAML file, the
+API and the trainer all read this module. It holds no defaults for a whole algorithm; those are presets
+(`presets.py`). Torch-free: a web process imports it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 
 
 class Section(BaseModel):
@@ -23,14 +23,16 @@ class Section(BaseModel):
 
 
 def knob(default: Any = ..., *, unit: str = "", advanced: bool = False, **constraints: Any) -> Any:
-    """A pydantic field with what the form needs beside bounds: its unit, and whether it hides under "Advanced".
+    """A pydantic field with what the form needs beside bounds: its unit, and whether it hides under
+    "Advanced".
 
     `Any` because pydantic's own `Field` is typed so: the value is a default or a field description.
     """
     return Field(default, json_schema_extra={"unit": unit, "advanced": advanced}, **constraints)
 
 
-# ---------------------------------------------------------------------------------------------------- model and data
+# ---------------------------------------------------------------------------------------------------- model
+# and data
 
 
 class ModelConfig(Section):
@@ -46,7 +48,7 @@ class ModelConfig(Section):
 
 
 class ChainData(Section):
-    """Generated arithmetic problems of a given number of operations; training and evaluation never share one."""
+    """Generated arithmetic problems of so many operations; training and evaluation never share one."""
 
     kind: Literal["chain"] = "chain"
     operations: int = knob(
@@ -91,7 +93,8 @@ class Gsm8kVerifier(Section):
 Verifier = Gsm8kVerifier
 
 
-# ---------------------------------------------------------------------------------------------------- sampling
+# ----------------------------------------------------------------------------------------------------
+# sampling
 
 
 class FlatSampler(Section):
@@ -112,7 +115,7 @@ class FlatSampler(Section):
     temperature: float = knob(
         1.0,
         title="Temperature",
-        description="1 samples from the policy itself; other values make the loss slightly off-policy.",
+        description="1 samples from the policy itself. The policy is trained at the same temperature.",
         gt=0,
         le=2,
         advanced=True,
@@ -135,12 +138,15 @@ class SegmentTreeSampler(Section):
     """Every live segment gets `branching` continuations, level by level, down to `depth` (TreeRPO §3.1)."""
 
     kind: Literal["segment_tree"] = "segment_tree"
-    depth: int = knob(3, title="Depth", unit="levels", description="Segments from root to leaf (D).", ge=1, le=16)
+    depth: int = knob(
+        3, title="Depth", unit="levels", description="Segments from root to leaf (D).", ge=1, le=16
+    )
     branching_per_depth: tuple[Annotated[int, Field(ge=1, le=64)], ...] = knob(
         (4, 2, 2),
         title="Branching",
         unit="children",
-        description="Continuations of every segment (N): one number for all depths, or one per depth, as in 4, 2, 2.",
+        description="Continuations of every segment (N): one number for all depths, or one per depth, as in "
+        "4, 2, 2.",
         min_length=1,
         max_length=16,
     )
@@ -161,7 +167,7 @@ class SegmentTreeSampler(Section):
     temperature: float = knob(
         1.0,
         title="Temperature",
-        description="1 samples from the policy itself; other values make the loss slightly off-policy.",
+        description="1 samples from the policy itself. The policy is trained at the same temperature.",
         gt=0,
         le=2,
         advanced=True,
@@ -179,14 +185,17 @@ class SegmentTreeSampler(Section):
                     f"Give one number for all depths, or exactly {self.depth}."
                 )
         if max(self.branching) < 2:
-            raise ValueError("branching is 1 at every depth, so no two siblings can be compared. Use 2 or more somewhere.")
+            raise ValueError(
+                "branching is 1 at every depth, so no two siblings can be compared. Use 2 or more somewhere."
+            )
         nodes, width = 0, 1
         for children in self.branching:
             width *= children
             nodes += width
         if nodes > MAX_NODES_PER_TREE:
             raise ValueError(
-                f"branching {list(self.branching)} makes up to {nodes:,} nodes per tree; at most {MAX_NODES_PER_TREE:,} "
+                f"branching {list(self.branching)} makes up to {nodes:,} nodes per tree; at most "
+                f"{MAX_NODES_PER_TREE:,} "
                 "are allowed. Lower branching or depth."
             )
         return self
@@ -221,8 +230,12 @@ class GroupStdScale(Section):
     """A = (V - mu) / (std + eps), the group's standard deviation (GRPO)."""
 
     kind: Literal["group_std"] = "group_std"
-    ddof: Literal[0, 1] = knob(1, title="Degrees of freedom", description="1 divides by n-1 (verl, TRL), 0 by n.", advanced=True)
-    eps: float = knob(1e-4, title="Epsilon", description="Added to the standard deviation.", ge=0, le=1, advanced=True)
+    ddof: Literal[0, 1] = knob(
+        1, title="Degrees of freedom", description="1 divides by n-1 (verl, TRL), 0 by n.", advanced=True
+    )
+    eps: float = knob(
+        1e-4, title="Epsilon", description="Added to the standard deviation.", ge=0, le=1, advanced=True
+    )
 
 
 class BernoulliVarianceScale(Section):
@@ -235,7 +248,7 @@ Scale = Annotated[NoScale | GroupStdScale | BernoulliVarianceScale, Field(discri
 
 
 class NoFilter(Section):
-    """Every group trains; an all-equal group has nothing to say and gets no credit anyway."""
+    """Every group trains; the advantages of an all-equal group are 0, so it pushes nowhere."""
 
     kind: Literal["none"] = "none"
 
@@ -245,7 +258,11 @@ class RangeFilter(Section):
 
     kind: Literal["range"] = "range"
     tau: float = knob(
-        0.1, title="Range filter (tau)", description="Groups whose values differ by no more than this are dropped.", ge=0, lt=1
+        0.1,
+        title="Range filter (tau)",
+        description="Groups whose values differ by no more than this are dropped.",
+        ge=0,
+        lt=1,
     )
 
 
@@ -265,19 +282,25 @@ class CreditConfig(Section):
         title="Baseline group",
         description="What a segment is compared with: its siblings, or all leaves of the prompt (GRPO).",
     )
-    scale: Scale = knob(BernoulliVarianceScale(), title="Scale", description="What the centred value is divided by.")
+    scale: Scale = knob(
+        BernoulliVarianceScale(), title="Scale", description="What the centred value is divided by."
+    )
     spread: Literal["node", "trajectory"] = knob(
         "node",
         title="Spread",
-        description="Which tokens get an advantage: each segment its own, or the whole path that of its leaf.",
+        description="Which tokens get an advantage: each segment its own, or the whole path that of its "
+        "leaf.",
     )
-    filter: GroupFilter = knob(RangeFilter(), title="Group filter", description="Groups that are left out of training.")
+    filter: GroupFilter = knob(
+        RangeFilter(), title="Group filter", description="Groups that are left out of training."
+    )
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if self.scale.kind == "bernoulli_variance" and self.filter.kind != "range":
             raise ValueError(
-                "scale bernoulli_variance divides by mu(1 - mu), which is 0 for an all-equal group. Set the filter to `range`."
+                "scale bernoulli_variance divides by mu(1 - mu), which is 0 for an all-equal group. Set the "
+                "filter to `range`."
             )
         if (self.spread == "node") != (self.group == "siblings"):
             raise ValueError(
@@ -287,18 +310,34 @@ class CreditConfig(Section):
         return self
 
 
-# ---------------------------------------------------------------------------------------------------- update and rest
+# ---------------------------------------------------------------------------------------------------- update
+# and rest
 
 
 class ObjectiveConfig(Section):
     """PPO-clip on token ratios: min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)."""
 
-    clip_low: float = knob(0.2, title="Clip low", description="Ratios below 1 minus this stop pulling down.", gt=0, lt=1, advanced=True)
-    clip_high: float = knob(0.2, title="Clip high", description="Ratios above 1 plus this stop pushing up.", gt=0, le=10, advanced=True)
+    clip_low: float = knob(
+        0.2,
+        title="Clip low",
+        description="Ratios below 1 minus this stop pulling down.",
+        gt=0,
+        lt=1,
+        advanced=True,
+    )
+    clip_high: float = knob(
+        0.2,
+        title="Clip high",
+        description="Ratios above 1 plus this stop pushing up.",
+        gt=0,
+        le=10,
+        advanced=True,
+    )
     aggregate: Literal["token_mean", "sequence_mean"] = knob(
         "token_mean",
         title="Loss mean",
-        description="Mean over all trained tokens of the batch, or first over each segment (or answer), then over those.",
+        description="Mean over all trained tokens of the batch, or first over each segment (or answer), then "
+        "over those.",
         advanced=True,
     )
 
@@ -306,19 +345,44 @@ class ObjectiveConfig(Section):
 class TrainingConfig(Section):
     """Steps and the optimiser (AdamW)."""
 
-    steps: int = knob(150, title="Steps", unit="steps", description="Sample-and-update rounds.", ge=1, le=1_000_000)
+    steps: int = knob(
+        150, title="Steps", unit="steps", description="Sample-and-update rounds.", ge=1, le=1_000_000
+    )
     problems_per_step: int = knob(
-        48, title="Problems per step", unit="trees", description="One tree is sampled for each.", ge=1, le=4096
+        48,
+        title="Problems per step",
+        unit="trees",
+        description="One tree is sampled for each.",
+        ge=1,
+        le=4096,
     )
     learning_rate: float = knob(3e-4, title="Learning rate", description="Peak, after warm-up.", gt=0, le=0.1)
-    warmup_steps: int = knob(0, title="Warm-up", unit="steps", description="Linear rise of the learning rate.", ge=0, le=100_000, advanced=True)
-    weight_decay: float = knob(0.0, title="Weight decay", description="AdamW's decoupled decay.", ge=0, le=1, advanced=True)
-    max_grad_norm: float = knob(1.0, title="Gradient clip", description="Gradients above this norm are scaled down.", gt=0, le=1000, advanced=True)
+    warmup_steps: int = knob(
+        0,
+        title="Warm-up",
+        unit="steps",
+        description="Linear rise of the learning rate.",
+        ge=0,
+        le=100_000,
+        advanced=True,
+    )
+    weight_decay: float = knob(
+        0.0, title="Weight decay", description="AdamW's decoupled decay.", ge=0, le=1, advanced=True
+    )
+    max_grad_norm: float = knob(
+        1.0,
+        title="Gradient clip",
+        description="Gradients above this norm are scaled down.",
+        gt=0,
+        le=1000,
+        advanced=True,
+    )
     updates_per_step: int = knob(
         1,
         title="Updates per step",
         unit="updates",
-        description="Optimiser steps per sampled batch; with 1 training is exactly on-policy and nothing clips.",
+        description="Optimiser steps per sampled batch; with 1 training is exactly on-policy and nothing "
+        "clips.",
         ge=1,
         le=64,
         advanced=True,
@@ -327,7 +391,8 @@ class TrainingConfig(Section):
         32768,
         title="Micro-batch",
         unit="tokens",
-        description="Padded tokens per forward pass. Lower it when memory is short; results change only by rounding.",
+        description="Padded tokens per forward pass. Lower it when memory is short; results change only by "
+        "rounding.",
         ge=64,
         le=10_000_000,
         advanced=True,
@@ -338,38 +403,85 @@ class EvaluationConfig(Section):
     """Held-out accuracy, greedy and sampled, with Wilson intervals."""
 
     every_steps: int = knob(
-        10, title="Evaluate every", unit="steps", description="Also before the first step and after the last. 0: only those two.", ge=0, le=1_000_000
+        10,
+        title="Evaluate every",
+        unit="steps",
+        description="Also before the first step and after the last. 0: only those two.",
+        ge=0,
+        le=1_000_000,
     )
-    problems: int = knob(128, title="Evaluation problems", unit="problems", description="Held out; the same ones every time.", ge=1, le=100_000)
+    problems: int = knob(
+        128,
+        title="Evaluation problems",
+        unit="problems",
+        description="Held out; the same ones every time.",
+        ge=1,
+        le=100_000,
+    )
 
 
 class CheckpointConfig(Section):
     """What is kept to continue from."""
 
-    every_steps: int = knob(25, title="Checkpoint every", unit="steps", description="Also at the end and when stopped. 0: only then.", ge=0, le=1_000_000, advanced=True)
-    keep_last: int = knob(3, title="Keep", unit="checkpoints", description="Older ones are deleted.", ge=1, le=1000, advanced=True)
+    every_steps: int = knob(
+        25,
+        title="Checkpoint every",
+        unit="steps",
+        description="Also at the end and when stopped. 0: only then.",
+        ge=0,
+        le=1_000_000,
+        advanced=True,
+    )
+    keep_last: int = knob(
+        3,
+        title="Keep",
+        unit="checkpoints",
+        description="Older ones are deleted.",
+        ge=1,
+        le=1000,
+        advanced=True,
+    )
 
 
 class RecordingConfig(Section):
     """What is stored for looking at; never changes training."""
 
     trees_per_step: int = knob(
-        48, title="Trees kept", unit="per step", description="Trees stored of each step, the first ones of the batch. 0: none.", ge=0, le=4096, advanced=True
+        48,
+        title="Trees kept",
+        unit="per step",
+        description="Trees stored of each step, the first ones of the batch. 0: none.",
+        ge=0,
+        le=4096,
+        advanced=True,
     )
 
 
 class ResourceConfig(Section):
     """Where the run is queued."""
 
-    queue: Literal["cpu", "gpu"] = knob("cpu", title="Worker queue", description="Which workers may take the run.", advanced=True)
+    queue: Literal["cpu", "gpu"] = knob(
+        "cpu", title="Worker queue", description="Which workers may take the run.", advanced=True
+    )
 
 
 class RunConfig(Section):
     """A complete run. A launched run stores exactly this, and it never changes again."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    preset: str = knob("treerpo-tiny", title="Preset", description="The preset this config started from.", pattern=r"^[a-z0-9-]{1,64}$")
-    seed: int = knob(1, title="Seed", description="Same seed, same machine: same numbers, bit for bit (CPU).", ge=0, le=2**31 - 1)
+    preset: str = knob(
+        "treerpo-tiny",
+        title="Preset",
+        description="The preset this config started from.",
+        pattern=r"^[a-z0-9-]{1,64}$",
+    )
+    seed: int = knob(
+        1,
+        title="Seed",
+        description="Same seed, same machine: same numbers, bit for bit (CPU).",
+        ge=0,
+        le=2**31 - 1,
+    )
     model: ModelConfig = ModelConfig()
     data: Data = ChainData()
     verifier: Verifier = Gsm8kVerifier()
@@ -390,7 +502,8 @@ class RunConfig(Section):
         tokens = leaves * sum(self.sampler.segment_tokens)
         if tokens > MAX_TOKENS_PER_STEP:
             raise ValueError(
-                f"one step could sample {tokens:,} tokens ({leaves:,} leaves); at most {MAX_TOKENS_PER_STEP:,} are allowed. "
+                f"one step could sample {tokens:,} tokens ({leaves:,} leaves); at most "
+                f"{MAX_TOKENS_PER_STEP:,} are allowed. "
                 "Lower training.problems_per_step, the branching or the segment length."
             )
         return self

@@ -1,7 +1,8 @@
 """A run's config as a YAML file: reading it safely, saying what is wrong with it, writing it.
 
-People write short YAML: what a file leaves out comes from its preset. YAML is read by version 1.2 rules (`1e-5` is a number,
-`no` is a word), without aliases, tags or duplicate keys. Torch-free: the web app uses it too.
+People write short YAML: what a file leaves out comes from its preset. YAML is read by version 1.2 rules
+(`1e-5` is a number, `no` is a word), without aliases, tags or duplicate keys. Torch-free: the web app uses it
+too.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class ConfigError(ValueError):
 
 
 def config_from_yaml(content: bytes | str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The config that a YAML text describes, `overrides` like `training.steps=20` applied last. Raises ConfigError."""
+    """The config that a YAML text describes, `overrides` like `training.steps=20` applied last. Raises
+    ConfigError.
+    """
     mapping = parse_yaml(content)
     for override in overrides:
         _override(mapping, override)
@@ -62,7 +65,8 @@ def config_from_yaml(content: bytes | str, overrides: Sequence[str] = ()) -> Run
 
 
 def config_from_mapping(given: Mapping[str, Any]) -> RunConfig:
-    """The config that a mapping of plain values describes, the rest taken from its preset. Raises ConfigError.
+    """The config that a mapping of plain values describes, the rest taken from its preset. Raises
+    ConfigError.
 
     `Any`: whatever YAML or JSON holds; RunConfig checks it.
     """
@@ -101,8 +105,14 @@ def problems_from(error: ValidationError, data: Any) -> list[ConfigProblem]:
         message = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
-            message = f"unknown key; did you mean `{near[0]}`?" if near else f"unknown key; known are {', '.join(known)}"
-        elif detail["type"] not in ("missing", "value_error") and isinstance(detail["input"], str | int | float | None):
+            message = (
+                f"unknown key; did you mean `{near[0]}`?"
+                if near
+                else f"unknown key; known are {', '.join(known)}"
+            )
+        elif detail["type"] not in ("missing", "value_error") and isinstance(
+            detail["input"], str | int | float | None
+        ):
             message = f"{message[:1].lower()}{message[1:]} (got {_shown(detail['input'])})"
         found.append(ConfigProblem(path, message))
     return found
@@ -133,7 +143,9 @@ def _written_path(loc: tuple[int | str, ...], data: Any) -> tuple[str, list[str]
 
 
 def _fields(annotation: Any, value: Any) -> dict[str, Any]:
-    """Fields of a section; of a union, those of the variant that `value` names. `Any`: annotations are any object."""
+    """Fields of a section; of a union, those of the variant that `value` names. `Any`: annotations are any
+    object.
+    """
     kind = value.get("kind") if isinstance(value, dict) else None
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
@@ -222,11 +234,11 @@ def _merged(base: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in given.items():
         below = base.get(key)
-        is_section = isinstance(below, dict) and isinstance(value, Mapping)
-        if is_section and value.get("kind", below.get("kind")) == below.get("kind"):
-            merged[key] = _merged(below, value)
-        else:
-            merged[key] = value
+        merged[key] = value
+        if isinstance(below, dict) and isinstance(value, Mapping):
+            kind = below.get("kind")
+            if value.get("kind", kind) == kind:
+                merged[key] = _merged(below, value)
     return merged
 
 

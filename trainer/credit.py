@@ -1,17 +1,21 @@
 """From leaf rewards to one value and one advantage per segment: the estimators, as plain numpy.
 
-The trainer, the node inspector and anything else that shows an advantage call this one module. Pure and torch-free.
+The trainer, the node inspector and anything else that shows an advantage call this one module. Pure and
+torch-free.
 
-TreeRPO (arXiv:2506.05183 §3.1-3.3), backup child_mean, group siblings, scale bernoulli_variance, spread node, filter range:
+TreeRPO (arXiv:2506.05183 §3.1-3.3), backup child_mean, group siblings, scale bernoulli_variance, spread node,
+filter range:
 
     V(n) = mean of V over n's children; of a leaf, its reward
     G    = all children of one node; kept iff max V - min V > tau
     mu   = mean of V over G
-    A(c) = (V(c) - mu) / (mu (1 - mu))        the Bernoulli variance, not its root; the same for every token of segment c
+    A(c) = (V(c) - mu) / (mu (1 - mu))        the Bernoulli variance, not its root; the same for every token
+    of segment c
 
 GRPO (arXiv:2402.03300 §4.1.2), group prompt, scale group_std, spread trajectory:
 
-    A_i = (R_i - mean R) / (std R + eps)       over all answers i to one prompt; the same for every token of answer i
+    A_i = (R_i - mean R) / (std R + eps)       over all answers i to one prompt; the same for every token of
+    answer i
 
 A leaf without reward (the verifier failed) is in no mean and gets no credit; neither does an only child.
 """
@@ -20,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,9 +53,10 @@ class GroupRow:
 class Explanation:
     """How one node came by its value and advantage, recomputed by the functions that made them.
 
-    `formula` in symbols and `numbers` the same line with this node's figures; `value_formula` and `value_numbers` likewise for
-    its value; `group` what it was compared with; `filter` a sentence on whether its group was kept, "" where no group exists.
-    `advantage` is NaN without credit; `state` then says why and `reason` says it in a sentence.
+    `formula` in symbols and `numbers` the same line with this node's figures; `value_formula` and
+    `value_numbers` likewise for its value; `group` what it was compared with; `filter` a sentence on whether
+    its group was kept, "" where no group exists. `advantage` is NaN without credit; `state` then says why and
+    `reason` says it in a sentence.
     """
 
     node: int
@@ -80,8 +86,8 @@ def credit_tree(tree: RolloutTree, config: CreditConfig) -> RolloutTree:
 
 
 def backed_up_values(tree: RolloutTree, config: CreditConfig) -> Floats:
-    """[N] V(n): of a leaf its reward; else the mean over its children that have a value (child_mean), or over all
-    rewarded leaves below it (leaf_mean). NaN where no leaf below has a reward.
+    """[N] V(n): of a leaf its reward; else the mean over its children that have a value (child_mean), or over
+    all rewarded leaves below it (leaf_mean). NaN where no leaf below has a reward.
 
     The two differ when branches end early: a child counts once, however many leaves hang below it.
     """
@@ -90,7 +96,8 @@ def backed_up_values(tree: RolloutTree, config: CreditConfig) -> Floats:
     if config.scale.kind == "bernoulli_variance" and np.any((rewards < 0) | (rewards > 1)):
         bad = rewards[(rewards < 0) | (rewards > 1)][0]
         raise RewardRangeError(
-            f"Problem {tree.problem_id} has a reward of {bad:g}; scale bernoulli_variance needs rewards from 0 to 1. "
+            f"Problem {tree.problem_id} has a reward of {bad:g}; scale bernoulli_variance needs rewards from "
+            f"0 to 1. "
             "Use another scale, or a verifier that gives 0 to 1."
         )
     if config.backup == "leaf_mean":
@@ -113,8 +120,9 @@ def backed_up_values(tree: RolloutTree, config: CreditConfig) -> Floats:
 def advantages(tree: RolloutTree, value: Floats, config: CreditConfig) -> tuple[Floats, NDArray[np.uint8]]:
     """[N] A(n), NaN without credit, and [N] CreditState saying why.
 
-    value [N]: `backed_up_values`. With group siblings every node but the root is compared with its siblings; with group prompt
-    every leaf with all leaves, and inner nodes are PER_PATH. All-equal groups that no filter drops have A = 0.
+    value [N]: `backed_up_values`. With group siblings every node but the root is compared with its siblings;
+    with group prompt every leaf with all leaves, and inner nodes are PER_PATH. All-equal groups that no
+    filter drops have A = 0.
     """
     member, group = _groups(tree, config)
     state = np.full(tree.n_nodes, CreditState.NO_REWARD, np.uint8)
@@ -156,7 +164,9 @@ def _groups(tree: RolloutTree, config: CreditConfig) -> tuple[NDArray[np.bool_],
     return tree.is_leaf(), np.zeros(tree.n_nodes, np.int64)
 
 
-def _scales(centred: Floats, of: NDArray[np.int64], mean: Floats, size: NDArray[np.int64], config: CreditConfig) -> Floats:
+def _scales(
+    centred: Floats, of: NDArray[np.int64], mean: Floats, size: NDArray[Any], config: CreditConfig
+) -> Floats:
     """[N] what each group's centred values are divided by; 1 where that would be 0 (they are all 0 then)."""
     if config.scale.kind == "none":
         return np.ones_like(mean)
@@ -168,13 +178,14 @@ def _scales(centred: Floats, of: NDArray[np.int64], mean: Floats, size: NDArray[
     return np.where(scale > 0, scale, 1.0)
 
 
-def _divided(total: Floats, count: NDArray[np.int64] | Floats) -> Floats:
+def _divided(total: NDArray[Any], count: NDArray[Any]) -> Floats:
     """total / count, NaN where count is 0."""
     quotient: Floats = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
     return quotient
 
 
-# ---------------------------------------------------------------------------------------------------- in words
+# ---------------------------------------------------------------------------------------------------- in
+# words
 
 
 def explain(tree: RolloutTree, node: int, config: CreditConfig) -> Explanation:
@@ -193,7 +204,8 @@ def explain(tree: RolloutTree, node: int, config: CreditConfig) -> Explanation:
     if state not in (CreditState.NONE, CreditState.PER_PATH):
         peers = np.flatnonzero(member & (group == group[node]))
         rows = tuple(
-            GroupRow(int(peer), tree.name(int(peer)), float(value[peer]), bool(np.isfinite(value[peer]))) for peer in peers
+            GroupRow(int(peer), tree.name(int(peer)), float(value[peer]), bool(np.isfinite(value[peer])))
+            for peer in peers
         )
         members = value[peers][np.isfinite(value[peers])]
     value_formula, value_numbers = _value_lines(tree, node, value, config)

@@ -1,7 +1,7 @@
 """Problems: where they come from, which are held out, and in which order they are trained on.
 
-Two sources: the generated `chain` task, and local JSONL files in GSM8K form. Nothing here knows tokens or models. Torch-free:
-the web app checks an uploaded file with `validate_jsonl`.
+Two sources: the generated `chain` task, and local JSONL files in GSM8K form. Nothing here knows tokens or
+models. Torch-free: the web app checks an uploaded file with `validate_jsonl`.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class DatasetReport:
-    """What reading a whole JSONL file found. `rows`: usable rows; `bad`: (line number from 1, what was wrong), the first
-    `MAX_REPORTED_LINES` of `bad_rows`; `sha256` of the file's bytes; `examples`: the first few problems."""
+    """What reading a whole JSONL file found. `rows`: usable rows; `bad`: (line number from 1, what was
+    wrong), the first `MAX_REPORTED_LINES` of `bad_rows`; `sha256` of the file's bytes; `examples`: the first
+    few problems.
+    """
 
     rows: int
     bad_rows: int
@@ -63,7 +65,9 @@ class TrainingProblems(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Training problems, held-out problems (no text is in both), and what people should know about the source."""
+    """Training problems, held-out problems (no text is in both), and what people should know about the
+    source.
+    """
 
     training: TrainingProblems
     evaluation: tuple[Problem, ...]
@@ -92,7 +96,7 @@ def load_data(config: Data, *, seed: int, evaluation_problems: int) -> Dataset:
 class ChainStream:
     """Generated problems without end; step s takes the indices from (s - 1) * size on."""
 
-    count = None
+    count: int | None = None
 
     def __init__(self, seed: int, operations: int) -> None:
         self._seed, self._operations = seed, operations
@@ -131,7 +135,9 @@ class ShuffledProblems:
 
 
 def is_held_out(question: str, share: float) -> bool:
-    """Whether a question is an evaluation problem: by its hash, so that equal texts always fall on the same side."""
+    """Whether a question is an evaluation problem: by its hash, so that equal texts always fall on the same
+    side.
+    """
     digest = blake2b(question.strip().encode("utf-8", "replace"), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64 < share
 
@@ -139,8 +145,8 @@ def is_held_out(question: str, share: float) -> bool:
 def validate_jsonl(path: str | Path) -> DatasetReport:
     """Read a whole file and say what is in it. Raises DataError when it cannot be used at all.
 
-    A file is refused when it is no readable text file, holds no usable row, or half of its rows or more are bad; else the bad
-    rows are listed and training skips them.
+    A file is refused when it is no readable text file, holds no usable row, or half of its rows or more are
+    bad; else the bad rows are listed and training skips them.
     """
     hashed = sha256()
     rows = bad_rows = size = 0
@@ -159,7 +165,9 @@ def validate_jsonl(path: str | Path) -> DatasetReport:
             if len(bad) < MAX_REPORTED_LINES:
                 bad.append((number, content))
     if not rows and not bad_rows:
-        raise DataError(f"{file.name} is empty. Expected one JSON object per line with `question` and `answer`.")
+        raise DataError(
+            f"{file.name} is empty. Expected one JSON object per line with `question` and `answer`."
+        )
     if bad_rows >= rows:
         shown = "; ".join(f"line {number}: {message}" for number, message in bad[:EXAMPLES_IN_MESSAGE])
         more = f"; and {bad_rows - EXAMPLES_IN_MESSAGE} more" if bad_rows > EXAMPLES_IN_MESSAGE else ""
@@ -178,18 +186,22 @@ def _load_jsonl(config: JsonlData, seed: int, evaluation_problems: int) -> Datas
             side.append(content)
     if not training or not held_out:
         raise DataError(
-            f"{file.name} has {report.rows} usable rows, of which {len(held_out)} fall to evaluation and {len(training)} to "
-            f"training; both need at least one. Add rows, or change data.evaluation_share ({config.evaluation_share})."
+            f"{file.name} has {report.rows} usable rows, of which {len(held_out)} fall to evaluation and "
+            f"{len(training)} to "
+            f"training; both need at least one. Add rows, or change data.evaluation_share "
+            f"({config.evaluation_share})."
         )
     warnings = []
     if report.bad_rows:
         number, message = report.bad[0]
         warnings.append(
-            f"{file.name}: skipped {report.bad_rows} of {report.rows + report.bad_rows} rows; the first is line {number}: {message}."
+            f"{file.name}: skipped {report.bad_rows} of {report.rows + report.bad_rows} rows; the first is "
+            f"line {number}: {message}."
         )
     if len(held_out) < evaluation_problems:
         warnings.append(
-            f"{file.name}: {len(held_out)} problems are held out, fewer than the {evaluation_problems} asked for; all are used."
+            f"{file.name}: {len(held_out)} problems are held out, fewer than the {evaluation_problems} asked "
+            f"for; all are used."
         )
     # By hash again, not by place in the file: the same problems whatever the order of the rows.
     held_out.sort(key=lambda problem: problem.problem_id)
@@ -197,7 +209,8 @@ def _load_jsonl(config: JsonlData, seed: int, evaluation_problems: int) -> Datas
 
 
 def _rows(file: Path) -> Iterator[tuple[int, Problem | str | None, bytes]]:
-    """Line by line: (line number, the problem or what is wrong with the line or None if it is blank, the line's bytes).
+    """Line by line: (line number, the problem or what is wrong with the line or None if it is blank, the
+    line's bytes).
 
     Raises DataError when the file as a whole is not readable text.
     """
@@ -236,7 +249,9 @@ def _refuse_other_formats(file: Path, head: bytes) -> None:
         (b"PAR1", "a Parquet file"),
     ):
         if head.startswith(start):
-            raise DataError(f"{file.name} is {what}. Expected a JSONL file in UTF-8; it was not opened any further.")
+            raise DataError(
+                f"{file.name} is {what}. Expected a JSONL file in UTF-8; it was not opened any further."
+            )
 
 
 def _parse(number: int, line: bytes) -> Problem | str | None:
@@ -255,7 +270,10 @@ def _parse(number: int, line: bytes) -> Problem | str | None:
         if not line.endswith(b"\n"):
             return f"the last line is cut off: {error.msg} (column {error.colno})"
         return f"not JSON: {error.msg} (column {error.colno})"
-    except (ValueError, RecursionError) as error:  # NaN, an integer of thousands of digits, nesting without end
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # NaN, an integer of thousands of digits, nesting without end
         return f"not JSON: {error}" if isinstance(error, ValueError) else "not JSON: nested too deep"
     return _problem(row)
 
@@ -286,9 +304,19 @@ def _problem(row: Any) -> Problem | str:
         return f"`{ANSWER_COLUMN}` has nothing after its last `{ANSWER_MARK}`"
     if "\n" in answer:
         return f"`{ANSWER_COLUMN}` has more than one line after its last `{ANSWER_MARK}`"
-    return Problem(sha256(question.encode()).hexdigest()[:16], chain.PROMPT_TEMPLATE.format(question=question), answer)
+    return Problem(
+        sha256(question.encode()).hexdigest()[:16], chain.PROMPT_TEMPLATE.format(question=question), answer
+    )
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "object", list: "array", str: "string", bool: "boolean", int: "number", float: "number", type(None): "null"}
+    names = {
+        dict: "object",
+        list: "array",
+        str: "string",
+        bool: "boolean",
+        int: "number",
+        float: "number",
+        type(None): "null",
+    }
     return names[type(value)]

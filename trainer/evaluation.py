@@ -23,7 +23,8 @@ def evaluate(
     should_stop: Callable[[], bool],
     on_progress: Callable[[int, int], None],
 ) -> dict[str, float]:
-    """`eval/...` metrics. Every evaluation of a run draws the same random numbers, so that two differ by the policy alone.
+    """`eval/...` metrics. Every evaluation of a run draws the same random numbers, so that two differ by the
+    policy alone.
 
     `most_tokens`: longest answer. Raises what `Engine.sample` raises.
     """

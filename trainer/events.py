@@ -1,7 +1,8 @@
 """What the trainer says happened, one class each.
 
 The trainer emits these, the worker stores them, the page shows them. One event is one JSON line. Torch-free.
-Time is for people only: order is the order of emission, and `digest` leaves out everything that a clock decided.
+Time is for people only: order is the order of emission, and `digest` leaves out everything that a clock
+decided.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ class _Event(BaseModel):
     """`time` is Unix seconds. Non-finite floats travel as the strings "NaN", "Infinity" and "-Infinity"."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", ser_json_inf_nan="strings", ser_json_bytes="base64", val_json_bytes="base64"
+        frozen=True,
+        extra="forbid",
+        ser_json_inf_nan="strings",
+        ser_json_bytes="base64",
+        val_json_bytes="base64",
     )
     time: float = Field(ge=0)
 
@@ -78,7 +83,9 @@ class TreeSummary(BaseModel):
     value: float = Field(description="Backed-up value of the root; NaN if no leaf was scored.")
     advantage_min: float
     advantage_max: float
-    zero_variance_share: float = Field(description="Share of sibling groups whose values are all equal; NaN without groups.")
+    zero_variance_share: float = Field(
+        description="Share of sibling groups whose values are all equal; NaN without groups."
+    )
     mean_entropy: float
 
 
@@ -124,7 +131,8 @@ class Finished(_Event):
 
 
 Event = Annotated[
-    Started | Progress | Metrics | TreeSampled | CheckpointSaved | LogLine | Finished, Field(discriminator="kind")
+    Started | Progress | Metrics | TreeSampled | CheckpointSaved | LogLine | Finished,
+    Field(discriminator="kind"),
 ]
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
 

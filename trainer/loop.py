@@ -38,6 +38,7 @@ from trainer.tree import RolloutTree, summarise
 from trainer.verifiers import judge_from_config, verify_trees
 
 SKIPS_IN_A_ROW = 3  # updates that are not finite before a run fails
+WHAT_TO_DO = "Lower the learning rate, or start from an earlier checkpoint."
 PROGRESS_SECONDS = 0.5
 Emit = Callable[[Event], None]
 
@@ -61,10 +62,12 @@ def train(
     resume: Path | None = None,
     device: torch.device | str = "cpu",
 ) -> Outcome:
-    """Train the policy as `config` says, from its start or from a checkpoint, and tell `emit` all that happens.
+    """Train the policy as `config` says, from its start or from a checkpoint, and tell `emit` all that
+    happens.
 
-    `should_stop` is asked often; once true, the step under way is given up, a checkpoint is written and the run ends as
-    stopped. Raises DataError, ModelError, CheckpointError, ValueError and RewardRangeError with a sentence for people.
+    `should_stop` is asked often; once true, the step under way is given up, a checkpoint is written and the
+    run ends as stopped. Raises DataError, ModelError, CheckpointError, ValueError and RewardRangeError with a
+    sentence for people.
     """
     run = _Run(config, emit, should_stop, run_dir, resume, device)
     state = run.state
@@ -75,7 +78,12 @@ def train(
             clock = _Clock()
             problems = run.data.training.batch(step, config.training.problems_per_step)
             trees = run.engine.sample(
-                problems, run.plan, seed=run.seed, step=step, should_stop=should_stop, on_progress=run.progress(step, "sampling")
+                problems,
+                run.plan,
+                seed=run.seed,
+                step=step,
+                should_stop=should_stop,
+                on_progress=run.progress(step, "sampling"),
             )
             clock.lap("sampling")
             trees = verify_trees(trees, run.judge)
@@ -88,20 +96,19 @@ def train(
             run.emit_step(state, trees, updates, clock)
             if state.skipped_in_a_row >= SKIPS_IN_A_ROW:
                 run.save(state)
-                return run.ended("failed", state, f"The loss or its gradient was not finite {SKIPS_IN_A_ROW} times in a row, "
-                                 f"the last at step {step}. Lower the learning rate, or start from an earlier checkpoint.")  # fmt: skip
+                raise FloatingPointError(f"Loss or gradient was not finite {SKIPS_IN_A_ROW} times in a row.")
             if run.is_evaluation_step(step):
                 state = run.evaluate(replace(state, is_evaluation_due=True))
             if run.is_checkpoint_step(step):
                 run.save(state)
     except (SamplingStopped, UpdateStopped):
-        state = run.state
-        run.save(state)
-        return run.ended("stopped", state, f"Stopped after step {state.step} of {config.training.steps}, as asked.")
+        run.save(run.state)
+        return run.ended(
+            "stopped", f"Stopped after step {run.state.step} of {config.training.steps}, as asked."
+        )
     except FloatingPointError as error:
-        return run.ended("failed", run.state, f"{error} This was seen at step {run.state.step + 1}. Lower the learning rate, "
-                         "or start from an earlier checkpoint.")  # fmt: skip
-    return run.ended("succeeded", state, f"All {config.training.steps} steps are done.")
+        return run.ended("failed", f"{error} Last complete step: {run.state.step}. {WHAT_TO_DO}")
+    return run.ended("succeeded", f"All {config.training.steps} steps are done.")
 
 
 class _Run:
@@ -162,7 +169,8 @@ class _Run:
         for number, part in enumerate(parts):
             report(number, len(parts))
             batch = pack([trees[i] for i in part], self.config.credit.spread, objective.aggregate)
-            # Once the weights have moved within a step, the step is finished: half a step is no state to go on from.
+            # Once the weights have moved within a step, the step is finished: half a step is no state to go
+            # on from.
             should_stop = self.should_stop if number == 0 else _never
             results.append(
                 self.optimiser.update(
@@ -186,7 +194,12 @@ class _Run:
         return self.state
 
     def counted(
-        self, state: TrainerState, step: int, trees: Sequence[RolloutTree], updates: Sequence[UpdateResult], clock: _Clock
+        self,
+        state: TrainerState,
+        step: int,
+        trees: Sequence[RolloutTree],
+        updates: Sequence[UpdateResult],
+        clock: _Clock,
     ) -> TrainerState:
         """The counters after a step."""
         in_a_row, skipped = state.skipped_in_a_row, state.skipped_updates
@@ -214,11 +227,18 @@ class _Run:
     # ---- what it says
 
     def emit_step(
-        self, state: TrainerState, trees: Sequence[RolloutTree], updates: Sequence[UpdateResult], clock: _Clock
+        self,
+        state: TrainerState,
+        trees: Sequence[RolloutTree],
+        updates: Sequence[UpdateResult],
+        clock: _Clock,
     ) -> None:
         for update in updates:
             if not update.is_finite:
-                self.say("warning", f"Step {state.step}: an update was skipped, its loss or gradient is not finite.")
+                self.say(
+                    "warning",
+                    f"Step {state.step}: an update was skipped, its loss or gradient is not finite.",
+                )
         values = rollout_metrics(trees)
         last = updates[-1]
         trained = sum(update.trained_tokens for update in updates)
@@ -226,7 +246,8 @@ class _Run:
             "tree/unique_tokens_total": float(state.unique_tokens),
             "policy/loss": last.loss,
             "policy/grad_norm": last.grad_norm,
-            "policy/clip_fraction": sum(u.clip_fraction * u.trained_tokens for u in updates) / max(trained, 1),
+            "policy/clip_fraction": sum(u.clip_fraction * u.trained_tokens for u in updates)
+            / max(trained, 1),
             "policy/logprob_gap": updates[0].logprob_gap,
             "policy/learning_rate": last.learning_rate,
             "policy/trained_tokens": float(trained),
@@ -254,7 +275,12 @@ class _Run:
     def save(self, state: TrainerState) -> None:
         self.progress(state.step, "saving")(0, 1)
         saved = save_checkpoint(
-            self.run_dir, self.config, state, self.policy, self.optimiser, keep_last=self.config.checkpoint.keep_last
+            self.run_dir,
+            self.config,
+            state,
+            self.policy,
+            self.optimiser,
+            keep_last=self.config.checkpoint.keep_last,
         )
         self.emit(
             CheckpointSaved(
@@ -282,8 +308,8 @@ class _Run:
 
         return report
 
-    def ended(self, outcome: Literal["succeeded", "stopped", "failed"], state: TrainerState, reason: str) -> Outcome:
-        return Outcome(outcome, state.step, reason, self.policy.weights_sha256())
+    def ended(self, outcome: Literal["succeeded", "stopped", "failed"], reason: str) -> Outcome:
+        return Outcome(outcome, self.state.step, reason, self.policy.weights_sha256())
 
 
 Phase = Literal["loading", "sampling", "verifying", "training", "evaluating", "saving"]
@@ -313,7 +339,8 @@ def _never() -> bool:
 
 
 def refuse_other_config(saved: RunConfig, config: RunConfig) -> None:
-    """Raise CheckpointError when a resumed run would not be the run that was saved: what samples, scores or trains must be equal.
+    """Raise CheckpointError when a resumed run would not be the run that was saved: what samples, scores or
+    trains must be equal.
 
     The number of steps may grow; what is only recorded, evaluated or kept may change.
     """
@@ -329,6 +356,7 @@ def refuse_other_config(saved: RunConfig, config: RunConfig) -> None:
     )
     if differing:
         raise CheckpointError(
-            f"The checkpoint was made with another config: {', '.join(differing)} differ. Resume with the run's own config, "
+            f"The checkpoint was made with another config: {', '.join(differing)} differ. Resume with the "
+            f"run's own config, "
             "or start a new run from the checkpoint's model folder."
         )

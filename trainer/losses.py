@@ -10,8 +10,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PolicyLoss:
-    """`loss`: scalar with gradient, this micro-batch's part of the whole batch's loss (parts add up). `clipped`: tokens
-    whose ratio was clipped; `gap`: largest |logprob - old logprob|, 0 without tokens. The latter two are detached."""
+    """`loss`: scalar with gradient, this micro-batch's part of the whole batch's loss (parts add up).
+    `clipped`: tokens whose ratio was clipped; `gap`: largest |logprob - old logprob|, 0 without tokens. The
+    latter two are detached.
+    """
 
     loss: Tensor
     clipped: Tensor
@@ -27,8 +29,9 @@ def clipped_policy_loss(
         loss = - sum [ up * min(r, 1 + clip_high) + down * max(r, 1 - clip_low) ]
 
     For one advantage A with weight w per token, up = w max(A, 0) and down = w min(A, 0) give exactly
-    - sum w min(r A, clip(r, 1 - clip_low, 1 + clip_high) A). A token that stands in several answers takes the sums of
-    w_i max(A_i, 0) and of w_i min(A_i, 0) over them: then each token is computed once and the loss is still exact.
+    - sum w min(r A, clip(r, 1 - clip_low, 1 + clip_high) A). A token that stands in several answers takes the
+    sums of w_i max(A_i, 0) and of w_i min(A_i, 0) over them: then each token is computed once and the loss is
+    still exact.
 
     All [M] of one float dtype; up >= 0, down <= 0 (the normaliser is inside them).
     """

@@ -17,38 +17,113 @@ class Metric:
 
 
 _ALL = (
-    Metric("reward/mean", "Reward", "", "mean over trees of the mean reward of a tree's scored leaves", "higher"),
-    Metric("reward/pass1", "pass@1 (training rollouts)", "", "share of scored leaves that are correct, mean over trees", "higher"),
-    Metric("eval/pass1_sampled", "pass@1 sampled", "", "share of held-out problems answered correctly by one sample at T = 1", "higher"),
+    Metric(
+        "reward/mean", "Reward", "", "mean over trees of the mean reward of a tree's scored leaves", "higher"
+    ),
+    Metric(
+        "reward/pass1",
+        "pass@1 (training rollouts)",
+        "",
+        "share of scored leaves that are correct, mean over trees",
+        "higher",
+    ),
+    Metric(
+        "eval/pass1_sampled",
+        "pass@1 sampled",
+        "",
+        "share of held-out problems answered correctly by one sample at T = 1",
+        "higher",
+    ),
     Metric("eval/pass1_sampled_low", "pass@1 sampled, low", "", "lower end of the 95 % Wilson interval"),
     Metric("eval/pass1_sampled_high", "pass@1 sampled, high", "", "upper end of the 95 % Wilson interval"),
-    Metric("eval/pass1_greedy", "pass@1 greedy", "", "share of held-out problems answered correctly by the most likely tokens", "higher"),
+    Metric(
+        "eval/pass1_greedy",
+        "pass@1 greedy",
+        "",
+        "share of held-out problems answered correctly by the most likely tokens",
+        "higher",
+    ),
     Metric("eval/pass1_greedy_low", "pass@1 greedy, low", "", "lower end of the 95 % Wilson interval"),
     Metric("eval/pass1_greedy_high", "pass@1 greedy, high", "", "upper end of the 95 % Wilson interval"),
-    Metric("sampling/response_tokens", "Response length", "tokens", "mean tokens of a root-to-leaf answer, prompt not counted"),
+    Metric(
+        "sampling/response_tokens",
+        "Response length",
+        "tokens",
+        "mean tokens of a root-to-leaf answer, prompt not counted",
+    ),
     Metric("sampling/truncated_share", "Truncated", "", "share of leaves cut off before their end", "lower"),
     Metric("sampling/unparsed_share", "Unparsed", "", "share of leaves without a readable answer", "lower"),
-    Metric("sampling/error_share", "Verifier errors", "", "share of leaves on which the verifier failed", "lower"),
+    Metric(
+        "sampling/error_share", "Verifier errors", "", "share of leaves on which the verifier failed", "lower"
+    ),
     Metric("tree/unique_tokens", "Unique tokens", "tokens", "tokens sampled in this step, each segment once"),
     Metric("tree/flat_tokens", "Flat tokens", "tokens", "the same answers written out path by path"),
-    Metric("tree/unique_tokens_total", "Unique tokens, total", "tokens", "tokens sampled since step 1, each segment once"),
+    Metric(
+        "tree/unique_tokens_total",
+        "Unique tokens, total",
+        "tokens",
+        "tokens sampled since step 1, each segment once",
+    ),
     Metric("tree/leaves", "Leaves", "leaves", "mean leaves per tree"),
-    Metric("credit/zero_variance_share", "Zero-variance groups", "", "share of sibling groups whose values are all equal", "lower"),
-    Metric("credit/credited_share", "Tokens with credit", "", "share of sampled tokens that carry an advantage", "higher"),
+    Metric(
+        "credit/zero_variance_share",
+        "Zero-variance groups",
+        "",
+        "share of sibling groups whose values are all equal",
+        "lower",
+    ),
+    Metric(
+        "credit/credited_share",
+        "Tokens with credit",
+        "",
+        "share of sampled tokens that carry an advantage",
+        "higher",
+    ),
     Metric("credit/advantage_mean_abs", "Mean |advantage|", "", "mean of |A| over credited segments"),
-    Metric("policy/entropy", "Entropy", "nats", "mean entropy of the sampling distribution over sampled tokens"),
+    Metric(
+        "policy/entropy", "Entropy", "nats", "mean entropy of the sampling distribution over sampled tokens"
+    ),
     Metric("policy/loss", "Loss", "", "clipped surrogate loss of the step's last update"),
     Metric("policy/grad_norm", "Gradient norm", "", "global norm before clipping"),
-    Metric("policy/clip_fraction", "Clipped ratios", "", "share of trained tokens whose ratio was clipped", "lower"),
-    Metric("policy/logprob_gap", "Sampler-policy gap", "nats", "largest |sampling logprob - policy logprob| over trained tokens before the update", "lower"),
+    Metric(
+        "policy/clip_fraction",
+        "Clipped ratios",
+        "",
+        "share of trained tokens whose ratio was clipped",
+        "lower",
+    ),
+    Metric(
+        "policy/logprob_gap",
+        "Sampler-policy gap",
+        "nats",
+        "largest |sampling logprob - policy logprob| over trained tokens before the update",
+        "lower",
+    ),
     Metric("policy/learning_rate", "Learning rate", "", "AdamW's learning rate at this step"),
     Metric("policy/trained_tokens", "Trained tokens", "tokens", "tokens with loss in this step"),
-    Metric("policy/skipped_updates", "Skipped updates", "updates", "updates skipped because loss or gradient was not finite, since step 1", "lower"),
-    Metric("speed/tokens_per_second", "Tokens per second", "tokens/s", "unique tokens of the step over its wall time", "higher"),
+    Metric(
+        "policy/skipped_updates",
+        "Skipped updates",
+        "updates",
+        "updates skipped because loss or gradient was not finite, since step 1",
+        "lower",
+    ),
+    Metric(
+        "speed/tokens_per_second",
+        "Tokens per second",
+        "tokens/s",
+        "unique tokens of the step over its wall time",
+        "higher",
+    ),
     Metric("speed/step_seconds", "Step time", "s", "wall time of the step, evaluation not counted", "lower"),
     Metric("speed/sampling_seconds", "Sampling time", "s", "wall time of sampling", "lower"),
     Metric("speed/training_seconds", "Training time", "s", "wall time of loss, gradient and update", "lower"),
-    Metric("speed/cpu_seconds_total", "CPU time", "s", "CPU seconds of the training process since it started a step, evaluation not counted"),
+    Metric(
+        "speed/cpu_seconds_total",
+        "CPU time",
+        "s",
+        "CPU seconds of the training process since it started a step, evaluation not counted",
+    ),
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}

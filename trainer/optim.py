@@ -1,6 +1,7 @@
 """One optimiser update: AdamW over the clipped policy gradient, accumulated over micro-batches.
 
-An update whose loss or gradient is not finite is not applied and says so; what follows from that is decided in `loop`.
+An update whose loss or gradient is not finite is not applied and says so; what follows from that is decided
+in `loop`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ class UpdateStopped(Exception):  # noqa: N818  # an orderly end, not an error
 
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
-    """`grad_norm` before clipping; `clip_fraction` over tokens with loss; `logprob_gap`: largest |policy - sampling logprob|
-    before the update, nats; `is_applied` False: nothing to train on, or not finite (then `is_finite` is False)."""
+    """`grad_norm` before clipping; `clip_fraction` over tokens with loss; `logprob_gap`: largest |policy -
+    sampling logprob| before the update, nats; `is_applied` False: nothing to train on, or not finite (then
+    `is_finite` is False).
+    """
 
     loss: float
     grad_norm: float

@@ -1,8 +1,10 @@
-"""From credited trees to rows of tokens with loss weights: every trained segment's tokens stand in exactly one row.
+"""From credited trees to rows of tokens with loss weights: every trained segment's tokens stand in exactly
+one row.
 
-A row is a path from the root. Rows are chosen so that they cover all segments that carry weight (a path cover); a segment
-shared by several rows has its weight in the first and only serves as context in the others. Segments with nothing trained at
-or below them are in no row. Pure numpy; the loss that the weights make is in `losses`.
+A row is a path from the root. Rows are chosen so that they cover all segments that carry weight (a path
+cover); a segment shared by several rows has its weight in the first and only serves as context in the others.
+Segments with nothing trained at or below them are in no row. Pure numpy; the loss that the weights make is in
+`losses`.
 """
 
 from __future__ import annotations
@@ -24,12 +26,12 @@ Spread = Literal["node", "trajectory"]
 class TrainingBatch:
     """What one optimiser update trains on: R rows, T tokens end to end.
 
-        row_offsets   [R+1] int64    row r is tokens[row_offsets[r]:row_offsets[r+1]], prompt first
-        tokens        [T] int32      ids
-        old_logprobs  [T] float32    under the sampling policy; 0 in the prompt
-        up, down      [T] float64    loss weights (`losses.clipped_policy_loss`), normaliser included; 0: no loss
-        normaliser    what the sum of |A| was divided by: tokens (token_mean) or segments / answers (sequence_mean)
-        unique_tokens tokens that carry a weight, each once
+    row_offsets   [R+1] int64    row r is tokens[row_offsets[r]:row_offsets[r+1]], prompt first
+    tokens        [T] int32      ids
+    old_logprobs  [T] float32    under the sampling policy; 0 in the prompt
+    up, down      [T] float64    loss weights (`losses.clipped_policy_loss`), normaliser included; 0: no
+    loss normaliser    what the sum of |A| was divided by: tokens (token_mean) or segments / answers
+    (sequence_mean) unique_tokens tokens that carry a weight, each once
     """
 
     row_offsets: NDArray[np.int64]
@@ -47,8 +49,9 @@ class TrainingBatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MicroBatch:
-    """Rows padded on the right to one width. tokens [B, T] int64; rows, columns [M] int64 name the places with loss, and
-    old_logprobs, up, down [M] float32 belong to them."""
+    """Rows padded on the right to one width. tokens [B, T] int64; rows, columns [M] int64 name the places
+    with loss, and old_logprobs, up, down [M] float32 belong to them.
+    """
 
     tokens: NDArray[np.int64]
     rows: NDArray[np.int64]
@@ -58,12 +61,16 @@ class MicroBatch:
     down: NDArray[np.float32]
 
 
-def segment_weights(tree: RolloutTree, spread: Spread, aggregate: Aggregate) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
-    """[N] up and [N] down weight of every token of a segment, before the batch's normaliser, and this tree's part of it.
+def segment_weights(
+    tree: RolloutTree, spread: Spread, aggregate: Aggregate
+) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+    """[N] up and [N] down weight of every token of a segment, before the batch's normaliser, and this tree's
+    part of it.
 
-    Spread node: w max(A, 0) and w min(A, 0) of the segment's own advantage. Spread trajectory: the sums of these over all
-    credited leaves below, so that a shared segment counts once per answer it stands in, as if the answers were written out.
-    w is 1 for token_mean, 1 / tokens of the segment (or of the answer) for sequence_mean.
+    Spread node: w max(A, 0) and w min(A, 0) of the segment's own advantage. Spread trajectory: the sums of
+    these over all credited leaves below, so that a shared segment counts once per answer it stands in, as if
+    the answers were written out. w is 1 for token_mean, 1 / tokens of the segment (or of the answer) for
+    sequence_mean.
     """
     credited = tree.credit_state == CreditState.CREDITED
     tokens = tree.token_counts().astype(np.float64)
@@ -140,7 +147,9 @@ def _path_cover(tree: RolloutTree, trained: NDArray[np.bool_]) -> list[tuple[lis
 
 
 def micro_batches(batch: TrainingBatch, max_tokens: int) -> list[MicroBatch]:
-    """All rows, in groups of like length whose padded size is at most `max_tokens` (one row may be longer by itself)."""
+    """All rows, in groups of like length whose padded size is at most `max_tokens` (one row may be longer by
+    itself).
+    """
     lengths = np.diff(batch.row_offsets)
     groups: list[list[int]] = []
     for row in np.argsort(-lengths, kind="stable").tolist():

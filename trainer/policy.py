@@ -1,7 +1,8 @@
 """The policy: a causal language model of transformers and its tokenizer, loaded from a folder.
 
-It turns prompts into ids and gives the logprobs of sampled tokens with gradient. It samples nothing (`trainer.sampling`).
-Weights come from safetensors only: nothing is ever unpickled, and no code of a model folder is run.
+It turns prompts into ids and gives the logprobs of sampled tokens with gradient. It samples nothing
+(`trainer.sampling`). Weights come from safetensors only: nothing is ever unpickled, and no code of a model
+folder is run.
 """
 
 from __future__ import annotations
@@ -30,15 +31,18 @@ class ModelError(ValueError):
 
 
 class Policy:
-    """Model and tokenizer. `end_ids`: tokens that end an answer; `newline_tokens` [V]: tokens whose text has a line break."""
+    """Model and tokenizer. `end_ids`: tokens that end an answer; `newline_tokens` [V]: tokens whose text has
+    a line break.
+    """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, end_ids: frozenset[int]) -> None:
-        """`tokenizer`: a fast tokenizer of transformers; Any because it is typed only in part."""
-        self.model: Any = model
+    def __init__(self, model: Any, tokenizer: Any, end_ids: frozenset[int]) -> None:
+        """A causal model and a fast tokenizer of transformers; Any because they are typed only in part."""
+        self.model = model
         self.tokenizer = tokenizer
         self.end_ids = end_ids
         self.decoder = SegmentDecoder(tokenizer, end_ids)
-        self.newline_tokens: NDArray[np.bool_] = self.decoder.newline_tokens(int(self.model.config.vocab_size))
+        vocabulary: int = self.model.config.vocab_size
+        self.newline_tokens: NDArray[np.bool_] = self.decoder.newline_tokens(vocabulary)
 
     @property
     def device(self) -> torch.device:
@@ -63,18 +67,20 @@ class Policy:
         for name, parameter in sorted(self.named_parameters().items()):
             values = parameter.detach().cpu().contiguous()
             hashed.update(f"{name} {tuple(values.shape)} {values.dtype}\n".encode())
-            hashed.update(values.view(torch.uint8).numpy().tobytes() if values.dim() else values.numpy().tobytes())
+            hashed.update(
+                values.view(torch.uint8).numpy().tobytes() if values.dim() else values.numpy().tobytes()
+            )
         return hashed.hexdigest()
 
     def logprobs(self, tokens: Tensor, rows: Tensor, columns: Tensor, temperature: float) -> Tensor:
         """Logprobs, with gradient, of chosen tokens given all before them in their row.
 
-        tokens [B, T] int64, padded on the right (causal attention never sees the padding); rows, columns [M] int64 name the
-        chosen tokens, columns >= 1. Returns [M] float32 under softmax(logits / temperature), the distribution that is
-        sampled from. Logits are made for these M places only.
+        tokens [B, T] int64, padded on the right (causal attention never sees the padding); rows, columns [M]
+        int64 name the chosen tokens, columns >= 1. Returns [M] float32 under softmax(logits / temperature),
+        the distribution that is sampled from. Logits are made for these M places only.
         """
-        hidden = self.model.model(input_ids=tokens, use_cache=False).last_hidden_state  # [B, T, H]
-        logits = self.model.lm_head(hidden[rows, columns - 1]).float()  # [M, V]
+        hidden: Tensor = self.model.model(input_ids=tokens, use_cache=False).last_hidden_state  # [B, T, H]
+        logits: Tensor = self.model.lm_head(hidden[rows, columns - 1]).float()  # [M, V]
         if temperature != 1:
             logits = logits / temperature
         chosen = logits.gather(1, tokens[rows, columns][:, None])[:, 0]  # [M]
@@ -91,8 +97,10 @@ def load_policy(path: str | Path, device: torch.device | str = "cpu") -> Policy:
     folder = resolve_model(str(path))
     config = _refuse_unsafe(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_fast=True)
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_fast=True
+        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             local_files_only=True,
             trust_remote_code=False,
@@ -100,18 +108,26 @@ def load_policy(path: str | Path, device: torch.device | str = "cpu") -> Policy:
             dtype=torch.float32,
             output_loading_info=True,
         )
-    except Exception as error:  # transformers raises whatever its parsers raise; each means: this folder is no model
-        raise ModelError(f"The model in {folder} did not load: {type(error).__name__}: {_first_line(error)}") from error
+        model, loading = loaded
+    except (
+        Exception
+    ) as error:  # transformers raises whatever its parsers raise; each means: this folder is no model
+        raise ModelError(
+            f"The model in {folder} did not load: {type(error).__name__}: {_first_line(error)}"
+        ) from error
     try:
         refuse_unsupported(model.config)
     except UnsupportedModelError as error:
         raise ModelError(f"The model in {folder} cannot be used: {error}") from error
     if missing := sorted(loading["missing_keys"]):  # transformers would make them up
         raise ModelError(
-            f"The model in {folder} is not whole: no weights for {missing[0]}" + (f" and {len(missing) - 1} more." if missing[1:] else ".")
+            f"The model in {folder} is not whole: no weights for {missing[0]}"
+            + (f" and {len(missing) - 1} more." if missing[1:] else ".")
         )
     if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(f"The model in {folder} has no tokenizer.json. Save its tokenizer in the fast format.")
+        raise ModelError(
+            f"The model in {folder} has no tokenizer.json. Save its tokenizer in the fast format."
+        )
     model.to(device)
     model.eval()  # no dropout: the sampling policy and the trained policy are one function
     return Policy(model, tokenizer, _end_ids(folder, config, model, tokenizer))
@@ -120,7 +136,9 @@ def load_policy(path: str | Path, device: torch.device | str = "cpu") -> Policy:
 def _refuse_unsafe(folder: Path) -> dict[str, Any]:
     """The parsed config.json. Raises ModelError before anything else of the folder is opened."""
     if not folder.is_dir():
-        raise ModelError(f"The model did not load: there is no folder {folder}. Give a folder or `{TINY_REASONER}`.")
+        raise ModelError(
+            f"The model did not load: there is no folder {folder}. Give a folder or `{TINY_REASONER}`."
+        )
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except FileNotFoundError:
@@ -130,12 +148,16 @@ def _refuse_unsafe(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"{folder / 'config.json'} is not a JSON object.")
     if "auto_map" in config or any(folder.glob("modeling_*.py")):
-        raise ModelError(f"The model in {folder} needs code of its own, which is never run. Use a model that transformers knows.")
+        raise ModelError(
+            f"The model in {folder} needs code of its own, which is never run. Use a model that transformers "
+            f"knows."
+        )
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
         if pickles:
             raise ModelError(
-                f"The model in {folder} has pickled weights ({pickles[0]}), which are never loaded because a pickle can run "
+                f"The model in {folder} has pickled weights ({pickles[0]}), which are never loaded because a "
+                f"pickle can run "
                 "code. Convert them to safetensors."
             )
         raise ModelError(f"The model in {folder} has no weights: no *.safetensors file.")

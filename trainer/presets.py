@@ -35,10 +35,18 @@ class Preset:
 
 
 _TREERPO = CreditConfig(
-    backup="child_mean", group="siblings", scale=BernoulliVarianceScale(), spread="node", filter=RangeFilter(tau=0.1)
+    backup="child_mean",
+    group="siblings",
+    scale=BernoulliVarianceScale(),
+    spread="node",
+    filter=RangeFilter(tau=0.1),
 )
 _GRPO = CreditConfig(
-    backup="leaf_mean", group="prompt", scale=GroupStdScale(ddof=1, eps=1e-4), spread="trajectory", filter=NoFilter()
+    backup="leaf_mean",
+    group="prompt",
+    scale=GroupStdScale(ddof=1, eps=1e-4),
+    spread="trajectory",
+    filter=NoFilter(),
 )
 
 PRESETS: dict[str, Preset] = {
@@ -47,8 +55,10 @@ PRESETS: dict[str, Preset] = {
         Preset(
             slug="treerpo-tiny",
             title="TreeRPO · tiny",
-            summary="Trees of reasoning lines; each line is compared with its siblings. Learns in a minute on one CPU core.",
-            formula="A = (V − μ) / (μ(1 − μ)), μ = mean V of the siblings; groups with max V − min V ≤ τ are dropped",
+            summary="Trees of reasoning lines; each line is compared with its siblings. Learns in a minute "
+            "on one CPU core.",
+            formula="A = (V − μ) / (μ(1 − μ)), μ = mean V of the siblings; groups with max V − min V ≤ τ are "
+            "dropped",
             source="arXiv:2506.05183 eq. 4",
             config=RunConfig(
                 preset="treerpo-tiny",

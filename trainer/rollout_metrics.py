@@ -11,7 +11,9 @@ from trainer.tree import CreditState, RolloutTree, Verdict, zero_variance_share
 
 
 def rollout_metrics(trees: Sequence[RolloutTree]) -> dict[str, float]:
-    """`reward/`, `sampling/`, `tree/`, `credit/` and `policy/entropy` of these trees; NaN where nothing was counted."""
+    """`reward/`, `sampling/`, `tree/`, `credit/` and `policy/entropy` of these trees; NaN where nothing was
+    counted.
+    """
     rewards, correct, leaves, answer_tokens = [], [], 0, 0
     verdicts = np.zeros(len(Verdict), np.int64)
     unique = credited = 0
@@ -51,7 +53,9 @@ def rollout_metrics(trees: Sequence[RolloutTree]) -> dict[str, float]:
 
 
 def _carries_credit(tree: RolloutTree) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """[N] whether a segment's tokens get any push: its own advantage, or under trajectory spread a leaf's below, is not 0."""
+    """[N] whether a segment's tokens get any push: its own advantage, or under trajectory spread a leaf's
+    below, is not 0.
+    """
     pushes = np.where(np.isfinite(tree.advantage), np.abs(tree.advantage), 0.0)
     if (tree.credit_state == CreditState.PER_PATH).any():
         pushes = tree.sum_over_leaves(pushes)

@@ -1,10 +1,11 @@
-"""Randomness has a name: every random number of a run is a function of (run seed, purpose, step, problem, node, place).
+"""Randomness has a name: every random number of a run is a function of (run seed, purpose, step, problem,
+node, place).
 
-Nothing reads or sets a global generator, so numbers do not depend on batch composition, timing, or on what was drawn
-before; a run that is resumed draws what the unbroken run would have drawn.
+Nothing reads or sets a global generator, so numbers do not depend on batch composition, timing, or on what
+was drawn before; a run that is resumed draws what the unbroken run would have drawn.
 
-`uniforms` is the counter-based generator Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-SC 2011), vectorised over nodes.
+`uniforms` is the counter-based generator Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as
+1, 2, 3", SC 2011), vectorised over nodes.
 """
 
 from __future__ import annotations
@@ -39,12 +40,13 @@ def generator(*names: int | str) -> np.random.Generator:
 def child_paths(parents: NDArray[np.uint64], numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
     """[N] 64-bit name of each child from its parent's name [N] and its number among its siblings [N], from 0.
 
-    The root's is `ROOT_PATH`. The finaliser of SplitMix64: distinct paths collide with probability about 2^-64.
+    The root's is `ROOT_PATH`. The finaliser of SplitMix64: distinct paths collide with probability about
+    2^-64.
     """
     with np.errstate(over="ignore"):  # arithmetic is modulo 2^64 on purpose
-        mixed = parents * np.uint64(0xD1342543DE82EF95) + (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(
-            0x9E3779B97F4A7C15
-        )
+        mixed = parents * np.uint64(0xD1342543DE82EF95) + (
+            numbers.astype(np.uint64) + np.uint64(1)
+        ) * np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         named: NDArray[np.uint64] = mixed ^ (mixed >> np.uint64(31))
@@ -54,7 +56,8 @@ def child_paths(parents: NDArray[np.uint64], numbers: NDArray[np.int64]) -> NDAr
 def uniforms(keys: NDArray[np.uint64], paths: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
     """[N, count] numbers strictly between 0 and 1, multiples of 2^-32 plus 2^-33.
 
-    keys [N]: `named_seed` of each node's tree; paths [N]: `child_paths`. Number i of a node is the same for every `count`.
+    keys [N]: `named_seed` of each node's tree; paths [N]: `child_paths`. Number i of a node is the same for
+    every `count`.
     """
     blocks = -(-count // 4)
     counter = np.empty((4, len(keys), blocks), np.uint64)
@@ -76,5 +79,10 @@ def philox(counter: NDArray[np.uint64], key: NDArray[np.uint64]) -> NDArray[np.u
         left, right = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         round_0 = (k0 + np.uint64(number * _WEYL[0] & 0xFFFFFFFF)) & _LOW
         round_1 = (k1 + np.uint64(number * _WEYL[1] & 0xFFFFFFFF)) & _LOW
-        c0, c1, c2, c3 = (right >> _HALF) ^ c1 ^ round_0, right & _LOW, (left >> _HALF) ^ c3 ^ round_1, left & _LOW
+        c0, c1, c2, c3 = (
+            (right >> _HALF) ^ c1 ^ round_0,
+            right & _LOW,
+            (left >> _HALF) ^ c3 ^ round_1,
+            left & _LOW,
+        )
     return np.stack([c0, c1, c2, c3])

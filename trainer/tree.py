@@ -1,7 +1,7 @@
 """RolloutTree: the one columnar structure of a rollout tree, from the sampler to the browser.
 
-A struct of numpy arrays, one row per node, breadth-first; node 0 is the root, which is the prompt. It is not a policy,
-a verifier or an estimator: those fill its columns. Torch-free.
+A struct of numpy arrays, one row per node, breadth-first; node 0 is the root, which is the prompt. It is not
+a policy, a verifier or an estimator: those fill its columns. Torch-free.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ _TOKEN_COLUMNS: Mapping[str, type] = {"tokens": np.int32, "logprobs": np.float32
 class RolloutTree:
     """All segments sampled for one problem in one step.
 
-    N nodes breadth-first (`parent` never falls, `parent[i] < i`, so children are contiguous), T tokens. Node i's tokens are
-    `tokens[token_offsets[i]:token_offsets[i+1]]`; the root's are the prompt's.
+    N nodes breadth-first (`parent` never falls, `parent[i] < i`, so children are contiguous), T tokens. Node
+    i's tokens are `tokens[token_offsets[i]:token_offsets[i+1]]`; the root's are the prompt's.
 
         parent         [N] int32    -1 for the root
         token_offsets  [N+1] int64
@@ -131,21 +131,33 @@ class RolloutTree:
             if len(bad):
                 node = int(bad[0]) + 1
                 raise ValueError(
-                    f"Node {node} has parent {int(self.parent[node])}; a parent must be an earlier node, and only node 0 is a root."
+                    f"Node {node} has parent {int(self.parent[node])}; a parent must be an earlier node, and "
+                    f"only node 0 is a root."
                 )
             if np.any(np.diff(rest) < 0):
-                raise ValueError("Nodes must be breadth-first: `parent` may never fall from one node to the next.")
+                raise ValueError(
+                    "Nodes must be breadth-first: `parent` may never fall from one node to the next."
+                )
         for name in _NODE_COLUMNS:
             if len(getattr(self, name)) != n:
-                raise ValueError(f"Column {name} has {len(getattr(self, name))} rows; the tree has {n} nodes.")
+                raise ValueError(
+                    f"Column {name} has {len(getattr(self, name))} rows; the tree has {n} nodes."
+                )
         if len(self.texts) != n or len(self.answers) != n:
             raise ValueError(f"{len(self.texts)} texts and {len(self.answers)} answers for {n} nodes.")
         offsets = self.token_offsets
-        if len(offsets) != n + 1 or offsets[0] != 0 or np.any(np.diff(offsets) < 0) or offsets[-1] != len(self.tokens):
+        if (
+            len(offsets) != n + 1
+            or offsets[0] != 0
+            or np.any(np.diff(offsets) < 0)
+            or offsets[-1] != len(self.tokens)
+        ):
             raise ValueError(f"token_offsets must rise from 0 to {len(self.tokens)} in {n + 1} numbers.")
         for name in _TOKEN_COLUMNS:
             if len(getattr(self, name)) != len(self.tokens):
-                raise ValueError(f"Column {name} has {len(getattr(self, name))} rows for {len(self.tokens)} tokens.")
+                raise ValueError(
+                    f"Column {name} has {len(getattr(self, name))} rows for {len(self.tokens)} tokens."
+                )
 
     # ---- shape
 
@@ -162,12 +174,14 @@ class RolloutTree:
         return np.bincount(self.parent[1:], minlength=self.n_nodes).astype(np.int64)
 
     def first_children(self) -> NDArray[np.int64]:
-        """[N] index of the first child; of a leaf, where it would stand. Children are `first .. first + count - 1`."""
+        """[N] index of the first child; of a leaf, where it would stand. Children are `first .. first + count
+        - 1`.
+        """
         return 1 + np.concatenate(([0], np.cumsum(self.child_counts())[:-1]))
 
     def is_leaf(self) -> NDArray[np.bool_]:
         """[N] True where a node has no children. A tree of a root alone has no leaf: nothing was sampled."""
-        leaf = self.child_counts() == 0
+        leaf: NDArray[np.bool_] = self.child_counts() == 0
         leaf[ROOT] = False
         return leaf
 
@@ -212,9 +226,16 @@ class RolloutTree:
             return node
         counts, first = self.child_counts(), self.first_children()
         for depth, part in enumerate(name.split(".")):
-            if not part.isascii() or not part.isdecimal() or len(part) > 9 or not 1 <= int(part) <= counts[node]:
+            if (
+                not part.isascii()
+                or not part.isdecimal()
+                or len(part) > 9
+                or not 1 <= int(part) <= counts[node]
+            ):
                 above = ".".join(name.split(".")[:depth]) or "the root"
-                raise KeyError(f"There is no node {name!r}: {above} has {int(counts[node])} children, not {part!r}.")
+                raise KeyError(
+                    f"There is no node {name!r}: {above} has {int(counts[node])} children, not {part!r}."
+                )
             node = int(first[node]) + int(part) - 1
         return node
 
@@ -238,7 +259,9 @@ class RolloutTree:
         """msgpack of typed little-endian arrays, compressed with zstd. Text is made storable."""
         columns: dict[str, Any] = {}
         for name, dtype in (*_NODE_COLUMNS.items(), *_TOKEN_COLUMNS.items(), ("token_offsets", np.int64)):
-            columns[name] = np.ascontiguousarray(getattr(self, name), np.dtype(dtype).newbyteorder("<")).tobytes()
+            columns[name] = np.ascontiguousarray(
+                getattr(self, name), np.dtype(dtype).newbyteorder("<")
+            ).tobytes()
         body = {
             "version": PAYLOAD_VERSION,
             "problem_id": storable(self.problem_id),
@@ -262,10 +285,18 @@ class RolloutTree:
             raw = zstandard.ZstdDecompressor().decompress(payload)
             body = msgpack.unpackb(raw, raw=False, strict_map_key=True)
             if body["version"] != PAYLOAD_VERSION:
-                raise ValueError(f"payload version {body['version']}; this Arborist reads version {PAYLOAD_VERSION}")
-            columns = {
-                name: np.frombuffer(body["columns"][name], np.dtype(dtype).newbyteorder("<")).astype(dtype, copy=False)
-                for name, dtype in (*_NODE_COLUMNS.items(), *_TOKEN_COLUMNS.items(), ("token_offsets", np.int64))
+                raise ValueError(
+                    f"payload version {body['version']}; this Arborist reads version {PAYLOAD_VERSION}"
+                )
+            columns: dict[str, NDArray[Any]] = {
+                name: np.frombuffer(body["columns"][name], np.dtype(dtype).newbyteorder("<")).astype(
+                    dtype, copy=False
+                )
+                for name, dtype in (
+                    *_NODE_COLUMNS.items(),
+                    *_TOKEN_COLUMNS.items(),
+                    ("token_offsets", np.int64),
+                )
             }
             return cls(
                 problem_id=str(body["problem_id"]),
@@ -287,13 +318,15 @@ def sampled_tree(
     step: int,
     policy_version: int,
     parent: Sequence[int] | NDArray[np.int32],
-    segment_tokens: Sequence[Sequence[int] | NDArray[np.int32]],
-    segment_logprobs: Sequence[Sequence[float] | NDArray[np.float32]],
-    segment_entropies: Sequence[Sequence[float] | NDArray[np.float32]],
+    segment_tokens: Sequence[Sequence[int] | NDArray[np.integer[Any]]],
+    segment_logprobs: Sequence[Sequence[float] | NDArray[np.floating[Any]]],
+    segment_entropies: Sequence[Sequence[float] | NDArray[np.floating[Any]]],
     finish: Sequence[int] | NDArray[np.uint8],
     texts: Sequence[str],
 ) -> RolloutTree:
-    """A tree straight from a sampler: not verified, no credit. Row i of every argument is node i, row 0 the prompt."""
+    """A tree straight from a sampler: not verified, no credit. Row i of every argument is node i, row 0 the
+    prompt.
+    """
     n = len(parent)
     counts = [len(tokens) for tokens in segment_tokens]
     return RolloutTree(
@@ -343,8 +376,9 @@ def summarise(tree: RolloutTree) -> TreeSummary:
 
 
 def zero_variance_share(trees: Sequence[RolloutTree]) -> float:
-    """Share of sibling groups (two or more children) in which every scored child has the same value: they teach nothing,
-    whatever the estimator. NaN if there is no such group."""
+    """Share of sibling groups (two or more children) in which every scored child has the same value: they
+    teach nothing, whatever the estimator. NaN if there is no such group.
+    """
     groups = flat = 0
     for tree in trees:
         counts, first = tree.child_counts(), tree.first_children()

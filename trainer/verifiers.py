@@ -1,7 +1,7 @@
 """From an answer's text to a verdict and a reward. Model text is only compared, never evaluated.
 
-All work is linear in the length of the text. "Wrong", "could not be read", "was cut off" and "the verifier failed" are four
-different things (`tree.Verdict`); only the last has no reward.
+All work is linear in the length of the text. "Wrong", "could not be read", "was cut off" and "the verifier
+failed" are four different things (`tree.Verdict`); only the last has no reward.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def judge_from_config(config: Verifier) -> JudgeAnswer:
 def judge_gsm8k(text: str, has_ended: bool, reference: str) -> Judgement:
     """Reward 1 iff the policy ended the answer and what follows its last `#### ` equals the reference.
 
-    Equal means: same text after `normalised`, or the same decimal number (7, 7.0 and 7.00 are one; no rounding).
+    Equal means: same text after `normalised`, or the same decimal number (7, 7.0 and 7.00 are one; no
+    rounding).
     """
     _, mark, answer = text.rpartition(ANSWER_MARK)
     shown = answer.strip()[:MAX_ANSWER_LETTERS]

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from trainer.policy import Policy, load_policy
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -18,6 +17,8 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from trainer.policy import Policy, load_policy
 
 SHAPE = {
     "hidden_size": 48,
@@ -42,8 +43,10 @@ def tiny_reasoner() -> Policy:
 
 @pytest.fixture(scope="session")
 def random_model() -> Callable[..., Any]:
-    """random_model("qwen3", vocabulary): an untrained model with lively weights; `Any`, as transformers types them."""
-    kinds = {
+    """random_model("qwen3", vocabulary): an untrained model with lively weights; `Any`, as transformers types
+    them.
+    """
+    kinds: dict[str, tuple[Any, Any]] = {
         "llama": (LlamaConfig, LlamaForCausalLM),
         "qwen2": (Qwen2Config, Qwen2ForCausalLM),
         "qwen3": (Qwen3Config, Qwen3ForCausalLM),
@@ -72,7 +75,9 @@ def wild_policy(tiny_reasoner: Policy, random_model: Callable[..., Any]) -> Poli
     """
     model = random_model("qwen2", len(tiny_reasoner.tokenizer), tie_word_embeddings=True)
     model.model.norm.weight.data.mul_(0.5)
-    policy = Policy(model, copy.deepcopy(tiny_reasoner.tokenizer), tiny_reasoner.end_ids | set(range(300, 330)))
+    policy = Policy(
+        model, copy.deepcopy(tiny_reasoner.tokenizer), tiny_reasoner.end_ids | set(range(300, 330))
+    )
     policy.newline_tokens[200:230] = True
     return policy
 

@@ -5,10 +5,12 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+
 from trainer.checkpoint import (
     CheckpointError,
     TrainerState,
@@ -25,7 +27,9 @@ from trainer.policy import Policy, load_policy
 from trainer.presets import PRESETS
 
 CONFIG: RunConfig = PRESETS["treerpo-tiny"].config
-STATE = TrainerState(step=7, unique_tokens=123, skipped_updates=2, skipped_in_a_row=1, cpu_seconds=4.5, is_evaluation_due=False)
+STATE = TrainerState(
+    step=7, unique_tokens=123, skipped_updates=2, skipped_in_a_row=1, cpu_seconds=4.5, is_evaluation_due=False
+)
 
 
 @pytest.fixture
@@ -36,12 +40,14 @@ def policy(tiny_reasoner: Policy) -> Policy:
 def a_step(policy: Policy, optimiser: Optimiser) -> None:
     tokens = torch.arange(2, 40)[None]
     loss = -policy.logprobs(tokens, torch.zeros(20, dtype=torch.int64), torch.arange(1, 21), 1.0).mean()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves `Tensor.backward` untyped
     optimiser.adamw.step()
     optimiser.adamw.zero_grad()
 
 
-def saved_run(policy: Policy, run_dir: Path, state: TrainerState = STATE, keep: int = 3) -> tuple[Optimiser, Path]:
+def saved_run(
+    policy: Policy, run_dir: Path, state: TrainerState = STATE, keep: int = 3
+) -> tuple[Optimiser, Path]:
     optimiser = Optimiser(policy, TrainingConfig(learning_rate=1e-3))
     a_step(policy, optimiser)
     found = save_checkpoint(run_dir, CONFIG, state, policy, optimiser, keep_last=keep)
@@ -89,7 +95,9 @@ def test_report_names_path_size_and_weights(policy: Policy, tmp_path: Path) -> N
     assert not any(path.suffix in (".bin", ".pt", ".pkl") for path in (tmp_path / found.path).rglob("*"))
 
 
-@pytest.mark.parametrize("file", ["model/model.safetensors", "optimiser.safetensors", "state.json", "config.json"])
+@pytest.mark.parametrize(
+    "file", ["model/model.safetensors", "optimiser.safetensors", "state.json", "config.json"]
+)
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_checkpoint_is_found_before_it_is_loaded(
     policy: Policy, tmp_path: Path, file: str, damage: str
@@ -171,7 +179,8 @@ def test_a_disk_error_is_one_sentence_and_changes_nothing(
 def test_a_full_disk_is_found_before_anything_is_written(
     policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))  # type: ignore[attr-defined]
+    nearly_full = SimpleNamespace(total=10**9, used=10**9 - 10**6, free=10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: nearly_full)
     with pytest.raises(CheckpointError, match=r"The disk is full: .* 1,000,000 are free"):
         saved_run(policy, tmp_path)
 
@@ -192,5 +201,5 @@ def test_optimiser_of_another_model_is_refused(
 ) -> None:
     _, path = saved_run(policy, tmp_path)
     other = Policy(random_model("llama", 409), policy.tokenizer, policy.end_ids)
-    with pytest.raises(CheckpointError, match="has shape|does not have"):
+    with pytest.raises(CheckpointError, match=r"has shape|does not have"):
         load_optimiser(path, other, Optimiser(other, TrainingConfig()))

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from trainer.config import FlatSampler, RunConfig, SegmentTreeSampler
 from trainer.config_file import ConfigError, config_from_mapping, config_from_yaml, config_to_yaml, parse_yaml
 from trainer.presets import PRESETS
@@ -84,7 +86,9 @@ def test_an_unknown_key_names_the_nearest_one() -> None:
     assert problems("training: {learning_rte: 1e-4}") == {
         "training.learning_rte": "unknown key; did you mean `learning_rate`?"
     }
-    assert problems("sampler: {group_size: 4}")["sampler.group_size"].startswith("unknown key; known are kind, depth")
+    assert problems("sampler: {group_size: 4}")["sampler.group_size"].startswith(
+        "unknown key; known are kind, depth"
+    )
     assert problems("trainng: {}") == {"trainng": "unknown key; did you mean `training`?"}
     assert problems("credit: {scale: {kind: group_std, dof: 1}}") == {
         "credit.scale.dof": "unknown key; did you mean `ddof`?"
@@ -93,17 +97,28 @@ def test_an_unknown_key_names_the_nearest_one() -> None:
 
 def test_an_unknown_kind_or_preset_names_those_there_are() -> None:
     assert "'flat', 'segment_tree'" in problems("sampler: {kind: bush}")["sampler"]
-    assert problems("preset: magic") == {"preset": "there is no preset 'magic'; there are treerpo-tiny, grpo-tiny"}
+    assert problems("preset: magic") == {
+        "preset": "there is no preset 'magic'; there are treerpo-tiny, grpo-tiny"
+    }
     assert problems("preset: [1]")["preset"].startswith("there is no preset [1]")
 
 
 def test_rules_across_fields_say_what_to_change() -> None:
-    assert "depth is 3. Give one number for all depths, or exactly 3." in problems(
-        "sampler: {branching_per_depth: [4, 2]}"
-    )["sampler"]
-    assert "at most 100,000" in problems("sampler: {depth: 16, branching_per_depth: [64], segment_tokens_per_depth: [8]}")["sampler"]
+    assert (
+        "depth is 3. Give one number for all depths, or exactly 3."
+        in problems("sampler: {branching_per_depth: [4, 2]}")["sampler"]
+    )
+    assert (
+        "at most 100,000"
+        in problems("sampler: {depth: 16, branching_per_depth: [64], segment_tokens_per_depth: [8]}")[
+            "sampler"
+        ]
+    )
     assert "Set the filter to `range`" in problems("credit: {filter: {kind: none}}")["credit"]
-    assert "could sample" in problems("training: {problems_per_step: 4096}\nsampler: {segment_tokens_per_depth: [32768]}")[""]
+    assert (
+        "could sample"
+        in problems("training: {problems_per_step: 4096}\nsampler: {segment_tokens_per_depth: [32768]}")[""]
+    )
 
 
 @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
@@ -111,13 +126,18 @@ def test_numbers_that_are_not_finite_are_refused(value: str) -> None:
     assert "training.learning_rate" in problems(f"training: {{learning_rate: {value}}}")
 
 
-@pytest.mark.parametrize(("text", "key"), [('"3"', "seed"), ("true", "seed"), ("1.5", "seed"), ("null", "seed"), ("[1]", "seed")])
+@pytest.mark.parametrize(
+    ("text", "key"), [('"3"', "seed"), ("true", "seed"), ("1.5", "seed"), ("null", "seed"), ("[1]", "seed")]
+)
 def test_types_are_not_guessed(text: str, key: str) -> None:
     assert key in problems(f"{key}: {text}")
 
 
 def test_huge_integers_are_refused_and_not_wrapped() -> None:
-    assert problems("seed: 18446744073709551616")["seed"] == "input should be less than or equal to 2147483647 (got 18446744073709551616)"
+    assert (
+        problems("seed: 18446744073709551616")["seed"]
+        == "input should be less than or equal to 2147483647 (got 18446744073709551616)"
+    )
     assert problems("seed: " + "1" * 5000)
 
 
@@ -165,7 +185,8 @@ def test_hostile_yaml_is_refused_quickly(content: str | bytes, message: str) -> 
 
 def test_a_flood_of_aliases_is_refused_before_it_is_expanded() -> None:
     bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
-        f"{c}: &{c} [*{p},*{p},*{p},*{p},*{p},*{p},*{p},*{p},*{p}]\n" for p, c in zip("abcdefgh", "bcdefghi", strict=True)
+        f"{c}: &{c} [*{p},*{p},*{p},*{p},*{p},*{p},*{p},*{p},*{p}]\n"
+        for p, c in zip("abcdefgh", "bcdefghi", strict=True)
     )
     assert "aliases" in problems(bomb)[""]
 
@@ -178,7 +199,5 @@ def test_yaml_is_read_by_version_1_2() -> None:
 
 @given(st.text(max_size=200))
 def test_any_text_is_a_mapping_or_a_config_error(text: str) -> None:
-    try:
+    with contextlib.suppress(ConfigError):
         assert isinstance(parse_yaml(text), dict)
-    except ConfigError as error:
-        assert str(error)

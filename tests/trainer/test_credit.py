@@ -7,10 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trainer.config import CreditConfig, GroupStdScale, NoFilter, NoScale, RangeFilter
-from trainer.credit import RewardRangeError, credit_tree, credit_trees, explain
-from trainer.presets import PRESETS
-from trainer.tree import CreditState, RolloutTree
 
 from tests.trainer.trees import (
     T1,
@@ -24,6 +20,10 @@ from tests.trainer.trees import (
     slow_value,
     tree_of,
 )
+from trainer.config import CreditConfig, GroupStdScale, NoFilter, NoScale, RangeFilter
+from trainer.credit import RewardRangeError, credit_tree, credit_trees, explain
+from trainer.presets import PRESETS
+from trainer.tree import CreditState, RolloutTree
 
 TREERPO = PRESETS["treerpo-tiny"].config.credit
 GRPO = PRESETS["grpo-tiny"].config.credit
@@ -31,7 +31,9 @@ NAN = math.nan
 
 
 def grpo(ddof: int, eps: float) -> CreditConfig:
-    return CreditConfig.model_validate(GRPO.model_dump() | {"scale": {"kind": "group_std", "ddof": ddof, "eps": eps}})
+    return CreditConfig.model_validate(
+        GRPO.model_dump() | {"scale": {"kind": "group_std", "ddof": ddof, "eps": eps}}
+    )
 
 
 def leaf_mean(config: CreditConfig) -> CreditConfig:
@@ -61,7 +63,8 @@ def test_t2_child_mean_and_leaf_mean_differ_where_a_branch_ends_early() -> None:
 
 
 def test_t1_treerpo_by_hand() -> None:
-    # Root group: values .5, 0; mu .25; mu(1-mu) .1875; .25 / .1875 = 1.3333. Group A: mu .5, .25; .5 / .25 = 2.
+    # Root group: values .5, 0; mu .25; mu(1-mu) .1875; .25 / .1875 = 1.3333. Group A: mu .5, .25; .5 / .25 =
+    # 2.
     tree = credit_tree(tree_of(T1), TREERPO)
     assert by_name(tree, "advantage") == pytest.approx(
         {"0": NAN, "1": 4 / 3, "2": -4 / 3, "1.1": 2, "1.2": -2, "2.1": NAN, "2.2": NAN}, nan_ok=True
@@ -72,7 +75,8 @@ def test_t1_treerpo_by_hand() -> None:
 
 
 def test_t2_treerpo_by_hand() -> None:
-    # Root group: 1, 1/3; mu 2/3; mu(1-mu) 2/9; (1/3)/(2/9) = 1.5. Below b: 0, 1, 0; mu 1/3; 2/9: -1.5, 3, -1.5.
+    # Root group: 1, 1/3; mu 2/3; mu(1-mu) 2/9; (1/3)/(2/9) = 1.5. Below b: 0, 1, 0; mu 1/3; 2/9: -1.5, 3,
+    # -1.5.
     assert by_name(credit_tree(tree_of(T2), TREERPO), "advantage") == pytest.approx(
         {"0": NAN, "1": 1.5, "2": -1.5, "2.1": -1.5, "2.2": 3, "2.3": -1.5}, nan_ok=True
     )
@@ -111,7 +115,9 @@ def test_flat_group_under_grpo(ddof: int, eps: float, first: float, others: floa
 
 def test_no_scale_is_dr_grpo() -> None:
     config = GRPO.model_copy(update={"scale": NoScale()})
-    assert credit_tree(tree_of([1, 0, 0, 0]), config).advantage[1:] == pytest.approx([0.75, -0.25, -0.25, -0.25])
+    assert credit_tree(tree_of([1, 0, 0, 0]), config).advantage[1:] == pytest.approx(
+        [0.75, -0.25, -0.25, -0.25]
+    )
 
 
 def test_grpo_on_a_tree_compares_all_leaves_and_leaves_inner_nodes_to_their_paths() -> None:
@@ -204,7 +210,9 @@ def test_grpo_equals_the_slow_version(nested: Nested, ddof: int, eps: float) -> 
         assert tree.advantage[node] == pytest.approx(expected, nan_ok=True)
 
 
-@given(nested_trees(), st.randoms(use_true_random=False), st.sampled_from([TREERPO, GRPO, leaf_mean(TREERPO)]))
+@given(
+    nested_trees(), st.randoms(use_true_random=False), st.sampled_from([TREERPO, GRPO, leaf_mean(TREERPO)])
+)
 def test_order_of_siblings_does_not_matter(nested: Nested, rng: random.Random, config: CreditConfig) -> None:
     def shuffled(below: Nested) -> Nested:
         if not isinstance(below, list):
@@ -241,7 +249,10 @@ def test_explanation_shows_the_figures_of_the_formula() -> None:
     assert found.name == "1"
     assert found.numbers == "A = (0.5 − 0.25) / (0.25 × 0.75) = 1.3333"
     assert found.value_numbers == "V = mean(1, 0) = 0.5"
-    assert [(row.name, row.value, row.in_group) for row in found.group] == [("1", 0.5, True), ("2", 0.0, True)]
+    assert [(row.name, row.value, row.in_group) for row in found.group] == [
+        ("1", 0.5, True),
+        ("2", 0.0, True),
+    ]
     assert found.filter == "Kept: max V − min V = 0.5 > τ = 0.1."
     assert found.reason == ""
 
@@ -282,5 +293,7 @@ def test_explanation_recomputes_what_training_used(nested: Nested, config: Credi
 
 
 def test_group_std_over_siblings_is_defined_too() -> None:
-    config = CreditConfig(group="siblings", spread="node", scale=GroupStdScale(ddof=0, eps=0), filter=NoFilter())
+    config = CreditConfig(
+        group="siblings", spread="node", scale=GroupStdScale(ddof=0, eps=0), filter=NoFilter()
+    )
     assert credit_tree(tree_of(T1), config).advantage[1:] == pytest.approx([1, -1, 1, -1, 0, 0])

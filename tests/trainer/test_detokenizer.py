@@ -6,9 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+
 from trainer.detokenizer import SegmentDecoder
 from trainer.policy import Policy
-from transformers import PreTrainedTokenizerFast
 
 
 def byte_fallback_tokenizer() -> Any:
@@ -21,7 +22,8 @@ def byte_fallback_tokenizer() -> Any:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     tokenizer.add_special_tokens([AddedToken(text, special=True) for text in ("<s>", "</s>", "<unk>")])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", clean_up_tokenization_spaces=False)
+    fast: Any = PreTrainedTokenizerFast
+    return fast(tokenizer_object=tokenizer, eos_token="</s>", clean_up_tokenization_spaces=False)
 
 
 @st.composite
@@ -33,7 +35,9 @@ def id_trees(draw: st.DrawFn, ids: st.SearchStrategy[int]) -> tuple[list[int], l
     return [-1, *parents], [[], *segments]
 
 
-def assert_texts_join(decoder: SegmentDecoder, tokenizer: Any, parent: list[int], segments: list[list[int]]) -> None:
+def assert_texts_join(
+    decoder: SegmentDecoder, tokenizer: Any, parent: list[int], segments: list[list[int]]
+) -> None:
     texts = decoder.texts(parent, segments)
     assert texts[0] == ""
     leaves = set(range(1, len(parent))) - set(parent)
@@ -43,13 +47,19 @@ def assert_texts_join(decoder: SegmentDecoder, tokenizer: Any, parent: list[int]
             path.append(node)
             node = parent[node]
         ids = [t for n in path[::-1] for t in segments[n]]
-        whole = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) if ids else ""
+        whole = (
+            tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            if ids
+            else ""
+        )
         assert "".join(texts[n] for n in path[::-1]) == whole
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=id_trees(st.integers(1, 401)))
-def test_byte_level_texts_join_to_the_decoded_path(tiny_reasoner: Policy, tree: tuple[list[int], list[list[int]]]) -> None:
+def test_byte_level_texts_join_to_the_decoded_path(
+    tiny_reasoner: Policy, tree: tuple[list[int], list[list[int]]]
+) -> None:
     tokenizer = tiny_reasoner.tokenizer
     assert_texts_join(SegmentDecoder(tokenizer, frozenset([0])), tokenizer, *tree)
 
@@ -57,7 +67,9 @@ def test_byte_level_texts_join_to_the_decoded_path(tiny_reasoner: Policy, tree: 
 FALLBACK = byte_fallback_tokenizer()
 
 
-@given(tree=id_trees(st.sampled_from([259, 260, 261, 262, 0, *(3 + b for b in "aé€😀\n".encode()), 3 + 0xFF])))
+@given(
+    tree=id_trees(st.sampled_from([259, 260, 261, 262, 0, *(3 + b for b in "aé€😀\n".encode()), 3 + 0xFF]))
+)
 def test_byte_fallback_texts_join_to_the_decoded_path(tree: tuple[list[int], list[list[int]]]) -> None:
     assert_texts_join(SegmentDecoder(FALLBACK, frozenset([1])), FALLBACK, *tree)
 
@@ -66,7 +78,8 @@ def test_a_split_character_goes_to_the_segment_that_completes_it(tiny_reasoner: 
     decoder = SegmentDecoder(tiny_reasoner.tokenizer, tiny_reasoner.end_ids)
     euro = tiny_reasoner.encode("€")
     assert len(euro) == 3
-    # root -> "a" and two of the three bytes -> the third byte and "b"; or an end, where the rest is shown as broken.
+    # root -> "a" and two of the three bytes -> the third byte and "b"; or an end, where the rest is shown as
+    # broken.
     a, b = tiny_reasoner.encode("a"), tiny_reasoner.encode("b")
     segments = [[], a + euro[:2], euro[2:] + b, sorted(tiny_reasoner.end_ids)]
     assert decoder.texts([-1, 0, 1, 1], segments) == ["", "a", "€b", "\ufffd"]
@@ -92,7 +105,9 @@ def test_end_tokens_leave_no_text_and_other_special_tokens_do(tiny_reasoner: Pol
 
 
 @pytest.mark.parametrize(("tokenizer", "text"), [(FALLBACK, "<0x0A>"), (None, "Ċ")])
-def test_newline_tokens_are_those_whose_text_has_a_line_break(tokenizer: Any, text: str, tiny_reasoner: Policy) -> None:
+def test_newline_tokens_are_those_whose_text_has_a_line_break(
+    tokenizer: Any, text: str, tiny_reasoner: Policy
+) -> None:
     tokenizer = tokenizer or tiny_reasoner.tokenizer
     mask = SegmentDecoder(tokenizer, frozenset()).newline_tokens(len(tokenizer) + 5)
     assert len(mask) == len(tokenizer) + 5

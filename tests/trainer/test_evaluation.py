@@ -5,9 +5,11 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from trainer.config import ChainData
 from trainer.data import load_data
-from trainer.evaluation import evaluate, wilson_interval
+from trainer.evaluation import evaluate
+from trainer.intervals import wilson_interval
 from trainer.policy import Policy
 from trainer.sampling.local_engine import LocalEngine
 from trainer.verifiers import Judgement, judge_gsm8k
@@ -23,7 +25,9 @@ from trainer.verifiers import Judgement, judge_gsm8k
         (20, 20, 0.8389, 1.0),
     ],
 )
-def test_wilson_interval_gives_the_published_numbers(successes: int, trials: int, low: float, high: float) -> None:
+def test_wilson_interval_gives_the_published_numbers(
+    successes: int, trials: int, low: float, high: float
+) -> None:
     assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=6e-5)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from trainer.config import ChainData
 from trainer.data import Problem, load_data
 from trainer.policy import Policy
@@ -42,11 +43,17 @@ def assert_same_trees(first: Sequence[RolloutTree], second: Sequence[RolloutTree
 
 
 def path_tokens(tree: RolloutTree, node: int) -> list[int]:
-    return [t for n in tree.path(node) for t in tree.tokens[tree.token_offsets[n] : tree.token_offsets[n + 1]].tolist()]
+    return [
+        t
+        for n in tree.path(node)
+        for t in tree.tokens[tree.token_offsets[n] : tree.token_offsets[n + 1]].tolist()
+    ]
 
 
 @torch.no_grad()
-def recomputed(policy: Policy, tree: RolloutTree, leaf: int, temperature: float) -> tuple[list[float], list[float]]:
+def recomputed(
+    policy: Policy, tree: RolloutTree, leaf: int, temperature: float
+) -> tuple[list[float], list[float]]:
     """Logprobs and entropies of a whole answer by the transformers module, without any cache."""
     ids = torch.tensor(path_tokens(tree, leaf))
     prompt = int(tree.token_counts()[0])
@@ -56,7 +63,9 @@ def recomputed(policy: Policy, tree: RolloutTree, leaf: int, temperature: float)
     return logprobs.gather(1, ids[prompt:, None])[:, 0].tolist(), entropies.tolist()
 
 
-@pytest.mark.parametrize("plan", [TREE, BLIND, SamplingPlan((2, 2), (6, 30), split_at_newline=True, temperature=0.7)])
+@pytest.mark.parametrize(
+    "plan", [TREE, BLIND, SamplingPlan((2, 2), (6, 30), split_at_newline=True, temperature=0.7)]
+)
 def test_logprobs_and_entropies_are_those_of_the_module(wild_policy: Policy, plan: SamplingPlan) -> None:
     for tree in sample(wild_policy, problems(3), plan):
         for leaf in np.flatnonzero(tree.is_leaf()).tolist():
@@ -64,7 +73,9 @@ def test_logprobs_and_entropies_are_those_of_the_module(wild_policy: Policy, pla
             inner = tree.path(leaf)[1:]
             parts = [slice(tree.token_offsets[n], tree.token_offsets[n + 1]) for n in inner]
             np.testing.assert_allclose(np.concatenate([tree.logprobs[p] for p in parts]), logprobs, atol=2e-4)
-            np.testing.assert_allclose(np.concatenate([tree.entropies[p] for p in parts]), entropies, atol=2e-4)
+            np.testing.assert_allclose(
+                np.concatenate([tree.entropies[p] for p in parts]), entropies, atol=2e-4
+            )
 
 
 def test_a_tree_does_not_depend_on_the_other_problems(wild_policy: Policy) -> None:
@@ -109,7 +120,9 @@ def test_seed_step_and_repetition_make_other_trees(wild_policy: Policy) -> None:
 
 
 def test_siblings_differ(tiny_reasoner: Policy) -> None:
-    tree = sample(tiny_reasoner, problems(1), SamplingPlan((16,), (60,), split_at_newline=False, temperature=1.0))[0]
+    tree = sample(
+        tiny_reasoner, problems(1), SamplingPlan((16,), (60,), split_at_newline=False, temperature=1.0)
+    )[0]
     assert len(set(tree.texts[1:])) > 4
 
 
@@ -166,7 +179,9 @@ def test_greedy_is_the_argmax_of_the_module(tiny_reasoner: Policy) -> None:
 
 
 def test_prompts_and_prefixes_are_read_once(wild_policy: Policy) -> None:
-    """The decoder reads each prompt token once, and each sampled token at most once (never the last of an answer)."""
+    """The decoder reads each prompt token once, and each sampled token at most once (never the last of an
+    answer).
+    """
     engine = LocalEngine(wild_policy)
     decoder = engine._decoder
     read = {"prefilled": 0, "rows": 0}
@@ -192,7 +207,8 @@ def test_prompts_and_prefixes_are_read_once(wild_policy: Policy) -> None:
 
 
 def test_sampled_tokens_follow_the_distribution() -> None:
-    # 3 tokens with probabilities .2, .5, .3: each draw falls into its token's share of (0, 1), at any temperature.
+    # 3 tokens with probabilities .2, .5, .3: each draw falls into its token's share of (0, 1), at any
+    # temperature.
     logits = torch.tensor([[0.2, 0.5, 0.3]]).log().repeat(6, 1)
     draws = torch.tensor([0.01, 0.19, 0.21, 0.69, 0.71, 1 - 2**-33], dtype=torch.float64)
     tokens, logprobs, entropies = choose(logits, draws, 1.0)
@@ -222,7 +238,9 @@ def test_stop_is_asked_for_before_every_token_and_heard_at_once(wild_policy: Pol
         return asked == 10
 
     with pytest.raises(SamplingStopped):
-        engine.sample(problems(4), BLIND, seed=1, step=1, should_stop=should_stop, on_progress=lambda _d, _t: None)
+        engine.sample(
+            problems(4), BLIND, seed=1, step=1, should_stop=should_stop, on_progress=lambda _d, _t: None
+        )
     assert asked == 10
     sample(wild_policy, problems(4), BLIND)  # the engine is as good as new
 
@@ -231,7 +249,12 @@ def test_progress_rises_to_all_nodes_of_full_trees(wild_policy: Policy) -> None:
     seen: list[tuple[int, int]] = []
     engine = LocalEngine(wild_policy)
     engine.sample(
-        problems(3), TREE, seed=1, step=1, should_stop=lambda: False, on_progress=lambda d, t: seen.append((d, t))
+        problems(3),
+        TREE,
+        seed=1,
+        step=1,
+        should_stop=lambda: False,
+        on_progress=lambda d, t: seen.append((d, t)),
     )
     assert {total for _, total in seen} == {3 * 28}
     done = [d for d, _ in seen]
@@ -239,7 +262,9 @@ def test_progress_rises_to_all_nodes_of_full_trees(wild_policy: Policy) -> None:
     assert done[-1] == 3 * 28
 
 
-def test_diverged_weights_are_an_error_and_not_a_tree(random_model: Callable[..., Any], tiny_reasoner: Policy) -> None:
+def test_diverged_weights_are_an_error_and_not_a_tree(
+    random_model: Callable[..., Any], tiny_reasoner: Policy
+) -> None:
     model = random_model("qwen2", len(tiny_reasoner.tokenizer))
     model.model.norm.weight.data.fill_(float("nan"))
     policy = Policy(model, tiny_reasoner.tokenizer, tiny_reasoner.end_ids)

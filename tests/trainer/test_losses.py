@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+
 from trainer.losses import PolicyLoss, clipped_policy_loss
 
 
@@ -69,7 +70,9 @@ def test_gradcheck_in_float64() -> None:
     st.lists(st.floats(-3, 3).map(lambda x: round(x, 3)), min_size=1, max_size=6),
     st.floats(-1.0, 1.0).map(lambda x: round(x, 3)),
 )
-def test_one_token_in_many_answers_equals_the_answers_written_out(advantages: list[float], change: float) -> None:
+def test_one_token_in_many_answers_equals_the_answers_written_out(
+    advantages: list[float], change: float
+) -> None:
     # sum_i min(r A_i, clip(r) A_i) = S+ min(r, 1 + hi) + S- max(r, 1 - lo)
     ratio = math.exp(change)
     written_out = sum(min(ratio * a, min(max(ratio, 0.8), 1.3) * a) for a in advantages)

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+
+from tests.trainer.trees import T1, T2, tree_of
 from trainer.config import CreditConfig, ObjectiveConfig, TrainingConfig
 from trainer.credit import credit_tree
 from trainer.optim import Optimiser, UpdateStopped
@@ -15,8 +17,6 @@ from trainer.policy import Policy
 from trainer.presets import PRESETS
 from trainer.tree import CreditState, RolloutTree
 
-from tests.trainer.trees import T1, T2, tree_of
-
 TREERPO = PRESETS["treerpo-tiny"].config.credit
 GRPO = PRESETS["grpo-tiny"].config.credit
 Aggregate = Literal["token_mean", "sequence_mean"]
@@ -24,7 +24,9 @@ Aggregate = Literal["token_mean", "sequence_mean"]
 
 @pytest.fixture
 def policy(random_model: Callable[..., Any], tiny_reasoner: Policy) -> Policy:
-    model = copy.deepcopy(random_model("qwen2", 60, hidden_size=24, num_attention_heads=2, num_key_value_heads=1))
+    model = copy.deepcopy(
+        random_model("qwen2", 60, hidden_size=24, num_attention_heads=2, num_key_value_heads=1)
+    )
     return Policy(model, tiny_reasoner.tokenizer, tiny_reasoner.end_ids)
 
 
@@ -34,14 +36,20 @@ def forest(config: CreditConfig) -> list[RolloutTree]:
     return [credit_tree(tree, config) for tree in trees]
 
 
-def flat_loss(policy: Policy, trees: list[RolloutTree], config: CreditConfig, aggregate: Aggregate) -> torch.Tensor:
+def flat_loss(
+    policy: Policy, trees: list[RolloutTree], config: CreditConfig, aggregate: Aggregate
+) -> torch.Tensor:
     """The loss straight from its definition: every segment (or answer) on its own, min(r A, clip(r) A)."""
     terms, counts = [], []
     for tree in trees:
         for node in np.flatnonzero(tree.credit_state == CreditState.CREDITED).tolist():
             path = tree.path(node)
-            ids = [int(t) for n in path for t in tree.tokens[tree.token_offsets[n] : tree.token_offsets[n + 1]]]
-            old = np.concatenate([tree.logprobs[tree.token_offsets[n] : tree.token_offsets[n + 1]] for n in path])
+            ids = [
+                int(t) for n in path for t in tree.tokens[tree.token_offsets[n] : tree.token_offsets[n + 1]]
+            ]
+            old = np.concatenate(
+                [tree.logprobs[tree.token_offsets[n] : tree.token_offsets[n + 1]] for n in path]
+            )
             start = sum(int(tree.token_counts()[n]) for n in path[: -1 if config.spread == "node" else 1])
             logits = policy.model(input_ids=torch.tensor([ids])).logits[0]
             new = logits.log_softmax(-1)[torch.arange(start - 1, len(ids) - 1), torch.tensor(ids[start:])]
@@ -76,7 +84,6 @@ def test_packed_loss_and_gradient_equal_the_flattened_ones(
     expected = flat_loss(policy, trees, config, aggregate)
     gradients = torch.autograd.grad(expected, list(policy.model.parameters()))
     norm = torch.nn.utils.get_total_norm(gradients)
-    before = [p.detach().clone() for p in policy.model.parameters()]
 
     training = TrainingConfig(microbatch_tokens=microbatch_tokens, max_grad_norm=1000)
     optimiser, seen = recording(policy, training)

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.trainer.trees import T1, T2, Nested, nested_trees, tree_of
 from trainer.config import CreditConfig, RangeFilter
 from trainer.credit import credit_tree
 from trainer.packing import TrainingBatch, micro_batches, pack
 from trainer.presets import PRESETS
 from trainer.tree import CreditState, RolloutTree
-
-from tests.trainer.trees import T1, T2, Nested, nested_trees, tree_of
 
 TREERPO = PRESETS["treerpo-tiny"].config.credit
 GRPO = PRESETS["grpo-tiny"].config.credit
@@ -33,8 +33,8 @@ def weights_of_rows(batch: TrainingBatch) -> list[list[float]]:
 def test_t1_trains_each_segment_once_in_as_few_rows_as_possible() -> None:
     tree = credited(T1, TREERPO)
     batch = pack([tree], "node", "token_mean")
-    # Credited: A, B, a1, a2; b1, b2 are dropped. Rows: prompt A a1, prompt A a2 (A only as context), prompt B.
-    # 8 tokens with loss: weights A/8 with A = 4/3, -4/3, 2, -2.
+    # Credited: A, B, a1, a2; b1, b2 are dropped. Rows: prompt A a1, prompt A a2 (A only as context), prompt
+    # B. 8 tokens with loss: weights A/8 with A = 4/3, -4/3, 2, -2.
     a, b, one = 4 / 3 / 8, -4 / 3 / 8, 2 / 8
     rows = weights_of_rows(batch)
     assert sorted(map(len, rows)) == [5, 7, 7]
@@ -70,7 +70,9 @@ def test_zero_advantage_counts_in_the_normaliser_and_costs_no_row() -> None:
     assert batch.unique_tokens == 4
 
 
-def node_weights(tree: RolloutTree, batch: TrainingBatch, rows: list[list[float]]) -> dict[tuple[int, ...], float]:
+def node_weights(
+    tree: RolloutTree, batch: TrainingBatch, rows: list[list[float]]
+) -> dict[tuple[int, ...], float]:
     """Sum of weights per token path, to see which token each weight stands on."""
     found: dict[tuple[int, ...], float] = {}
     for row, start in zip(rows, batch.row_offsets, strict=False):
@@ -83,7 +85,9 @@ def node_weights(tree: RolloutTree, batch: TrainingBatch, rows: list[list[float]
 
 
 @given(nested_trees(), st.integers(0, 2**16), AGGREGATES)
-def test_every_credited_token_is_weighed_exactly_once(nested: Nested, seed: int, aggregate: Aggregate) -> None:
+def test_every_credited_token_is_weighed_exactly_once(
+    nested: Nested, seed: int, aggregate: Aggregate
+) -> None:
     tree = tree_of(nested)
     lengths = np.random.default_rng(seed).integers(1, 5, tree.n_nodes - 1).tolist()
     tree = credited(nested, TREERPO, lengths)
@@ -97,7 +101,11 @@ def test_every_credited_token_is_weighed_exactly_once(nested: Nested, seed: int,
     for node in range(1, tree.n_nodes):
         for token in range(tree.token_offsets[node], tree.token_offsets[node + 1]):
             if is_credited[node] and tree.advantage[node] != 0:
-                w = 1 / counts[is_credited].sum() if aggregate == "token_mean" else 1 / (counts[node] * is_credited.sum())
+                w = (
+                    1 / counts[is_credited].sum()
+                    if aggregate == "token_mean"
+                    else 1 / (counts[node] * is_credited.sum())
+                )
                 assert by_token.pop(token) == pytest.approx(w * tree.advantage[node])
     assert by_token == {}
     # The weights sum to the mean |A| over what is averaged: tokens, or segments.
@@ -110,13 +118,16 @@ def test_every_credited_token_is_weighed_exactly_once(nested: Nested, seed: int,
     for start, end in zip(batch.row_offsets, batch.row_offsets[1:], strict=False):
         row = batch.tokens[start:end].tolist()
         assert any(
-            row == [t for n in tree.path(node) for t in range(tree.token_offsets[n], tree.token_offsets[n + 1])]
+            row
+            == [t for n in tree.path(node) for t in range(tree.token_offsets[n], tree.token_offsets[n + 1])]
             for node in range(1, tree.n_nodes)
         )
 
 
 @given(nested_trees(), st.integers(0, 2**16), AGGREGATES)
-def test_trajectory_spread_equals_the_answers_written_out(nested: Nested, seed: int, aggregate: Aggregate) -> None:
+def test_trajectory_spread_equals_the_answers_written_out(
+    nested: Nested, seed: int, aggregate: Aggregate
+) -> None:
     tree = tree_of(nested)
     lengths = np.random.default_rng(seed).integers(1, 5, tree.n_nodes - 1).tolist()
     tree = credited(nested, GRPO, lengths)
@@ -161,7 +172,12 @@ def test_micro_batches_hold_every_row_once_within_the_limit(forest: list[Nested]
 
 def test_a_row_keeps_its_tokens_when_padded() -> None:
     batch = pack([credited(T2, TREERPO)], "node", "token_mean")
-    rows = [batch.tokens[a:b].tolist() for a, b in zip(batch.row_offsets, batch.row_offsets[1:], strict=False)]
+    rows = [
+        batch.tokens[a:b].tolist() for a, b in zip(batch.row_offsets, batch.row_offsets[1:], strict=False)
+    ]
     (part,) = micro_batches(batch, 1000)
-    padded = [row[:length] for row, length in zip(part.tokens.tolist(), sorted(map(len, rows), reverse=True), strict=True)]
+    padded = [
+        row[:length]
+        for row, length in zip(part.tokens.tolist(), sorted(map(len, rows), reverse=True), strict=True)
+    ]
     assert sorted(padded) == sorted(rows)

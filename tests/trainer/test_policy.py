@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from trainer.policy import ModelError, Policy, load_policy
 
 
@@ -20,7 +21,7 @@ def change_config(folder: Path, **changes: Any) -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="there is no folder .*/nowhere"):
+    with pytest.raises(ModelError, match=r"there is no folder .*/nowhere"):
         load_policy(tmp_path / "nowhere")
 
 
@@ -39,7 +40,7 @@ def test_unreadable_config(model_folder: Path, content: str) -> None:
 
 def test_folder_without_weights(model_folder: Path) -> None:
     (model_folder / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="has no weights"):
+    with pytest.raises(ModelError, match=r"has no weights"):
         load_policy(model_folder)
 
 
@@ -52,7 +53,7 @@ class Bomb:
 def test_pickled_weights_are_never_loaded(model_folder: Path, name: str) -> None:
     (model_folder / "model.safetensors").unlink()
     (model_folder / name).write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(ModelError, match="pickled weights .* Convert them to safetensors"):
+    with pytest.raises(ModelError, match=r"pickled weights .* Convert them to safetensors"):
         load_policy(model_folder)
     assert not Path(__file__).with_name("exploded").exists()
 
@@ -65,41 +66,42 @@ def test_pickles_beside_safetensors_are_ignored(model_folder: Path) -> None:
 
 def test_custom_code_is_never_run(model_folder: Path) -> None:
     change_config(model_folder, auto_map={"AutoModelForCausalLM": "modeling_x.X"})
-    with pytest.raises(ModelError, match="code of its own, which is never run"):
+    with pytest.raises(ModelError, match=r"code of its own, which is never run"):
         load_policy(model_folder)
 
 
 def test_damaged_weights(model_folder: Path) -> None:
     weights = model_folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ModelError, match="did not load: SafetensorError"):
+    with pytest.raises(ModelError, match=r"did not load: SafetensorError"):
         load_policy(model_folder)
 
 
 def test_folder_without_tokenizer(model_folder: Path) -> None:
     for file in model_folder.glob("tokenizer*"):
         file.unlink()
-    with pytest.raises(ModelError, match="did not load|tokenizer"):
+    with pytest.raises(ModelError, match=r"did not load|tokenizer"):
         load_policy(model_folder)
 
 
 def test_weights_of_another_shape(model_folder: Path) -> None:
     change_config(model_folder, hidden_size=120)
-    with pytest.raises(ModelError, match="did not load|cannot be used"):
+    with pytest.raises(ModelError, match=r"did not load|cannot be used"):
         load_policy(model_folder)
 
 
 def test_missing_tensors_are_not_made_up(model_folder: Path) -> None:
     change_config(model_folder, num_hidden_layers=4)
-    with pytest.raises(ModelError, match="no weights for model.layers.3"):
+    with pytest.raises(ModelError, match=r"no weights for model.layers.3"):
         load_policy(model_folder)
 
 
 def test_unsupported_architecture(tmp_path: Path, model_folder: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=409)).save_pretrained(model_folder)
-    with pytest.raises(ModelError, match="Model type 'gpt2' is not supported"):
+    model: Any = GPT2LMHeadModel
+    model(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=409)).save_pretrained(model_folder)
+    with pytest.raises(ModelError, match=r"Model type 'gpt2' is not supported"):
         load_policy(model_folder)
 
 
@@ -108,7 +110,7 @@ def test_model_without_end_token(model_folder: Path) -> None:
     (model_folder / "generation_config.json").unlink()
     path = model_folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": None}))
-    with pytest.raises(ModelError, match="no end token"):
+    with pytest.raises(ModelError, match=r"no end token"):
         load_policy(model_folder)
 
 
@@ -132,7 +134,9 @@ def test_an_empty_prompt_still_has_a_token(tiny_reasoner: Policy) -> None:
     assert len(tiny_reasoner.encode("")) == 1
 
 
-def test_logprobs_are_those_of_the_rows_alone(random_model: Callable[..., Any], tiny_reasoner: Policy) -> None:
+def test_logprobs_are_those_of_the_rows_alone(
+    random_model: Callable[..., Any], tiny_reasoner: Policy
+) -> None:
     policy = Policy(random_model("qwen2", 409), tiny_reasoner.tokenizer, tiny_reasoner.end_ids)
     rows = [[5, 6, 7, 8, 9, 10], [11, 12, 13]]
     tokens = torch.tensor([row + [0] * (6 - len(row)) for row in rows])

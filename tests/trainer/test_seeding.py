@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from trainer.seeding import ROOT_PATH, child_paths, generator, named_seed, philox, uniforms
 
 
@@ -25,7 +26,14 @@ def test_philox_gives_the_published_numbers(counter: list[int], key: list[int], 
 
 
 def test_names_are_told_apart() -> None:
-    seeds = {named_seed("ab", "c"), named_seed("a", "bc"), named_seed("abc"), named_seed(1), named_seed("1"), named_seed(1, 0)}
+    seeds = {
+        named_seed("ab", "c"),
+        named_seed("a", "bc"),
+        named_seed("abc"),
+        named_seed(1),
+        named_seed("1"),
+        named_seed(1, 0),
+    }
     assert len(seeds) == 6
     assert all(0 <= seed < 2**64 for seed in seeds)
     assert named_seed(1, "tree", 5) == named_seed(1, "tree", 5)

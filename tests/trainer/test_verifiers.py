@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from trainer.tree import FinishReason, RolloutTree, Verdict, sampled_tree
 from trainer.verifiers import MAX_ANSWER_LETTERS, Judgement, are_equal, judge_gsm8k, verify_trees
 
@@ -14,11 +15,26 @@ from trainer.verifiers import MAX_ANSWER_LETTERS, Judgement, are_equal, judge_gs
 @pytest.mark.parametrize(
     ("answer", "reference"),
     [
-        ("50", "50"), (" 50 ", "50"), ("50.", "50"), ("+50", "50"), ("1,234", "1234"), ("1234", "1,234"), ("7.0", "7"),
-        ("7", "7.00"), ("-3", "-3.0"), ("007", "7"), ("-0", "0"), ("blue", "blue"), ("x, y", "x, y"), ("1,234.50", "1234.5"),
-        ("0." + "1" * 60, "0." + "1" * 60), ("9" * 500, "9" * 500), (".5", "0.5"), ("+", "+"),
+        ("50", "50"),
+        (" 50 ", "50"),
+        ("50.", "50"),
+        ("+50", "50"),
+        ("1,234", "1234"),
+        ("1234", "1,234"),
+        ("7.0", "7"),
+        ("7", "7.00"),
+        ("-3", "-3.0"),
+        ("007", "7"),
+        ("-0", "0"),
+        ("blue", "blue"),
+        ("x, y", "x, y"),
+        ("1,234.50", "1234.5"),
+        ("0." + "1" * 60, "0." + "1" * 60),
+        ("9" * 500, "9" * 500),
+        (".5", "0.5"),
+        ("+", "+"),
     ],
-)  # fmt: skip
+)
 def test_equal_answers(answer: str, reference: str) -> None:
     assert are_equal(answer, reference)
     assert are_equal(reference, answer)
@@ -27,11 +43,28 @@ def test_equal_answers(answer: str, reference: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "reference"),
     [
-        ("51", "50"), ("-50", "50"), ("5 0", "50"), ("50 books", "50"), ("50\n51", "50"), ("0.1" + "0" * 40 + "1", "0.1"),
-        ("1e3", "1000"), ("٥", "5"), ("５", "5"), ("²", "2"), ("NaN", "nan"), ("Infinity", "inf"), ("0x10", "16"), ("1_0", "10"),
-        ("x,y", "xy"), ("", "0"), ("--5", "5"), ("5.5.5", "5.5"), ("-", "0"), ("1/2", "0.5"),
+        ("51", "50"),
+        ("-50", "50"),
+        ("5 0", "50"),
+        ("50 books", "50"),
+        ("50\n51", "50"),
+        ("0.1" + "0" * 40 + "1", "0.1"),
+        ("1e3", "1000"),
+        ("٥", "5"),
+        ("５", "5"),
+        ("²", "2"),
+        ("NaN", "nan"),
+        ("Infinity", "inf"),
+        ("0x10", "16"),
+        ("1_0", "10"),
+        ("x,y", "xy"),
+        ("", "0"),
+        ("--5", "5"),
+        ("5.5.5", "5.5"),
+        ("-", "0"),
+        ("1/2", "0.5"),
     ],
-)  # fmt: skip
+)
 def test_different_answers(answer: str, reference: str) -> None:
     assert not are_equal(answer, reference)
     assert judge_gsm8k(f"#### {answer}", True, reference).reward == 0
@@ -92,21 +125,36 @@ def test_a_number_equals_itself_however_it_is_written(number: object) -> None:
 def small_tree() -> RolloutTree:
     # root -> "a\n" -> "#### 5" (ended), "#### 6" (ended), "#### 5" (cut off); root -> "boom" (ended)
     return sampled_tree(
-        problem_id="p", reference_answer="5", step=1, policy_version=0, parent=[-1, 0, 0, 1, 1, 1],
-        segment_tokens=[[1]] * 6, segment_logprobs=[[0.0]] * 6, segment_entropies=[[0.0]] * 6,
+        problem_id="p",
+        reference_answer="5",
+        step=1,
+        policy_version=0,
+        parent=[-1, 0, 0, 1, 1, 1],
+        segment_tokens=[[1]] * 6,
+        segment_logprobs=[[0.0]] * 6,
+        segment_entropies=[[0.0]] * 6,
         finish=[
-            FinishReason.NONE, FinishReason.SPLIT, FinishReason.EOS, FinishReason.EOS, FinishReason.EOS,
+            FinishReason.NONE,
+            FinishReason.SPLIT,
+            FinishReason.EOS,
+            FinishReason.EOS,
+            FinishReason.EOS,
             FinishReason.LENGTH,
         ],
         texts=["#### 5", "a\n", "boom", "#### 5", "#### 6", "#### 5"],
-    )  # fmt: skip
+    )
 
 
 def test_leaves_are_judged_by_their_whole_path_without_the_prompt() -> None:
     (tree,) = verify_trees([small_tree()], judge_gsm8k)
     assert tree.verdict.tolist() == [
-        Verdict.NONE, Verdict.NONE, Verdict.UNPARSED, Verdict.CORRECT, Verdict.INCORRECT, Verdict.TRUNCATED,
-    ]  # fmt: skip
+        Verdict.NONE,
+        Verdict.NONE,
+        Verdict.UNPARSED,
+        Verdict.CORRECT,
+        Verdict.INCORRECT,
+        Verdict.TRUNCATED,
+    ]
     np.testing.assert_array_equal(tree.reward, [math.nan, math.nan, 0, 1, 0, 0])
     assert tree.answers == ("", "", "", "5", "6", "5")
 

@@ -1,4 +1,6 @@
-"""Trees for tests: from nested lists, at random, and a slow, obvious version of the estimators to compare with."""
+"""Trees for tests: from nested lists, at random, and a slow, obvious version of the estimators to compare
+with.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,11 @@ T2: Nested = [1, [0, 1, 0]]
 
 
 def tree_of(
-    nested: Nested, *, tokens_per_segment: int | Sequence[int] = 2, prompt_tokens: int = 3, problem_id: str = "p"
+    nested: Nested,
+    *,
+    tokens_per_segment: int | Sequence[int] = 2,
+    prompt_tokens: int = 3,
+    problem_id: str = "p",
 ) -> RolloutTree:
     """A verified tree, breadth-first, from nested lists of leaf rewards. NaN: the verifier failed there."""
     parent, kinds = [-1], [nested]
@@ -30,7 +36,9 @@ def tree_of(
                 kinds.append(child)
         node += 1
     n = len(parent)
-    counts = [tokens_per_segment] * (n - 1) if isinstance(tokens_per_segment, int) else list(tokens_per_segment)
+    counts = (
+        [tokens_per_segment] * (n - 1) if isinstance(tokens_per_segment, int) else list(tokens_per_segment)
+    )
     counts = [prompt_tokens, *counts]
     rng = np.random.default_rng(n)
     is_leaf = [not isinstance(kind, list) for kind in kinds]
@@ -43,7 +51,8 @@ def tree_of(
         segment_tokens=[rng.integers(2, 50, count) for count in counts],
         segment_logprobs=[np.zeros(counts[0])] + [-rng.random(count) for count in counts[1:]],
         segment_entropies=[np.zeros(counts[0])] + [rng.random(count) for count in counts[1:]],
-        finish=[FinishReason.NONE] + [FinishReason.EOS if leaf else FinishReason.SPLIT for leaf in is_leaf[1:]],
+        finish=[FinishReason.NONE]
+        + [FinishReason.EOS if leaf else FinishReason.SPLIT for leaf in is_leaf[1:]],
         texts=[f"s{i}" for i in range(n)],
     )
     reward = np.array([float(kind) if leaf else math.nan for kind, leaf in zip(kinds, is_leaf, strict=True)])
@@ -54,7 +63,9 @@ def tree_of(
     return tree.with_verdicts(verdict, reward, [""] * n)
 
 
-def nested_trees(max_children: int = 4, max_leaves: int = 24, allow_errors: bool = True) -> st.SearchStrategy[Nested]:
+def nested_trees(
+    max_children: int = 4, max_leaves: int = 24, allow_errors: bool = True
+) -> st.SearchStrategy[Nested]:
     """Random nested lists with a list at the top."""
     rewards = st.sampled_from([0, 1, 1, 0, math.nan] if allow_errors else [0, 1])
     inner = st.recursive(
@@ -63,7 +74,8 @@ def nested_trees(max_children: int = 4, max_leaves: int = 24, allow_errors: bool
     return st.lists(inner, min_size=1, max_size=max_children)
 
 
-# ---------------------------------------------------------------------------------------------------- slow versions
+# ---------------------------------------------------------------------------------------------------- slow
+# versions
 
 
 def children_of(tree: RolloutTree, node: int) -> list[int]:

@@ -1,11 +1,11 @@
 """A decoder with a static KV cache, made from the weights of a Llama, Qwen2 or Qwen3 module of transformers.
 
-It computes what the module computes (equal logits to about 1e-5), one new token per row and call, and lets rows be
-copied, dropped and branched by one index_select. It holds no sampling rule and no tree (`local_engine`), and no
-gradients (`trainer.policy`).
+It computes what the module computes (equal logits to about 1e-5), one new token per row and call, and lets
+rows be copied, dropped and branched by one index_select. It holds no sampling rule and no tree
+(`local_engine`), and no gradients (`trainer.policy`).
 
-Letters in the shape comments: B rows, T tokens, H hidden, K key-value heads, G query heads per key-value head, D head
-size, V vocabulary, L layers.
+Letters in the shape comments: B rows, T tokens, H hidden, K key-value heads, G query heads per key-value
+head, D head size, V vocabulary, L layers.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class _Layer:
 class CachedDecoder:
     """Prefill prompts, then one token per row and call.
 
-    A cache is one tensor [L, 2, B, K, T, D] (2: keys, values). Column t of a row holds its token at position t; columns
-    from the row's length on mean nothing and are masked.
+    A cache is one tensor [L, 2, B, K, T, D] (2: keys, values). Column t of a row holds its token at position
+    t; columns from the row's length on mean nothing and are masked.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -54,7 +54,9 @@ class CachedDecoder:
         self._model: Any = model
         self.heads: int = config.num_attention_heads
         self.kv_heads: int = config.num_key_value_heads
-        self.head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.head_size: int = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
         self.layers: int = config.num_hidden_layers
         self.vocabulary: int = config.vocab_size
         self.max_positions: int = config.max_position_embeddings
@@ -69,7 +71,9 @@ class CachedDecoder:
         self.embedding: Tensor = self._model.get_input_embeddings().weight.detach()  # [V, H]
         with torch.no_grad():
             self._layers = [self._read(block) for block in self._model.model.layers]
-            self._head: Tensor = self._model.get_output_embeddings().weight * self._model.model.norm.weight  # [V, H]
+            self._head: Tensor = (
+                self._model.get_output_embeddings().weight * self._model.model.norm.weight
+            )  # [V, H]
             bias = self._model.get_output_embeddings().bias
             self._head_bias: Tensor | None = None if bias is None else bias.detach()
 
@@ -79,7 +83,10 @@ class CachedDecoder:
         qk_norm = None
         if hasattr(attention, "q_norm"):
             qk_norm = torch.cat(
-                [attention.q_norm.weight.expand(self.heads, -1), attention.k_norm.weight.expand(self.kv_heads, -1)]
+                [
+                    attention.q_norm.weight.expand(self.heads, -1),
+                    attention.k_norm.weight.expand(self.kv_heads, -1),
+                ]
             )
         return _Layer(
             qkv=torch.cat([x.weight for x in projections]) * block.input_layernorm.weight,
@@ -87,7 +94,8 @@ class CachedDecoder:
             qk_norm=qk_norm,
             out=attention.o_proj.weight.detach(),
             out_bias=_joined_bias((attention.o_proj,)),
-            gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * block.post_attention_layernorm.weight,
+            gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
+            * block.post_attention_layernorm.weight,
             gate_up_bias=_joined_bias((mlp.gate_proj, mlp.up_proj)),
             down=mlp.down_proj.weight.detach(),
             down_bias=_joined_bias((mlp.down_proj,)),
@@ -97,7 +105,8 @@ class CachedDecoder:
         """cos and sin [positions, D]; sin is signed so that rotate(x) = x cos + swap_halves(x) sin."""
         weight = self._model.get_input_embeddings().weight
         cos, sin = self._model.model.rotary_emb(
-            torch.zeros(1, dtype=weight.dtype, device=weight.device), torch.arange(positions, device=weight.device)[None]
+            torch.zeros(1, dtype=weight.dtype, device=weight.device),
+            torch.arange(positions, device=weight.device)[None],
         )
         half = self.head_size // 2
         return cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
@@ -126,7 +135,8 @@ class CachedDecoder:
 
     @torch.no_grad()
     def prefill(self, tokens: Tensor, lengths: Tensor, cache: Tensor) -> Tensor:
-        """Read whole prompts. tokens [B, T] int64 padded on the right, lengths [B] >= 1; fills columns 0..T-1 of `cache`.
+        """Read whole prompts. tokens [B, T] int64 padded on the right, lengths [B] >= 1; fills columns 0..T-1
+        of `cache`.
 
         Returns the logits after each prompt's last token, [B, V] float32.
         """
@@ -150,7 +160,8 @@ class CachedDecoder:
 
     @torch.no_grad()
     def step(self, tokens: Tensor, positions: Tensor, cache: Tensor, columns: int) -> Tensor:
-        """Read one token per row. tokens [B] int64; positions [B] int64, where each row's token stands (written there).
+        """Read one token per row. tokens [B] int64; positions [B] int64, where each row's token stands
+        (written there).
 
         `columns` > max(positions): how much of the cache is looked at. Returns logits [B, V] float32.
         """
@@ -158,24 +169,31 @@ class CachedDecoder:
         groups = self.heads // self.kv_heads
         cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]  # [B, 1, D]
         span = cache.shape[4]
-        # Row r, head h writes to row (r*K + h)*span + position of the layer's keys seen as [B*K*span, D]; values follow.
+        # Row r, head h writes to row (r*K + h)*span + position of the layer's keys seen as [B*K*span, D];
+        # values follow.
         slots = torch.arange(rows * self.kv_heads, device=tokens.device).view(rows, self.kv_heads) * span
         slots = (slots + positions[:, None]).view(-1)  # [B*K]
         slots = torch.cat([slots, slots + rows * self.kv_heads * span])  # [2*B*K]
         hidden = torch.arange(columns, device=tokens.device) > positions[:, None]  # [B, columns]
-        mask = torch.zeros(hidden.shape, dtype=cache.dtype, device=tokens.device).masked_fill_(hidden, float("-inf"))
+        mask = torch.zeros(hidden.shape, dtype=cache.dtype, device=tokens.device).masked_fill_(
+            hidden, float("-inf")
+        )
         mask = mask.view(rows, 1, 1, columns)
         x = functional.embedding(tokens, self.embedding)  # [B, H]
         for number, layer in enumerate(self._layers):
             q, k, v = self._qkv(layer, self._normed(x), cos, sin)  # [B, heads, D]
-            cache[number].view(-1, self.head_size).index_copy_(0, slots, torch.cat([k.reshape(-1, self.head_size), v.reshape(-1, self.head_size)]))
+            cache[number].view(-1, self.head_size).index_copy_(
+                0, slots, torch.cat([k.reshape(-1, self.head_size), v.reshape(-1, self.head_size)])
+            )
             keys, values = cache[number, :, :, :, :columns]  # [B, K, columns, D]
             mixed = self._attend(q.view(rows, self.kv_heads, groups, self.head_size), keys, values, mask)
             x = self._rest(layer, x, mixed.reshape(rows, -1))
         return self._logits(x)
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """q [B, K, G, D]: the query heads of a key-value head stand in the place of the query length. Returns the same."""
+        """q [B, K, G, D]: the query heads of a key-value head stand in the place of the query length. Returns
+        the same.
+        """
         return functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=self._scale)
 
     def _normed(self, x: Tensor) -> Tensor:
@@ -189,7 +207,11 @@ class CachedDecoder:
         if layer.qk_norm is not None:
             qk = self._normed(qk) * layer.qk_norm
         qk = qk * cos + qk.roll(self.head_size // 2, -1) * sin
-        return qk[..., : self.heads, :], qk[..., self.heads :, :], joined[..., self.heads + self.kv_heads :, :]
+        return (
+            qk[..., : self.heads, :],
+            qk[..., self.heads :, :],
+            joined[..., self.heads + self.kv_heads :, :],
+        )
 
     def _rest(self, layer: _Layer, x: Tensor, mixed: Tensor) -> Tensor:
         x = x + functional.linear(mixed, layer.out, layer.out_bias)
@@ -201,28 +223,37 @@ class CachedDecoder:
 
 
 def refuse_unsupported(config: Any) -> None:
-    """Raise UnsupportedModelError, naming the part, unless the architecture is one that this decoder computes exactly."""
+    """Raise UnsupportedModelError, naming the part, unless the architecture is one that this decoder computes
+    exactly.
+    """
     kind = config.model_type
     if kind not in SUPPORTED:
         raise UnsupportedModelError(
-            f"Model type {kind!r} is not supported. Use a {', '.join(SUPPORTED[:-1])} or {SUPPORTED[-1]} model."
+            f"Model type {kind!r} is not supported. Use a {', '.join(SUPPORTED[:-1])} or {SUPPORTED[-1]} "
+            f"model."
         )
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope not in _STATIC_ROPE:
-        raise UnsupportedModelError(f"Rotary embedding {rope!r} is not supported. Supported are {', '.join(_STATIC_ROPE)}.")
+        raise UnsupportedModelError(
+            f"Rotary embedding {rope!r} is not supported. Supported are {', '.join(_STATIC_ROPE)}."
+        )
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     if layers != {"full_attention"}:
         raise UnsupportedModelError(
-            f"Attention layers of type {', '.join(sorted(layers - {'full_attention'}))} are not supported, only full attention."
+            f"Attention layers of type {', '.join(sorted(layers - {'full_attention'}))} are not supported, "
+            f"only full attention."
         )
     if config.hidden_act != "silu":
         raise UnsupportedModelError(f"Activation {config.hidden_act!r} is not supported, only 'silu'.")
 
 
 def _joined_bias(linears: tuple[nn.Linear, ...]) -> Tensor | None:
-    biases = [x.bias for x in linears]
+    biases: list[Tensor | None] = [x.bias for x in linears]
     if all(bias is None for bias in biases):
         return None
     return torch.cat(
-        [x.weight.new_zeros(x.out_features) if x.bias is None else x.bias.detach() for x in linears]
+        [
+            x.weight.new_zeros(x.out_features) if bias is None else bias.detach()
+            for x, bias in zip(linears, biases, strict=True)
+        ]
     )

@@ -22,8 +22,8 @@ class SamplingStopped(Exception):  # noqa: N818  # an orderly end, not an error
 class SamplingPlan:
     """The shape of a tree.
 
-    branching[d]: children of a node at depth d. segment_tokens[d]: most tokens of a segment at depth d + 1. A node that
-    ended with EOS, or at the last level, is a leaf. temperature 0 takes the most likely token.
+    branching[d]: children of a node at depth d. segment_tokens[d]: most tokens of a segment at depth d + 1. A
+    node that ended with EOS, or at the last level, is a leaf. temperature 0 takes the most likely token.
     """
 
     branching: tuple[int, ...]
@@ -34,11 +34,14 @@ class SamplingPlan:
     def __post_init__(self) -> None:
         if not self.branching or len(self.branching) != len(self.segment_tokens):
             raise ValueError(
-                f"branching has {len(self.branching)} levels and segment_tokens {len(self.segment_tokens)}; give one number "
+                f"branching has {len(self.branching)} levels and segment_tokens {len(self.segment_tokens)}; "
+                f"give one number "
                 "for every level to both."
             )
         if min(self.branching) < 1 or min(self.segment_tokens) < 1 or self.temperature < 0:
-            raise ValueError(f"{self} has a number below its least: branching 1, segment_tokens 1, temperature 0.")
+            raise ValueError(
+                f"{self} has a number below its least: branching 1, segment_tokens 1, temperature 0."
+            )
 
     @property
     def depth(self) -> int:
@@ -90,8 +93,8 @@ class Engine(Protocol):
     ) -> list[RolloutTree]:
         """One tree per problem, in their order; not verified, no credit.
 
-        A tree depends on (seed, step, its problem, how often that problem came earlier in `problems`) and the weights,
-        not on the other problems (up to rounding in the last bits of logits). `on_progress(done, total)` counts nodes.
-        Raises SamplingStopped soon (well under a second of work) after `should_stop()` turns true, and
-        FloatingPointError when the policy's logits are not finite.
+        A tree depends on (seed, step, its problem, how often that problem came earlier in `problems`) and the
+        weights, not on the other problems (up to rounding in the last bits of logits). `on_progress(done,
+        total)` counts nodes. Raises SamplingStopped soon (well under a second of work) after `should_stop()`
+        turns true, and FloatingPointError when the policy's logits are not finite.
         """

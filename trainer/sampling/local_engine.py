@@ -1,9 +1,10 @@
-"""Samples rollout trees from the policy with its own KV cache: the CPU demo, and the oracle for other engines.
+"""Samples rollout trees from the policy with its own KV cache: the CPU demo, and the oracle for other
+engines.
 
-Level by level: all segments of a level grow together, one token per row and forward pass. A row's cache columns are its
-path, so a segment of any length needs no padding; branching is one index_select of the cache by parent row; the prompt
-is read once per problem, and no prefix is ever computed again. When fewer than 60 % of the rows are live the cache is
-compacted. Letters as in `decoder`.
+Level by level: all segments of a level grow together, one token per row and forward pass. A row's cache
+columns are its path, so a segment of any length needs no padding; branching is one index_select of the cache
+by parent row; the prompt is read once per problem, and no prefix is ever computed again. When fewer than 60 %
+of the rows are live the cache is compacted. Letters as in `decoder`.
 """
 
 from __future__ import annotations
@@ -27,16 +28,19 @@ from trainer.tree import FinishReason, RolloutTree, sampled_tree
 COMPACT_BELOW = 0.6
 MAX_ROWS = 1024
 CACHE_BYTES = 2**30  # of one level; a level that needs more is grown in parts
-COLUMNS_AT_ONCE = 32  # a cache is widened by so many tokens when it is full: most answers end long before the limit
+COLUMNS_AT_ONCE = (
+    32  # a cache is widened by so many tokens when it is full: most answers end long before the limit
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Frontier:
     """R nodes whose children come next, problems in order.
 
-    problem [R]; number [R] place of the node in its level of its tree; path [R] the node's 64-bit name; lengths [R] tokens of
-    its path, all of them in the cache; logits [R, V] after the last of them. The cache row of node r is row `row[r]` of
-    `caches[source[r]]`: nodes that ended before and after a compaction stand in different tensors.
+    problem [R]; number [R] place of the node in its level of its tree; path [R] the node's 64-bit name;
+    lengths [R] tokens of its path, all of them in the cache; logits [R, V] after the last of them. The cache
+    row of node r is row `row[r]` of `caches[source[r]]`: nodes that ended before and after a compaction stand
+    in different tensors.
     """
 
     problem: NDArray[np.int64]
@@ -51,7 +55,9 @@ class _Frontier:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Level:
-    """R sampled segments of one level, problems in order, siblings side by side; columns beyond `count` mean nothing."""
+    """R sampled segments of one level, problems in order, siblings side by side; columns beyond `count` mean
+    nothing.
+    """
 
     problem: NDArray[np.int64]  # [R]
     parent: NDArray[np.int64]  # [R] number of the parent in its level of its tree
@@ -95,7 +101,12 @@ class LocalEngine:
         self._refuse_too_long(problems, prompts, plan)
         columns = max(map(len, prompts)) + plan.most_tokens
         growth = _Growth(
-            self._decoder, self._ends, self._newlines, plan, _tree_keys(problems, seed, step), self._rows_at_once(columns)
+            self._decoder,
+            self._ends,
+            self._newlines,
+            plan,
+            _tree_keys(problems, seed, step),
+            self._rows_at_once(columns),
         )
         growth.should_stop, growth.on_progress = should_stop, on_progress
         for start in range(0, len(prompts), growth.most_rows):
@@ -103,16 +114,22 @@ class LocalEngine:
             growth.grow(self._read_prompts([prompts[i] for i in chosen], chosen), 0)
         return self._trees(problems, prompts, growth.levels(), step)
 
-    def _refuse_too_long(self, problems: Sequence[Problem], prompts: list[list[int]], plan: SamplingPlan) -> None:
+    def _refuse_too_long(
+        self, problems: Sequence[Problem], prompts: list[list[int]], plan: SamplingPlan
+    ) -> None:
         for problem, prompt in zip(problems, prompts, strict=True):
             if len(prompt) + plan.most_tokens > self._decoder.max_positions:
                 raise ValueError(
-                    f"Problem {problem.problem_id}: a prompt of {len(prompt)} tokens and an answer of up to {plan.most_tokens} "
-                    f"do not fit the model's {self._decoder.max_positions} positions. Lower the answer or segment length."
+                    f"Problem {problem.problem_id}: a prompt of {len(prompt)} tokens and an answer of up to "
+                    f"{plan.most_tokens} "
+                    f"do not fit the model's {self._decoder.max_positions} positions. Lower the answer or "
+                    f"segment length."
                 )
 
     def _rows_at_once(self, columns: int) -> int:
-        """Rows of a level that fit the memory given to it: their cache, and a few [V] vectors each while sampling."""
+        """Rows of a level that fit the memory given to it: their cache, and a few [V] vectors each while
+        sampling.
+        """
         row_bytes = self._decoder.row_bytes(columns) + 32 * self._decoder.vocabulary
         return max(1, min(self._max_rows, self._cache_bytes // row_bytes))
 
@@ -201,7 +218,13 @@ class _Growth:
         keys: NDArray[np.uint64],
         most_rows: int,
     ) -> None:
-        self._decoder, self._ends, self._newlines, self._plan, self._keys = decoder, ends, newlines, plan, keys
+        self._decoder, self._ends, self._newlines, self._plan, self._keys = (
+            decoder,
+            ends,
+            newlines,
+            plan,
+            keys,
+        )
         self.most_rows = most_rows
         self.should_stop: Callable[[], bool] = lambda: False
         self.on_progress: Callable[[int, int], None] = _nothing
@@ -218,7 +241,7 @@ class _Growth:
         return [_joined(parts) for parts in self._parts if parts]
 
     def grow(self, frontier: _Frontier, depth: int) -> None:
-        """Sample all that hangs below these nodes, which stand at `depth`; as many at once as memory allows."""
+        """Sample all that hangs below these nodes, which stand at `depth`; as many at once as fit memory."""
         nodes = max(1, self.most_rows // self._plan.branching[depth])
         for start in range(0, len(frontier.problem), nodes):
             chosen = np.arange(start, min(start + nodes, len(frontier.problem)))
@@ -251,7 +274,9 @@ class _Growth:
 
         # Of the batch: one row per row of the cache.
         cache = _branch(frontier, above)
-        caches = [cache]  # of this level, the newest last; older ones hold rows that ended before a compaction
+        caches = [
+            cache
+        ]  # of this level, the newest last; older ones hold rows that ended before a compaction
         segment = torch.arange(size, device=device)  # [B] whose row it is
         position = frontier.lengths[above]  # [B] where its next token will be written
         growing = torch.ones(size, dtype=torch.bool, device=device)  # [B]
@@ -267,14 +292,19 @@ class _Growth:
             ended = growing & self._ends[chosen]
             split = growing & ~ended & self._newlines[chosen] if may_split else torch.zeros_like(ended)
             full = growing & ~ended & ~split if place == limit - 1 else torch.zeros_like(ended)
-            for which, reason in ((ended, FinishReason.EOS), (split, FinishReason.SPLIT), (full, FinishReason.LENGTH)):
+            for which, reason in (
+                (ended, FinishReason.EOS),
+                (split, FinishReason.SPLIT),
+                (full, FinishReason.LENGTH),
+            ):
                 finish[segment[which]] = int(reason)
             stopped = ended | split | full
             count[segment[stopped]] = place + 1
             self._done += int(stopped.sum()) + int(ended.sum()) * (self._subtree[depth] - 1)
             self.on_progress(self._done, self._total)
             growing = growing & ~stopped
-            # A segment that has children needs its last token read once more; then its logits and its cache row wait.
+            # A segment that has children needs its last token read once more; then its logits and its cache
+            # row wait.
             closing = torch.zeros_like(ended) if is_last else split | full
             live = growing | closing
             alive = int(live.sum())
@@ -333,7 +363,7 @@ class _Growth:
     def _number(self, depth: int, problem: NDArray[np.int64]) -> NDArray[np.int64]:
         """[R] place of each new segment in its level of its tree."""
         rank = np.arange(len(problem)) - np.searchsorted(problem, problem)
-        number = self._numbered[depth][problem] + rank
+        number: NDArray[np.int64] = self._numbered[depth][problem] + rank
         np.add.at(self._numbered[depth], problem, 1)
         return number
 
@@ -341,8 +371,9 @@ class _Growth:
 def choose(logits: Tensor, draws: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """One token per row by inversion of the cumulative distribution softmax(logits / temperature).
 
-    logits [B, V] float32; draws [B] float64 in (0, 1). Returns tokens [B] int64, their logprobs [B] and the distribution's
-    entropies [B], float32, nats. Temperature 0: the most likely token, with logprob and entropy at temperature 1.
+    logits [B, V] float32; draws [B] float64 in (0, 1). Returns tokens [B] int64, their logprobs [B] and the
+    distribution's entropies [B], float32, nats. Temperature 0: the most likely token, with logprob and
+    entropy at temperature 1.
     """
     if temperature not in (0, 1):
         logits = logits / temperature
@@ -353,7 +384,9 @@ def choose(logits: Tensor, draws: Tensor, temperature: float) -> tuple[Tensor, T
     if temperature == 0:
         chosen = shifted.argmax(-1, keepdim=True)
     else:
-        chosen = torch.searchsorted(cumulative, draws[:, None] * total, right=True).clamp_(max=logits.shape[1] - 1)
+        chosen = torch.searchsorted(cumulative, draws[:, None] * total, right=True).clamp_(
+            max=logits.shape[1] - 1
+        )
     total = total[:, 0]
     log_total = total.log().float()
     logprobs = shifted.gather(1, chosen)[:, 0] - log_total
@@ -362,12 +395,14 @@ def choose(logits: Tensor, draws: Tensor, temperature: float) -> tuple[Tensor, T
 
 
 def _branch(frontier: _Frontier, nodes: Tensor) -> Tensor:
-    """A cache [L, 2, R, K, T, D] with one row per entry of `nodes` [R]: one index_select per tensor that holds any of them."""
+    """A cache [L, 2, R, K, T, D] with one row per entry of `nodes` [R]: one index_select per tensor that
+    holds any of them.
+    """
     source, row = frontier.source[nodes], frontier.row[nodes]
-    used = source.unique().tolist()
+    used: list[int] = sorted(set(source.tolist()))
     if len(used) == 1:
         return frontier.caches[used[0]].index_select(2, row)
-    first = frontier.caches[used[0]]
+    first: Tensor = frontier.caches[used[0]]
     width = max(frontier.caches[number].shape[4] for number in used)
     branched = first.new_zeros(*first.shape[:2], len(nodes), first.shape[3], width, first.shape[5])
     for number in used:
@@ -380,4 +415,6 @@ def _branch(frontier: _Frontier, nodes: Tensor) -> Tensor:
 def _joined(parts: list[_Level]) -> _Level:
     if len(parts) == 1:
         return parts[0]
-    return _Level(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in _Level.__slots__})
+    return _Level(
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _Level.__slots__}
+    )

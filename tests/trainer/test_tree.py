@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import msgpack
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.trainer.trees import T1, T2, Nested, children_of, leaves_below, nested_trees, tree_of
+from trainer.credit import credit_tree
+from trainer.presets import PRESETS
+from trainer.tree import ROOT, RolloutTree, Verdict, summarise, zero_variance_share
+
+TREERPO = PRESETS["treerpo-tiny"].config.credit
+
+
+def assert_equal_trees(one: RolloutTree, other: RolloutTree) -> None:
+    for field in dataclasses.fields(RolloutTree):
+        first, second = getattr(one, field.name), getattr(other, field.name)
+        if isinstance(first, np.ndarray):
+            assert first.dtype == second.dtype
+            np.testing.assert_array_equal(first, second)
+        else:
+            assert first == second
+
+
+# ---- shape
+
+
+@given(nested_trees())
+def test_shape_equals_the_slow_version(nested: Nested) -> None:
+    tree = tree_of(nested)
+    counts, first, leaf = tree.child_counts(), tree.first_children(), tree.is_leaf()
+    for node in range(tree.n_nodes):
+        children = children_of(tree, node)
+        assert counts[node] == len(children)
+        assert list(range(first[node], first[node] + counts[node])) == children
+        assert leaf[node] == (not children and node != ROOT)
+        below = [n for n in leaves_below(tree, node) if n != ROOT]
+        assert tree.leaf_counts()[node] == len(below)
+        assert tree.depths()[node] == len(tree.path(node)) - 1
+        assert tree.find(tree.name(node)) == node
+
+
+def test_names_count_children_from_one() -> None:
+    tree = tree_of(T2)
+    assert [tree.name(node) for node in range(tree.n_nodes)] == ["0", "1", "2", "2.1", "2.2", "2.3"]
+    assert tree.path(4) == [0, 2, 4]
+    assert tree.find("") == ROOT
+
+
+@pytest.mark.parametrize("name", ["3", "2.4", "2.0", "1.1", "x", "2.", ".", "2.٢", "1e1", "-1", "9" * 30])
+def test_a_name_that_does_not_exist_is_a_key_error(name: str) -> None:
+    with pytest.raises(KeyError, match="There is no node"):
+        tree_of(T2).find(name)
+
+
+def test_a_chain_of_five_thousand_nodes_has_no_recursion() -> None:
+    nested: Nested = 1
+    for _ in range(5000):
+        nested = [nested]
+    tree = credit_tree(tree_of(nested, tokens_per_segment=1), TREERPO)
+    assert tree.value[ROOT] == 1
+    assert summarise(tree).depth == 5000
+    assert tree.find(tree.name(5000)) == 5000
+    assert_equal_trees(RolloutTree.from_payload(tree.to_payload()), tree)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parent": np.array([-1, 0, 0, 3, 2, 2], np.int32)}, "Node 3 has parent 3"),
+        ({"parent": np.array([-1, 0, 0, 5, 2, 2], np.int32)}, "Node 3 has parent 5"),
+        ({"parent": np.array([-1, 0, -1, 2, 2, 2], np.int32)}, "Node 2 has parent -1"),
+        ({"parent": np.array([-1, 0, 1, 0, 2, 2], np.int32)}, "breadth-first"),
+        ({"parent": np.array([0, 0, 0, 2, 2, 2], np.int32)}, "starts with its root"),
+        ({"parent": np.empty(0, np.int32)}, "starts with its root"),
+        ({"reward": np.zeros(5)}, "Column reward has 5 rows; the tree has 6 nodes"),
+        ({"texts": ("a",)}, "1 texts"),
+        ({"logprobs": np.zeros(3, np.float32)}, "Column logprobs has 3 rows for 13 tokens"),
+        ({"token_offsets": np.array([0, 3, 5, 4, 9, 11, 13])}, "token_offsets must rise"),
+        ({"token_offsets": np.array([0, 3, 5, 7, 9, 11, 12])}, "token_offsets must rise from 0 to 13"),
+    ],
+)
+def test_a_malformed_tree_is_refused_by_name(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(tree_of(T2), **change)  # type: ignore[arg-type]
+
+
+# ---- payload
+
+
+@given(nested_trees(), st.text(max_size=20))
+def test_any_tree_survives_its_payload(nested: Nested, text: str) -> None:
+    tree = credit_tree(tree_of(nested), TREERPO)
+    tree = dataclasses.replace(tree, texts=(text, *tree.texts[1:]))
+    again = RolloutTree.from_payload(tree.to_payload())
+    stored = dataclasses.replace(tree, texts=(text.replace("\x00", "\u2400"), *tree.texts[1:]))
+    assert_equal_trees(again, stored)
+
+
+def test_text_that_cannot_be_stored_is_made_storable() -> None:
+    tree = dataclasses.replace(tree_of([1]), texts=("a\x00b", "c\ud83d d"))
+    assert RolloutTree.from_payload(tree.to_payload()).texts == ("a␀b", "c\ufffd d")
+
+
+def damaged_payloads() -> list[bytes]:
+    good = tree_of(T2).to_payload()
+    raw = zstandard.ZstdDecompressor().decompress(good)
+
+    def packed(**changes: object) -> bytes:
+        body = msgpack.unpackb(raw, raw=False) | changes
+        return zstandard.ZstdCompressor().compress(msgpack.packb(body))
+
+    columns = msgpack.unpackb(raw, raw=False)["columns"]
+    without_parent = {k: v for k, v in columns.items() if k != "parent"}
+    return [
+        b"",
+        b"not a payload",
+        good[:-5],
+        good[:20] + bytes([good[20] ^ 0xFF]) + good[21:],
+        packed(version=99),
+        packed(columns=without_parent),
+        packed(columns=columns | {"parent": columns["parent"][:-2]}),
+        packed(columns=columns | {"parent": columns["parent"][:-4]}),
+        packed(texts=["one"]),
+        packed(texts=None),
+        zstandard.ZstdCompressor().compress(b"\xc1"),
+        zstandard.ZstdCompressor().compress(msgpack.packb([1, 2])),
+        zstandard.ZstdCompressor().compress(b"\x91" * 5000),
+    ]
+
+
+@pytest.mark.parametrize("payload", damaged_payloads())
+def test_a_damaged_payload_is_a_value_error(payload: bytes) -> None:
+    with pytest.raises(ValueError, match="This tree cannot be read"):
+        RolloutTree.from_payload(payload)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_value_error_at_worst(payload: bytes) -> None:
+    with pytest.raises(ValueError, match="This tree cannot be read"):
+        RolloutTree.from_payload(payload)
+
+
+def test_a_payload_that_claims_too_much_is_not_expanded() -> None:
+    bomb = zstandard.ZstdCompressor().compress(b"\0" * (257 * 2**20))
+    with pytest.raises(ValueError, match=r"it claims 269484032 bytes; at most"):
+        RolloutTree.from_payload(bomb)
+
+
+# ---- summaries
+
+
+def test_summary_by_hand() -> None:
+    # T1, 3 prompt tokens, segments of 2: 6 segments, 12 unique tokens; 4 answers of 4 tokens, 16 flat.
+    tree = credit_tree(tree_of(T1), TREERPO)
+    found = summarise(tree)
+    assert found.n_nodes == 7
+    assert (found.n_leaves, found.n_correct, found.n_unparsed, found.n_truncated, found.n_errors) == (
+        4,
+        1,
+        0,
+        0,
+        0,
+    )
+    assert (found.depth, found.tokens, found.tokens_flat) == (2, 12, 16)
+    assert found.value == 0.25
+    assert (found.advantage_min, found.advantage_max) == (-2, 2)
+    assert found.zero_variance_share == pytest.approx(1 / 3)  # of the groups root, A, B only B is all equal
+    assert found.mean_entropy == pytest.approx(float(tree.entropies[3:].mean()))
+
+
+def test_summary_counts_each_verdict() -> None:
+    tree = tree_of([1, 0, math.nan, 0, 0])
+    verdict = tree.verdict.copy()
+    verdict[4:] = [Verdict.UNPARSED, Verdict.TRUNCATED]
+    found = summarise(credit_tree(tree.with_verdicts(verdict, tree.reward, tree.answers), TREERPO))
+    assert (found.n_correct, found.n_unparsed, found.n_truncated, found.n_errors) == (1, 1, 1, 1)
+
+
+def test_summary_of_a_tree_without_credit_is_not_a_number_and_not_zero() -> None:
+    found = summarise(credit_tree(tree_of([math.nan]), TREERPO))
+    assert all(
+        math.isnan(v)
+        for v in (found.value, found.advantage_min, found.advantage_max, found.zero_variance_share)
+    )
+
+
+def test_zero_variance_share_counts_groups_of_two_or_more_scored_siblings() -> None:
+    trees = [credit_tree(tree_of(nested), TREERPO) for nested in (T1, [[1], [0, math.nan]])]
+    # T1: 3 groups, one equal. The other: the root group (1, 0) counts, the two below have one scored child
+    # each.
+    assert zero_variance_share(trees) == pytest.approx(1 / 4)
