@@ -292,7 +292,7 @@ def test_the_run_page_offers_overlays_only_of_visible_runs(
 ) -> None:
     other = services.create_run(project, people.editor, config, "second")
     elsewhere = services.create_run(Project.objects.get(slug="elsewhere"), people.stranger, config, "unseen")
-    page = people.client("viewer").get(f"/r/{run.id}/?runs={other.id},{elsewhere.id},{run.id},x,{2**70}")
+    page = people.client("viewer").get(f"/r/{run.id}/?with={other.id},{elsewhere.id},{run.id},x,{2**70}")
     assert [(one["id"], one["name"]) for one in page.context["overlay_runs"]] == [(other.id, "second")]
     assert "unseen" not in page.content.decode()
 

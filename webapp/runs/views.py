@@ -204,27 +204,20 @@ def run_detail(request: HttpRequest, run_id: int) -> HttpResponse:
 
 
 def _overlays(request: HttpRequest, run: Run) -> list[dict[str, Any]]:
-    """The runs that `?runs=3,5` asks for, as far as the user may see them, in that order."""
+    """The runs that `?with=3,5` asks for, as far as the user may see them, in that order: states, colour, url."""
     asked = [
         part
-        for part in request.GET.get("runs", "").split(",")[: MAX_OVERLAYS + 1]
+        for part in request.GET.get("with", "").split(",")[: MAX_OVERLAYS + 1]
         if part.isdecimal() and len(part) <= 18
     ]
     ids = list(dict.fromkeys(int(part) for part in asked))
     found = {
         one.id: one for one in runs_for(request.user).filter(id__in=ids).exclude(id=run.id).defer("config")
     }
+    chosen = [found[run_id] for run_id in ids if run_id in found]
     return [
-        {
-            "id": one.id,
-            "name": one.name,
-            "colour": one.colour,
-            "url": reverse("run-detail", args=[one.id]),
-            "status": one.status,
-            "last_seq": one.last_seq,
-            "steps_total": one.steps_total,
-        }
-        for one in (found[run_id] for run_id in ids if run_id in found)
+        {**state, "colour": one.colour, "url": reverse("run-detail", args=[one.id])}
+        for one, state in zip(chosen, run_states(chosen), strict=True)
     ]
 
 
