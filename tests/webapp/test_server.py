@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,9 @@ from django.test import override_settings
 import webapp.body_limit
 from webapp.body_limit import BodyLimit
 from webapp.checks import check_data_folder, check_database, is_loopback, public_address_errors
+from webapp.embedded.folder import DataFolder
+from webapp.embedded.stack import Stack
+from webapp.embedded.terminal import Terminal
 from webapp.limits import MAX_BODY_BYTES, MAX_HEADER_BYTES
 from webapp.origin import OwnOrigin, is_own_origin
 
@@ -113,6 +119,36 @@ async def test_a_slow_body_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
 
     await BodyLimit(echo)({"type": "http", "headers": []}, never, send)
     assert sent[0]["status"] == 408
+
+
+@pytest.mark.process
+@pytest.mark.django_db(transaction=True)
+def test_endless_headers_end_by_themselves(database_url: str, tmp_path: Path) -> None:
+    """With the options that the site is served with."""
+    stack = Stack(DataFolder.at(tmp_path), Terminal(steps=1))
+    environment = os.environ | {"ARBORIST_DATABASE_URL": database_url, "ARBORIST_DATA_DIR": str(tmp_path)}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = probe.getsockname()
+    served = subprocess.Popen(stack._web(address[1], environment).argv, cwd=REPOSITORY, env=environment)
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", port), timeout=5) as client,
+            ):
+                client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n")
+                with contextlib.suppress(OSError):
+                    for _ in range(1000):
+                        client.sendall((b"X-A: " + b"b" * 1000 + b"\r\n") * 10)
+                assert b" 400 " in client.recv(100)
+                return
+            time.sleep(0.2)
+        pytest.fail("the server did not answer")
+    finally:
+        served.terminate()
+        served.wait(30)
 
 
 # ------------------------------------------------------------------------------------------------ origins
