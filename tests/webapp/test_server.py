@@ -136,7 +136,7 @@ def test_endless_headers_end_by_themselves(database_url: str, tmp_path: Path) ->
         while time.monotonic() < deadline:
             with (
                 contextlib.suppress(OSError),
-                socket.create_connection(("127.0.0.1", port), timeout=5) as client,
+                socket.create_connection(address, timeout=5) as client,
             ):
                 client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n")
                 with contextlib.suppress(OSError):

@@ -268,8 +268,8 @@ class Stack:
     def _web(self, port: int, env: dict[str, str]) -> Program:
         argv = [sys.executable, "-m", "uvicorn", "webapp.asgi:application"]
         argv += ["--host", HOST, "--port", str(port), "--no-access-log", "--no-server-header"]
-        # h11 bounds a request's headers, httptools does not. No proxy stands before us, so what a request says
-        # of addresses is nothing.
+        # h11 bounds a request's headers, httptools does not. No proxy stands before us, so what a request
+        # says of addresses is nothing.
         argv += ["--http", "h11", "--h11-max-incomplete-event-size", "65536", "--no-proxy-headers"]
         argv += ["--ws-max-size", str(SOCKET_MESSAGE_BYTES_MAX), "--timeout-graceful-shutdown", "3"]
         return Program("web", argv, self.folder.logs / "web.log", env, 8.0, ready=lambda: answers(port))
