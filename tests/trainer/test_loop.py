@@ -388,5 +388,5 @@ def test_a_jsonl_run_trains_on_its_own_problems(tmp_path: Path) -> None:
     assert isinstance(started, Started)
     assert started.training_problems is not None
     assert 15 < started.training_problems < 40
-    (warning,) = [e.message for e in run.events if isinstance(e, LogLine)]
+    warning = next(e.message for e in run.events if isinstance(e, LogLine))
     assert warning.startswith("set.jsonl: skipped 1 of 41 rows")
