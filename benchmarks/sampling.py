@@ -1,10 +1,12 @@
-"""Tokens per CPU-second of the local sampler on the tiny reasoner, beside transformers `generate` in the same run.
+"""Tokens per CPU-second of the local sampler on the tiny reasoner, beside transformers `generate` in the same
+run.
 
     python benchmarks/sampling.py
 
-Three shapes take turns (A, B, C, A, B, C, ...), so that a busy machine slows all of them alike; medians are printed. Only
-unique tokens count: a prefix that several answers share counts once. `generate` writes flat answers of the same length.
-The trees are those of the preset TreeRPO · tiny, but never end early, so that all shapes do equal work.
+Three shapes take turns (A, B, C, A, B, C, ...), so that a busy machine slows all of them alike; medians are
+printed. Only unique tokens count: a prefix that several answers share counts once. `generate` writes flat
+answers of the same length. The trees are those of the preset TreeRPO · tiny, but never end early, so that all
+shapes do equal work.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
 from trainer.config import ChainData
 from trainer.data import Problem, load_data
 from trainer.policy import Policy, load_policy
@@ -53,7 +56,7 @@ def generate(policy: Policy, problems: list[Problem], rows: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description="Tokens per CPU-second of the local sampler.")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
@@ -86,7 +89,8 @@ def main() -> None:
         print(json.dumps(medians))
         return
     reference = medians["transformers generate, 448 answers of 40 tokens"]
-    print(f"{'unique tokens per CPU-second, median of ' + str(options.repeats):<52}{'tok/CPU-s':>10}{'ratio':>8}")
+    heading = f"unique tokens per CPU-second, median of {options.repeats}"
+    print(f"{heading:<52}{'tok/CPU-s':>10}{'ratio':>8}")
     for name, rate in medians.items():
         print(f"{name:<52}{rate:>10,.0f}{rate / reference:>8.2f}")
 
