@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
@@ -65,8 +65,8 @@ class Recipe:
 
     phases: tuple[Phase, ...] = (
         Phase(steps=750, operations=(3, 3), wrong_share=0.0),
-        Phase(steps=2000, operations=(3, 3), wrong_share=0.25),
-        Phase(steps=1500, operations=(3, 8), wrong_share=0.20),
+        Phase(steps=1500, operations=(3, 3), wrong_share=0.20),
+        Phase(steps=2400, operations=(3, 8), wrong_share=0.20),
     )
     hidden_size: int = 96
     intermediate_size: int = 256
@@ -170,7 +170,7 @@ def train(
     for step, (tokens, weights) in enumerate(_batches(recipe, tokenizer, seed)):
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, steps, recipe.warmup_steps)
-        loss = _loss(model, tokens, weights)
+        loss = batch_loss(model, tokens, weights)
         if not math.isfinite(loss.item()):
             raise FloatingPointError(
                 f"The warm-up loss is {loss.item()} at step {step + 1} of {steps}; it must be finite. "
@@ -271,7 +271,7 @@ def refuse_foreign_folder(folder: Path) -> None:
 def _batches(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield tokens [B, T] int64 and loss weights [B, T] float32, 0 where padded.
+    """Yield the batches of all phases in order, as `pad_batch` makes them.
 
     All problems of a batch have the same number of operations, so that little of it is padding.
     """
@@ -286,18 +286,21 @@ def _batches(
             ]
             index += recipe.batch_size
             solutions = [corrupt(problem, rng, phase.wrong_share) for problem in problems]
-            yield _pad(
+            yield pad_batch(
                 tokenizer, [problem.prompt for problem in problems], solutions, recipe.prompt_loss_weight
             )
 
 
-def _pad(
+def pad_batch(
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[str],
     solutions: Sequence[str],
     prompt_weight: float,
 ) -> tuple[Tensor, Tensor]:
-    """Join prompt, solution and end token; pad on the right, where causal attention cannot see it."""
+    """Join prompt, solution and end token; pad on the right, where causal attention cannot see it.
+
+    Returns tokens [B, T] int64 and loss weights [B, T] float32: `prompt_weight`, then 1, then 0 on padding.
+    """
     before: list[list[int]] = tokenizer(list(prompts))["input_ids"]
     after: list[list[int]] = tokenizer([solution + END_TOKEN for solution in solutions])["input_ids"]
     width = max(len(prompt) + len(solution) for prompt, solution in zip(before, after, strict=True))
@@ -311,7 +314,7 @@ def _pad(
     return tokens, weights
 
 
-def _loss(model: LlamaForCausalLM, tokens: Tensor, weights: Tensor) -> Tensor:
+def batch_loss(model: LlamaForCausalLM, tokens: Tensor, weights: Tensor) -> Tensor:
     """Return the weighted mean next-token loss, scalar float32; normalised by the sum of the weights."""
     logits = model(input_ids=tokens[:, :-1], use_cache=False).logits  # [B, T-1, V]
     losses = torch.nn.functional.cross_entropy(
@@ -343,11 +346,11 @@ def _count_correct(
         max_tokens = max(16 * len(problem.steps) for problem, _ in group) + 8
         completions = complete(model, torch.tensor([ids for _, ids in group]), max_tokens, generator)
         for (problem, _), row in zip(group, completions.tolist(), strict=True):
-            correct += _is_correct(tokenizer, problem, row)
+            correct += is_correct(tokenizer, problem, row)
     return correct
 
 
-def _is_correct(tokenizer: PreTrainedTokenizerFast, problem: ChainProblem, completion: list[int]) -> bool:
+def is_correct(tokenizer: PreTrainedTokenizerFast, problem: ChainProblem, completion: list[int]) -> bool:
     """Right means: it ended, and what follows its last "#### " is the answer."""
     if tokenizer.eos_token_id not in completion:
         return False
@@ -380,25 +383,7 @@ def _say(message: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build, train, measure, save. Returns the exit status."""
-    recipe = Recipe()
-    default_steps = [phase.steps for phase in recipe.phases]
-    parser = argparse.ArgumentParser(prog="python -m trainer.warmup", description="Train the tiny reasoner.")
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder to write; an earlier warm-up is replaced"
-    )
-    parser.add_argument("--seed", type=int, required=True, help="decides data, weights and batches")
-    parser.add_argument(
-        "--steps",
-        type=int,
-        nargs=len(default_steps),
-        default=default_steps,
-        metavar="N",
-        help=f"optimiser steps of each phase (default: {' '.join(map(str, default_steps))})",
-    )
-    parser.add_argument(
-        "--problems", type=int, default=512, help="held-out problems per length (default: 512)"
-    )
-    options = parser.parse_args(arguments)
+    options = _read_options(arguments)
     try:
         refuse_foreign_folder(options.output)
     except FileExistsError as error:
@@ -407,11 +392,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # as above
-    phases = tuple(
-        Phase(steps, phase.operations, phase.wrong_share)
-        for steps, phase in zip(options.steps, recipe.phases, strict=True)
+    phases = Recipe().phases
+    recipe = Recipe(
+        phases=tuple(replace(phase, steps=steps) for phase, steps in zip(phases, options.steps, strict=True))
     )
-    recipe = Recipe(phases=phases)
     started = time.process_time()
     tokenizer = build_tokenizer(options.seed)
     model = train(recipe, tokenizer, options.seed, _show_progress(every=50))
@@ -424,18 +408,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{operations} operations: {accuracy.sampled_correct}/{accuracy.problems} right sampled, "
             f"{accuracy.greedy_correct}/{accuracy.problems} greedy"
         )
-    command = f"python -m trainer.warmup --output {options.output.as_posix()} --seed {options.seed}"
-    if options.steps != default_steps:
-        command += f" --steps {' '.join(map(str, options.steps))}"
     record = {
-        "command": command,
+        "command": (
+            f"python -m trainer.warmup --output {options.output.as_posix()} --seed {options.seed} "
+            f"--steps {' '.join(map(str, options.steps))} --problems {options.problems}"
+        ),
         "seed": options.seed,
         "recipe": asdict(recipe),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "vocabulary": len(tokenizer),
         "accuracy": [
-            {
-                **asdict(accuracy),
+            asdict(accuracy)
+            | {
                 "sampled": round(accuracy.sampled_correct / accuracy.problems, 4),
                 "greedy": round(accuracy.greedy_correct / accuracy.problems, 4),
             }
@@ -457,6 +441,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     save(options.output, model, tokenizer, record)
     _say(f"wrote {options.output}")
     return 0
+
+
+def _read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    default_steps = [phase.steps for phase in Recipe().phases]
+    parser = argparse.ArgumentParser(prog="python -m trainer.warmup", description="Train the tiny reasoner.")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder to write; an earlier warm-up is replaced"
+    )
+    parser.add_argument("--seed", type=int, required=True, help="decides data, weights and batches")
+    parser.add_argument(
+        "--steps",
+        type=_count,
+        nargs=len(default_steps),
+        default=default_steps,
+        metavar="N",
+        help=f"optimiser steps of each phase (default: {' '.join(map(str, default_steps))})",
+    )
+    parser.add_argument(
+        "--problems", type=_count, default=512, help="held-out problems per length (default: 512)"
+    )
+    return parser.parse_args(arguments)
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more.")
+    return int(text)
 
 
 if __name__ == "__main__":

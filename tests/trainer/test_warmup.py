@@ -239,13 +239,13 @@ def test_command_writes_a_folder_that_loads_and_replaces_an_earlier_one(
     output.mkdir(parents=True)
     (output / "warmup.json").write_text("{}")
     (output / "model-00001-of-00002.safetensors").write_text("of an earlier warm-up")
-    assert main(["--output", str(output), "--seed", "6", "--steps", "1", "0", "1", "--problems", "1"]) == 0
+    assert main(["--output", str(output), "--seed", "6", "--steps", "1", "1", "1", "--problems", "1"]) == 0
     assert "step 2/2" in capsys.readouterr().err
     assert [path.name for path in output.parent.iterdir()] == ["tiny"]
     assert [path.name for path in output.glob("*.safetensors")] == ["model.safetensors"]
     record = json.loads((output / "warmup.json").read_text())
     assert record["seed"] == 6
-    assert record["command"].endswith("--seed 6 --steps 1 0 1")
+    assert record["command"].endswith("--seed 6 --steps 1 1 1 --problems 1")
     assert [row["problems"] for row in record["accuracy"]] == [1, 1, 1]
     loaded = AutoModelForCausalLM.from_pretrained(output)
     assert loaded.config.vocab_size == len(AutoTokenizer.from_pretrained(output))
@@ -256,3 +256,10 @@ def test_command_leaves_a_foreign_folder_alone(tmp_path: Path, capsys: pytest.Ca
     assert main(["--output", str(tmp_path), "--seed", "0", "--steps", "1", "1", "1"]) == 1
     assert "is no earlier warm-up" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("arguments", [["--steps", "0", "1", "1"], ["--steps", "5"], ["--problems", "0"]])
+def test_command_refuses_numbers_that_measure_nothing(tmp_path: Path, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--output", str(tmp_path / "new"), "--seed", "0", *arguments])
+    assert not (tmp_path / "new").exists()
