@@ -7,7 +7,7 @@ models. Torch-free: the web app checks an uploaded file with `validate_jsonl`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
 from pathlib import Path
@@ -74,9 +74,12 @@ class Dataset:
     warnings: tuple[str, ...] = field(default=())
 
 
-def load_data(config: Data, *, seed: int, evaluation_problems: int) -> Dataset:
+def load_data(
+    config: Data, *, seed: int, evaluation_problems: int, fits: Callable[[Problem], bool] | None = None
+) -> Dataset:
     """The run's problems. `seed` is the run's and decides order; the held-out problems do not depend on it.
 
+    Problems of a file that do not fit (`fits`: the model's positions) are left out, and counted in a warning.
     Raises DataError.
     """
     if isinstance(config, ChainData):
@@ -87,7 +90,7 @@ def load_data(config: Data, *, seed: int, evaluation_problems: int) -> Dataset:
                 for index in range(evaluation_problems)
             ),
         )
-    return _load_jsonl(config, seed, evaluation_problems)
+    return _load_jsonl(config, seed, evaluation_problems, fits)
 
 
 # ---------------------------------------------------------------------------------------------------- chain
@@ -175,15 +178,27 @@ def validate_jsonl(path: str | Path) -> DatasetReport:
     return DatasetReport(rows, bad_rows, tuple(bad), hashed.hexdigest(), size, tuple(examples))
 
 
-def _load_jsonl(config: JsonlData, seed: int, evaluation_problems: int) -> Dataset:
+def _load_jsonl(
+    config: JsonlData, seed: int, evaluation_problems: int, fits: Callable[[Problem], bool] | None
+) -> Dataset:
     file = Path(config.path)
     report = validate_jsonl(file)
     training: list[Problem] = []
     held_out: list[Problem] = []
+    too_long = 0
     for _, content, _ in _rows(file):
-        if isinstance(content, Problem):
+        if not isinstance(content, Problem):
+            continue
+        if fits is not None and not fits(content):
+            too_long += 1
+        else:
             side = held_out if is_held_out(content.prompt, config.evaluation_share) else training
             side.append(content)
+    if too_long == report.rows:
+        raise DataError(
+            f"{file.name}: not one of its {report.rows} questions fits the model together with an answer. "
+            "Use a model with more positions, or lower the answer or segment length."
+        )
     if not training or not held_out:
         raise DataError(
             f"{file.name} has {report.rows} usable rows, of which {len(held_out)} fall to evaluation and "
@@ -197,6 +212,11 @@ def _load_jsonl(config: JsonlData, seed: int, evaluation_problems: int) -> Datas
         warnings.append(
             f"{file.name}: skipped {report.bad_rows} of {report.rows + report.bad_rows} rows; the first is "
             f"line {number}: {message}."
+        )
+    if too_long:
+        warnings.append(
+            f"{file.name}: left out {too_long} of {report.rows} problems, whose question and longest answer "
+            "do not fit the model's positions."
         )
     if len(held_out) < evaluation_problems:
         warnings.append(

@@ -131,11 +131,16 @@ class _Run:
             self.state, saved = read_checkpoint(resume)
             refuse_other_config(saved, config)
         self.policy: Policy = load_policy(model_folder(resume) if resume else config.model.path, device)
-        self.data = load_data(config.data, seed=config.seed, evaluation_problems=config.evaluation.problems)
+        self.plan = plan_from_config(config.sampler)
+        self.data = load_data(
+            config.data,
+            seed=config.seed,
+            evaluation_problems=config.evaluation.problems,
+            fits=lambda problem: self.policy.fits(problem.prompt, self.plan.most_tokens),
+        )
         for warning in self.data.warnings:
             self.say("warning", warning)
         self.seed = named_seed(config.seed, "sampling")
-        self.plan = plan_from_config(config.sampler)
         self.judge = judge_from_config(config.verifier)
         self.engine = LocalEngine(self.policy)
         self.optimiser = Optimiser(self.policy, config.training)

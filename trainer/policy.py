@@ -54,6 +54,11 @@ class Policy:
         ids: list[int] = self.tokenizer(prompt, split_special_tokens=True)["input_ids"]
         return ids or [next(iter(sorted(self.end_ids)))]
 
+    def fits(self, prompt: str, most_tokens: int) -> bool:
+        """Whether the model has positions for a prompt and an answer of `most_tokens`."""
+        positions: int = self.model.config.max_position_embeddings
+        return len(self.encode(prompt)) + most_tokens <= positions
+
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.model.parameters())
 

@@ -221,6 +221,19 @@ def test_a_file_with_one_side_empty_is_refused(file: Path) -> None:
         load_data(JsonlData(path=str(file), evaluation_share=1e-9), seed=1, evaluation_problems=3)
 
 
+def test_problems_that_do_not_fit_are_left_out_and_counted(file: Path) -> None:
+    file.write_text(rows(60) + row("long " * 50, "#### 1") * 3)
+    config = JsonlData(path=str(file), evaluation_share=0.2)
+    data = load_data(config, seed=1, evaluation_problems=2, fits=lambda problem: len(problem.prompt) < 100)
+    (warning,) = data.warnings
+    assert warning.startswith(
+        "set.jsonl: left out 3 of 63 problems, whose question and longest answer do not"
+    )
+    assert not any("long" in problem.prompt for problem in data.training.batch(1, 100))
+    with pytest.raises(DataError, match="not one of its 63 questions fits the model"):
+        load_data(config, seed=1, evaluation_problems=2, fits=lambda _problem: False)
+
+
 # ---- chain
 
 

@@ -121,9 +121,8 @@ class LocalEngine:
             if len(prompt) + plan.most_tokens > self._decoder.max_positions:
                 raise ValueError(
                     f"Problem {problem.problem_id}: a prompt of {len(prompt)} tokens and an answer of up to "
-                    f"{plan.most_tokens} "
-                    f"do not fit the model's {self._decoder.max_positions} positions. Lower the answer or "
-                    f"segment length."
+                    f"{plan.most_tokens} do not fit the model's {self._decoder.max_positions} positions. "
+                    "Lower the answer or segment length."
                 )
 
     def _rows_at_once(self, columns: int) -> int:
