@@ -1,4 +1,4 @@
-"""The real parts in a temporary data folder, for measuring: database, broker, worker, site. Nothing is left behind.
+"""The real parts in a temporary data folder, for measuring: database, broker, worker, site.
 
 Import it first: it points the settings at the folder before Django reads them.
 """
@@ -13,9 +13,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from webapp.embedded import processes
@@ -132,22 +131,20 @@ def _wait(condition: Callable[[], bool], what: str) -> None:
 
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process and of all its descendants, dead ones that were reaped included."""
-    total = _own_cpu_seconds(pid)
-    for child in _children(pid):
-        total += cpu_seconds(child)
-    return total
+    return own_cpu_seconds(pid, with_reaped=True) + sum(cpu_seconds(child) for child in children(pid))
 
 
-def _own_cpu_seconds(pid: int) -> float:
+def own_cpu_seconds(pid: int, *, with_reaped: bool = False) -> float:
+    """User and system time of one process, all its threads."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0.0
     # utime, stime, and those of waited-for children
-    return sum(int(field) for field in fields[11:15]) / CLOCK_TICKS
+    return sum(int(field) for field in fields[11 : 15 if with_reaped else 13]) / CLOCK_TICKS
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
     found: list[int] = []
     try:
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -172,9 +169,3 @@ def machine() -> str:
 
 def quantile(values: list[float], q: float) -> float:
     return sorted(values)[min(len(values) - 1, int(q * len(values)))]
-
-
-__all__ = [
-    "FOLDER", "ExitStack", "broker", "cpu_seconds", "database", "free_port", "machine", "program", "quantile",
-    "time", "web", "worker",
-]  # fmt: skip

@@ -31,14 +31,13 @@ class Batches:
         self.reader = reader
         self.recorder = recorder
 
-    def move(self, end: int, progress: Progress | None = None) -> Recorded | None:
-        """Record the next batch before the offset `end`. None: there was nothing to say."""
+    def move(self, end: int) -> Recorded | None:
+        """Record the next batch before the offset `end`. None: there is none."""
         records = self.reader.take(end, RECORD_EVENTS, RECORD_BYTES)
-        if not records and progress is None:
+        if not records:
             return None
-        recorded = self.recorder.record([(record.n, _event(record)) for record in records], progress)
-        if records:
-            self.reader.advance(records[-1])
+        recorded = self.recorder.record([(record.n, _event(record)) for record in records])
+        self.reader.advance(records[-1])
         return recorded
 
 
@@ -59,6 +58,7 @@ class Drain(threading.Thread):
         self._spool = spool
         self._batches = Batches(SpoolReader(spool.path), recorder)
         self._progress: Progress | None = None
+        self._shown_at = 0.0
         self._wake = threading.Event()
         self._leave = False
         self.lost: str | None = None
@@ -93,7 +93,7 @@ class Drain(threading.Thread):
     def run(self) -> None:
         try:
             while not self._leave and self.lost is None and self.broken is None and not self.ended:
-                self._wake.wait()
+                self._wake.wait(self._progress_is_due_in())
                 self._wake.clear()
                 self._store()
         finally:
@@ -101,12 +101,14 @@ class Drain(threading.Thread):
             connection.close()
 
     def _store(self) -> None:
+        """Everything that waits, batch by batch."""
         failures = 0
         while not self._leave:
             started = time.monotonic()
-            progress = self._take_progress()
             try:
-                recorded = self._batches.move(self._spool.end, progress)
+                recorded = self._batches.move(self._spool.end)
+                if recorded is None:
+                    self._show_progress()
             except LeaseLostError as lost:
                 self.lost = str(lost)
                 return
@@ -114,7 +116,6 @@ class Drain(threading.Thread):
                 if failures == 0:
                     logger.warning("Events wait in %s: %s", self._spool.path, error)
                 self.is_away = True
-                self._put_back(progress)
                 connection.close()
                 self._pause(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
                 failures += 1
@@ -130,19 +131,21 @@ class Drain(threading.Thread):
             if recorded.ended:
                 self.ended = True
                 return
-            is_behind = self._spool.count - self.through >= RECORD_EVENTS
-            waits = self._spool.count > self.through
-            if not is_behind:
-                gap = RECORD_SECONDS if waits or progress is None else PROGRESS_SECONDS
-                self._pause(gap - (time.monotonic() - started))
+            self._pause(RECORD_SECONDS - (time.monotonic() - started))
 
-    def _take_progress(self) -> Progress | None:
-        progress, self._progress = self._progress, None
-        return progress
-
-    def _put_back(self, progress: Progress | None) -> None:
+    def _progress_is_due_in(self) -> float | None:
+        """Seconds; None: there is none to show."""
         if self._progress is None:
-            self._progress = progress
+            return None
+        return max(0.0, self._shown_at + PROGRESS_SECONDS - time.monotonic())
+
+    def _show_progress(self) -> None:
+        progress = self._progress
+        if progress is not None and not self._progress_is_due_in():
+            self._batches.recorder.show(progress)
+            self._shown_at = time.monotonic()
+            if self._progress is progress:
+                self._progress = None
 
     def _pause(self, seconds: float) -> None:
         """Gather; cut short when there is much to do or we are to leave."""

@@ -107,13 +107,16 @@ def _take_back(run: Run, lease: Lease) -> None:
 
 def renew(lease: Lease, progress_age_seconds: float) -> Wish:
     """Keep the lease a while longer and say when the trainer last spoke. Raises LeaseLostError."""
-    with transaction.atomic():
-        run = lock(lease)
-        Run.objects.filter(id=run.id).update(
-            lease_until=Now() + LEASE,
-            heartbeat_at=Now(),
-            progress_at=Now() - timedelta(seconds=max(progress_age_seconds, 0.0)),
-        )
+    held = Run.objects.filter(id=lease.run_id, lease_epoch=lease.epoch, status__in=LEASED)
+    changes = {
+        "lease_until": Now() + LEASE,
+        "heartbeat_at": Now(),
+        "progress_at": Now() - timedelta(seconds=max(progress_age_seconds, 0.0)),
+    }
+    if not held.update(**changes):
+        with transaction.atomic():
+            lock(lease)
+            held.update(**changes)
     return read_wish(lease)
 
 

@@ -11,7 +11,7 @@ SPOOL_SYNC_SECONDS = 1.0
 RECORD_SECONDS = 0.25  # at most four transactions a second and run ...
 RECORD_EVENTS = 500  # ... unless this many events wait
 RECORD_BYTES = 16 * 2**20  # events are taken into memory up to this size at once
-PROGRESS_SECONDS = 0.5
+PROGRESS_SECONDS = 1.0  # how often the place inside a step is shown
 RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0, 5.0)  # the database is away
 
 WISH_SECONDS = 1.0  # how often the wish to stop is read: with the grace of 8 s a stop ends within 10 s

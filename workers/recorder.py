@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django.db import connection, transaction
-from django.db.models.functions import Now
 from psycopg.types.json import Jsonb
 
 from trainer.events import CheckpointSaved, Event, Finished, LogLine, Metrics, Progress, Started, TreeSampled
 from trainer.text import storable
 from webapp.limits import MAX_SERIES_PER_RUN
 from webapp.live.poke import poke
-from webapp.runs.models import Attempt, Checkpoint, Run, RunStatus, Series
+from webapp.runs.models import LEASED, Attempt, Checkpoint, Run, RunStatus, Series
 from webapp.runs.services import append_status_event
 from workers.lease import Lease, lock, settle
 from workers.output import Preempted, moment, storable_json
@@ -60,6 +59,9 @@ _OUTCOMES = {
     "stopped": RunStatus.STOPPED,
     "failed": RunStatus.FAILED,
 }
+
+
+_INT64_MAX = 2**63 - 1
 
 
 class GapError(RuntimeError):
@@ -133,10 +135,8 @@ class Recorder:
         row = Attempt.objects.filter(run_id=self.lease.run_id, epoch=self.epoch)
         return row.values_list("recorded_through", flat=True).get()
 
-    def record(
-        self, records: Sequence[tuple[int, Event | Preempted]], progress: Progress | None = None
-    ) -> Recorded:
-        """Store `records`, which are (n, event) in order without a gap, and say where the trainer is.
+    def record(self, records: Sequence[tuple[int, Event | Preempted]]) -> Recorded:
+        """Store `records`, which are (n, event) in order without a gap.
 
         Raises LeaseLostError, GapError, or the database's error; then nothing was stored, or (only if the
         connection broke at the commit) all of it, and recording the same again is right in both cases.
@@ -158,7 +158,7 @@ class Recorder:
                 self._add(run, rows, event, names)
             self._copy(rows)
             self._restart_series(run, rows, new)
-            recorded = self._move(run, rows, known + len(new), progress, last)
+            recorded = self._move(run, rows, known + len(new), last)
         self._names = names
         return recorded
 
@@ -272,30 +272,21 @@ class Recorder:
             if superseded:
                 cursor.execute(_SUMMARISE, {"run": run.id})
 
-    def _move(
-        self,
-        run: Run,
-        rows: _Rows,
-        through: int,
-        progress: Progress | None,
-        last: Finished | Preempted | None,
-    ) -> Recorded:
-        """Counters, place and state of the run, and the poke."""
-        changes: dict[str, Any] = {"last_seq": rows.seq}
-        if rows.events or progress is not None:
-            changes["progress_at"] = Now()
-        if rows.step is not None:
-            changes["step"] = rows.step
-        if progress is not None:
-            changes |= {
-                "phase": progress.phase,
-                "phase_done": min(progress.done, 2**63 - 1),
-                "phase_total": min(progress.total, 2**63 - 1),
-            }
-        if run.checkpoint_id is not None:
-            changes["checkpoint_id"] = run.checkpoint_id
-        Run.objects.filter(id=run.id).update(**changes)
-        Attempt.objects.filter(run=run, epoch=self.epoch).update(recorded_through=through)
+    def _move(self, run: Run, rows: _Rows, through: int, last: Finished | Preempted | None) -> Recorded:
+        """Counters and state of the run, and the poke."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                """
+                WITH moved AS (
+                    UPDATE arborist_attempt SET recorded_through = %s WHERE run_id = %s AND epoch = %s
+                )
+                UPDATE arborist_run SET
+                    last_seq = %s, step = coalesce(%s, step), checkpoint_id = %s,
+                    progress_at = statement_timestamp()
+                WHERE id = %s
+                """,
+                [through, run.id, self.epoch, rows.seq, rows.step, run.checkpoint_id, run.id],
+            )
         last_seq = rows.seq
         if run.status == RunStatus.STARTING and any(row[3] == "started" for row in rows.events):
             Run.objects.filter(id=run.id).update(status=RunStatus.RUNNING)
@@ -312,6 +303,33 @@ class Recorder:
             ended = False
             poke(run.id, run.project_id, last_seq)
         return Recorded(through, last_seq, ended)
+
+    def show(self, progress: Progress) -> None:
+        """Where the trainer is inside its step; no event. One statement. Raises LeaseLostError."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                """
+                UPDATE arborist_run SET
+                    phase = %s, phase_done = %s, phase_total = %s, progress_at = statement_timestamp()
+                WHERE id = %s AND lease_epoch = %s AND status = ANY(%s)
+                RETURNING pg_notify(
+                    'arborist_poke',
+                    json_build_object('run', id, 'project', project_id, 'last_seq', last_seq)::text
+                )
+                """,
+                [
+                    progress.phase,
+                    min(progress.done, _INT64_MAX),
+                    min(progress.total, _INT64_MAX),
+                    self.lease.run_id,
+                    self.lease.epoch,
+                    [str(status) for status in LEASED],
+                ],
+            )
+            shown = cursor.rowcount
+        if not shown:
+            with transaction.atomic():
+                lock(self.lease)
 
 
 def _reason(run: Run, last: Finished) -> str:

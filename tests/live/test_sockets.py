@@ -227,7 +227,7 @@ async def test_progress_without_events_is_a_state(run: Run, user: User, connect:
     await page.watch(run, from_seq=2)
     await page.hear("state")
     progress = Progress(time=1.0, step=1, phase="sampling", done=7, total=48)
-    await sync_to_async(made.recorder.record)([], progress)
+    await sync_to_async(made.recorder.show)(progress)
     state = (await page.hear("state"))["state"]
     assert (state["phase"], state["phase_done"], state["phase_total"]) == ("sampling", 7, 48)
 

@@ -303,10 +303,12 @@ def test_progress_moves_the_phase_without_an_event() -> None:
     run = make_run()
     held = claimed(run)
     progress = Progress(time=1.0, step=1, phase="sampling", done=3, total=48)
-    recorded = Recorder(held).record([], progress)
+    Recorder(held).show(progress)
     run.refresh_from_db()
     assert (run.phase, run.phase_done, run.phase_total, run.last_seq) == ("sampling", 3, 48, 2)
-    assert recorded.last_seq == 2
+    Run.objects.filter(id=run.id).update(lease_epoch=2)
+    with pytest.raises(LeaseLostError):
+        Recorder(held).show(progress)
 
 
 def test_same_step_saved_twice_is_one_checkpoint() -> None:
