@@ -1,8 +1,8 @@
-"""One real stack and one browser for all tests of this package: database, broker, web, sweeper and worker, as `make up`
-starts them, on a temporary data folder and a free port.
+"""One real stack and one browser for all tests of this package: database, broker, web, sweeper and worker, as
+`make up` starts them, on a temporary data folder and a free port.
 
-A page that wrote an error to the console, broke the content security policy or asked another origin for anything
-makes its test fail, whatever else it showed.
+A page that wrote an error to the console, broke the content security policy or asked another origin for
+anything makes its test fail, whatever else it showed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
@@ -39,8 +39,10 @@ CHROMIUM_FLAGS = [
 ]
 # The policy's violations are told to the document; the console's wording for them differs between releases.
 TELL_VIOLATIONS = """
-    document.addEventListener("securitypolicyviolation", (event) =>
-        console.error(`policy violation: ${event.violatedDirective} ${event.blockedURI} ${event.sourceFile}:${event.lineNumber}`));
+    document.addEventListener("securitypolicyviolation", (event) => {
+        const where = `${event.sourceFile}:${event.lineNumber}`;
+        console.error(`policy violation: ${event.violatedDirective} ${event.blockedURI} ${where}`);
+    });
 """
 
 
@@ -78,7 +80,8 @@ def site() -> Iterator[Site]:
             start_new_session=True,
         )
     try:
-        wait_for(lambda: "Arborist is up" in log.read_text(errors="replace") or stack.poll() is not None, START_SECONDS)
+        started = lambda: "Arborist is up" in log.read_text(errors="replace")  # noqa: E731
+        wait_for(lambda: started() or stack.poll() is not None, START_SECONDS)
         assert stack.poll() is None, f"the stack did not start:\n{log.read_text(errors='replace')}"
         planted = subprocess.run(
             [sys.executable, "-m", "tests.browser.plant"],
@@ -174,7 +177,8 @@ def visit(site: Site, browser: Browser, session_state: Any) -> Iterator[Callable
     opened: list[Watched] = []
 
     def open_context(**options: Any) -> Watched:
-        options = {"base_url": site.url, "storage_state": session_state, "viewport": {"width": 1280, "height": 900}} | options
+        viewport = {"width": 1280, "height": 900}
+        options = {"base_url": site.url, "storage_state": session_state, "viewport": viewport} | options
         context = browser.new_context(**options)
         context.set_default_timeout(20_000)
         context.add_init_script(TELL_VIOLATIONS)
@@ -197,4 +201,4 @@ def read_json(page: Page, path: str) -> Any:
     """What the API says, with the page's own session."""
     response = page.request.get(path)
     assert response.ok, f"{path}: {response.status} {response.text()}"
-    return cast(Any, response.json())
+    return response.json()

@@ -1,4 +1,4 @@
-"""Fill the stack's database for the browser tests: a person, a project, a finished run whose texts are hostile.
+"""Fill the stack's database for the browser tests: a person, a project, an ended run whose texts are hostile.
 
     python -m tests.browser.plant      prints one JSON object: {"login", "second_login", "run", "tree"}
 
@@ -13,7 +13,8 @@ import sys
 
 HOSTILE = (
     "<img src=x onerror=\"window.pwned='img'\"> <script>window.pwned='script'</script> "
-    "<button hx-post=/logout/>b</button> {{ 7*7 }} \u202egnirts\u202c a\u200bb </textarea> ${alert(1)}\n#### 71"
+    "<button hx-post=/logout/>b</button> {{ 7*7 }} \u202egnirts\u202c a\u200bb </textarea> ${alert(1)}\n"
+    "#### 71"
 )
 HOSTILE_NAME = "<b>bold</b> \u202eeman <img src=x onerror=window.pwned=1>"
 
@@ -55,7 +56,8 @@ def main() -> None:
     )
     for step in (1, 2):
         stored = add_tree(run, step, worked_tree(step, text=HOSTILE, problem_id="<i>p-1</i>"))
-        add_metrics(run, step, {"reward/mean": 0.25 * step, "policy/loss": float("nan") if step == 2 else 0.5})
+        loss = float("nan") if step == 2 else 0.5
+        add_metrics(run, step, {"reward/mean": 0.25 * step, "policy/loss": loss})
     next_event(run, "log", 2, {"level": "error", "message": HOSTILE})
     json.dump(
         {

@@ -1,4 +1,4 @@
-"""Open trees by mouse and keyboard; what models wrote is text and nothing else; pages work without scripts."""
+"""Open trees by mouse and keyboard; what models wrote stays text; pages work without scripts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,16 @@ def test_a_tree_is_opened_and_read_by_keyboard_alone(site: Site, page: Page) -> 
     expect(page.locator("#tree-layout[data-ready]")).to_be_visible()
     page.locator("#icicle").focus()
     title = page.locator("#inspector .node-title")
-    for key, node in [("ArrowDown", "1"), ("ArrowRight", "2"), ("ArrowLeft", "1"), ("ArrowDown", "1.1"), ("End", "1.2"), ("n", "2.1"), ("ArrowUp", "2"), ("Home", "1")]:
+    for key, node in [
+        ("ArrowDown", "1"),
+        ("ArrowRight", "2"),
+        ("ArrowLeft", "1"),
+        ("ArrowDown", "1.1"),
+        ("End", "1.2"),
+        ("n", "2.1"),
+        ("ArrowUp", "2"),
+        ("Home", "1"),
+    ]:
         page.keyboard.press(key)
         expect(title).to_have_text(f"Node {node}")
     # Canvas, outline, reader, inspector and address show the same node.
@@ -39,7 +48,9 @@ def test_a_tree_is_opened_and_read_by_keyboard_alone(site: Site, page: Page) -> 
     expect(page.locator(".segment-selected")).to_have_attribute("data-segment", "1")
     tree = page.get_by_role("tree")
     active = tree.get_attribute("aria-activedescendant")
-    expect(page.locator(f"#{active}")).to_have_attribute("aria-label", re.compile(r"^Node 1, value 0.50, 1 of 2 correct, advantage plus 1.33, \d+ tokens$"))
+    expect(page.locator(f"#{active}")).to_have_attribute(
+        "aria-label", re.compile(r"^Node 1, value 0.50, 1 of 2 correct, advantage plus 1.33, \d+ tokens$")
+    )
     expect(page.locator("#inspector")).to_contain_text("+1.333")
     expect(page.locator("#inspector")).to_contain_text("computed again: the same")
 
@@ -86,7 +97,7 @@ def test_the_icicle_paints_advantages_and_hatches_what_has_no_credit(site: Site,
     box = canvas.bounding_box()
     assert box
     page.wait_for_timeout(300)
-    # Row 1: node 1 has A = +4/3 (blue), node 2 has -4/3 (orange); row 2: 2.1 and 2.2 are dropped (grey hatch).
+    # Row 1: node 1 has A = +4/3 (blue), node 2 has -4/3 (orange); below, 2.1 and 2.2 are dropped (hatch).
     colours = canvas.evaluate(
         """(canvas) => {
             const dpr = canvas.width / canvas.clientWidth, y = Math.round((26 + 4) * dpr);
@@ -106,10 +117,22 @@ def test_the_icicle_paints_advantages_and_hatches_what_has_no_credit(site: Site,
 
 
 @pytest.mark.parametrize("scripts", [True, False], ids=["with scripts", "without"])
-def test_hostile_text_is_shown_literally_everywhere(site: Site, visit: Callable[..., Watched], scripts: bool) -> None:
+def test_hostile_text_is_shown_literally_everywhere(
+    site: Site, visit: Callable[..., Watched], scripts: bool
+) -> None:
     page = visit(java_script_enabled=scripts).page()
     run, tree = site.planted["run"], site.planted["tree"]
-    pages = ["/p/lab/", f"/r/{run}/", f"/r/{run}/trees", f"/r/{run}/config", f"/r/{run}/events", f"/t/{tree}/?n=1.1", f"/t/{tree}/?n=1.1&view=outline", f"/t/{tree}/n/1.1", "/workers/"]
+    pages = [
+        "/p/lab/",
+        f"/r/{run}/",
+        f"/r/{run}/trees",
+        f"/r/{run}/config",
+        f"/r/{run}/events",
+        f"/t/{tree}/?n=1.1",
+        f"/t/{tree}/?n=1.1&view=outline",
+        f"/t/{tree}/n/1.1",
+        "/workers/",
+    ]
     for path in pages:
         page.goto(path)
         if scripts:
@@ -132,14 +155,16 @@ def test_hostile_text_is_shown_literally_everywhere(site: Site, visit: Callable[
 
 
 def test_pages_work_without_scripts(site: Site, visit: Callable[..., Watched]) -> None:
-    page = visit(java_script_enabled=False).page()
+    watched = visit(java_script_enabled=False)
+    watched.expect("status of 400")  # the refused form, below
+    page = watched.page()
     run, tree = site.planted["run"], site.planted["tree"]
     page.goto("/p/lab/")
     expect(page.get_by_role("link", name="New run")).to_be_visible()
     page.goto(f"/r/{run}/")
     expect(page.locator("main")).to_contain_text("reward/mean")
     page.get_by_role("link", name="Trees", exact=True).click()
-    page.get_by_label("Step").fill("1")
+    page.locator("#step-input").fill("1")
     page.get_by_role("button", name="Show").click()
     expect(page.locator(".list-head")).to_contain_text("step 1")
     page.goto(f"/t/{tree}/")
@@ -166,12 +191,16 @@ def test_the_list_follows_the_step_chosen(site: Site, page: Page) -> None:
     expect(page).to_have_url(re.compile(r"sort=-value"))
 
 
-def test_a_region_that_cannot_be_read_leaves_the_page_as_it_is(site: Site, visit: Callable[..., Watched]) -> None:
+def test_a_region_that_cannot_be_read_leaves_the_page_as_it_is(
+    site: Site, visit: Callable[..., Watched]
+) -> None:
     watched = visit()
     watched.expect("status of 500|Failed to load resource")
     page = watched.page()
     open_tree(page, f"/t/{site.planted['tree']}/?n=1")
-    page.route("**/n/1.1", lambda route: route.fulfill(status=500, content_type="text/html", body="<h1>broken</h1>"))
+    page.route(
+        "**/n/1.1", lambda route: route.fulfill(status=500, content_type="text/html", body="<h1>broken</h1>")
+    )
     page.locator("#icicle").focus()
     page.keyboard.press("ArrowDown")
     expect(page.locator("#tree-problem")).to_contain_text("Node 1.1 could not be read")
@@ -200,7 +229,19 @@ def test_the_theme_is_there_before_the_first_paint(page: Page) -> None:
 def test_nothing_is_cut_off(site: Site, visit: Callable[..., Watched], width: int) -> None:
     page = visit(viewport={"width": width, "height": 800}).page()
     run, tree = site.planted["run"], site.planted["tree"]
-    for path in ["/login/", "/p/", "/p/lab/", "/p/lab/new", f"/r/{run}/", f"/r/{run}/trees", f"/r/{run}/config", f"/r/{run}/events", f"/t/{tree}/?n=1", f"/t/{tree}/n/1", "/workers/"]:
+    for path in [
+        "/login/",
+        "/p/",
+        "/p/lab/",
+        "/p/lab/new",
+        f"/r/{run}/",
+        f"/r/{run}/trees",
+        f"/r/{run}/config",
+        f"/r/{run}/events",
+        f"/t/{tree}/?n=1",
+        f"/t/{tree}/n/1",
+        "/workers/",
+    ]:
         page.goto(path)
         page.wait_for_timeout(150)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
@@ -209,7 +250,9 @@ def test_nothing_is_cut_off(site: Site, visit: Callable[..., Watched], width: in
 def test_every_picture_has_words_beside_it(site: Site, page: Page) -> None:
     page.goto(f"/r/{site.planted['run']}/")
     chart = page.locator('[data-panel="reward/mean"] .chart-box')
-    expect(chart).to_have_attribute("aria-label", re.compile(r"^Reward\. last 0\.500 at step 2\. Arrow keys read values\.$"))
+    expect(chart).to_have_attribute(
+        "aria-label", re.compile(r"^Reward\. last 0\.500 at step 2\. Arrow keys read values\.$")
+    )
     loss = page.locator('[data-panel="policy/loss"]')
     page.locator("summary", has_text="Policy").click()
     loss.hover()
@@ -217,4 +260,6 @@ def test_every_picture_has_words_beside_it(site: Site, page: Page) -> None:
     expect(loss.locator(".chart-table")).to_contain_text("1 values are not finite")
     row = read_json(page, f"/api/v1/runs/{site.planted['run']}/trees?step=2")["trees"][0]
     page.goto(f"/t/{row['id']}/")
-    expect(page.locator("#icicle")).to_have_attribute("aria-label", re.compile("7 nodes, 1 of 4 leaves correct"))
+    expect(page.locator("#icicle")).to_have_attribute(
+        "aria-label", re.compile("7 nodes, 1 of 4 leaves correct")
+    )

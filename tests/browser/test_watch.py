@@ -16,12 +16,22 @@ pytestmark = pytest.mark.browser
 SMALL = {"training.problems_per_step": "4", "evaluation.problems": "8", "evaluation.every_steps": "2"}
 
 
+REMEMBER_WORDS = """() => {
+    const words = document.querySelector("#live-state");
+    window.seen = [];
+    const look = () => window.seen.push(words.textContent);
+    new MutationObserver(look).observe(words, {childList: true, characterData: true, subtree: true});
+}"""
+
+
 def create_run(page: Page, preset: str, name: str, **fields: str) -> int:
     """Fill the form as a person does, and land on the run's page. Returns the run's id."""
     page.goto(f"/p/lab/new?preset={preset}")
-    page.get_by_label("Name").fill(name)
+    page.get_by_role("textbox", name="Name", exact=True).fill(name)
     for path, value in (SMALL | {key.replace("__", "."): value for key, value in fields.items()}).items():
-        page.locator(f'[name="{path}"]').evaluate("element => { const box = element.closest('details'); if (box) box.open = true; }")
+        page.locator(f'[name="{path}"]').evaluate(
+            "element => { const box = element.closest('details'); if (box) box.open = true; }"
+        )
         page.locator(f'[name="{path}"]').fill(value)
     page.get_by_role("button", name="Queue run").click()
     page.wait_for_url(re.compile(r"/r/\d+/$"))
@@ -41,7 +51,9 @@ def drawn_points(page: Page, panel: str = "reward/mean") -> int:
 
 
 def test_a_login_link_logs_in_once(site: Site, visit: Callable[..., Watched]) -> None:
-    page = visit(storage_state=None).page()
+    watched = visit(storage_state=None)
+    watched.expect("status of 410")  # a used link, below
+    page = watched.page()
     page.goto("/p/lab/")
     expect(page).to_have_url(re.compile("/login/"))
     page.goto(site.planted["second_login"])
@@ -96,53 +108,90 @@ def test_a_refused_form_leads_to_what_is_wrong(visit: Callable[..., Watched]) ->
     expect(page.locator('[name="training.steps"]')).to_have_value("none")
 
 
-def test_two_runs_are_created_watched_and_laid_over_each_other(page: Page) -> None:
-    first = create_run(page, "grpo-tiny", "grpo first", training__steps="6", seed="3")
-    live = page.locator("#live-state")
-    expect(live).to_have_text(re.compile("^(Live|Catching up|Finished)"), timeout=20_000)
-    # Points arrive while nobody touches the page.
-    marker = "window.notReloaded = true"
-    page.evaluate(marker)
-    wait_for(lambda: drawn_points(page) >= 3, 60, "three steps on the chart")
-    expect(page.locator("#run-head [data-state=word]")).to_have_text("Succeeded", timeout=60_000)
-    expect(live).to_have_text("Finished")
-    wait_for(lambda: drawn_points(page) == 6, 10, "all six steps on the chart")
-    assert page.evaluate("window.notReloaded")
-    expect(page.locator("#status-step")).to_have_text("6")
-    expect(page.locator("#stop-form")).to_be_hidden()
+def wait_for_steps(page: Page, steps: int) -> None:
+    def there() -> bool:
+        word = page.locator("#run-head [data-state=word]").inner_text()
+        reason = page.locator("#run-head [data-state=reason]").inner_text()
+        assert word != "Failed", reason
+        return int(page.locator("#status-step").inner_text()) >= steps
 
-    stored = read_json(page, f"/api/v1/runs/{first}/metrics?names=reward/mean")["series"][0]
+    wait_for(there, 90, f"step {steps}")
+
+
+def test_a_run_is_created_and_watched_over_a_bad_line(page: Page) -> None:
+    """Nobody touches the page and the socket is cut twice; the chart ends with exactly the stored points."""
+    routes: list[WebSocketRoute] = []
+
+    def pass_through(route: WebSocketRoute) -> None:
+        route.connect_to_server()
+        routes.append(route)
+
+    page.route_web_socket(re.compile("/ws/v1"), pass_through)
+    run = create_run(page, "grpo-tiny", "over a bad line", training__steps="10", seed="3")
+    live = page.locator("#live-state")
+    expect(live).to_have_text(re.compile("^(Live|Catching up)"))
+    page.evaluate("window.notReloaded = true")
+    for steps in (2, 5):
+        wait_for_steps(page, steps)
+        assert drawn_points(page) >= steps
+        page.evaluate(REMEMBER_WORDS)
+        routes[-1].close(code=1011)
+        told = "window.seen.some((text) => text.startsWith('Reconnecting'))"
+        wait_for(lambda told=told: page.evaluate(told), 10, "Reconnecting is told")
+    wait_for_steps(page, 10)
+    expect(page.locator("#run-head [data-state=word]")).to_have_text("Succeeded", timeout=30_000)
+    expect(live).to_have_text("Finished")
+    expect(page.locator("#stop-form")).to_be_hidden()
+    wait_for(lambda: drawn_points(page) == 10, 10, "all points on the chart")
+    assert len(routes) >= 3
+    assert page.evaluate("window.notReloaded")
+
+    stored = read_json(page, f"/api/v1/runs/{run}/metrics?names=reward/mean")["series"][0]
     shown = page.locator('[data-panel="reward/mean"] .chart-table tbody tr td').all_inner_texts()
     assert [float(text) for text in reversed(shown)] == pytest.approx(stored["value"], abs=6e-4)
 
-    second = create_run(page, "treerpo-tiny", "treerpo second", training__steps="5", seed="4", sampler__branching_per_depth="2, 2, 2")
-    expect(page.locator("#run-head [data-state=word]")).to_have_text("Succeeded", timeout=60_000)
 
-    page.goto("/p/lab/")
-    page.get_by_label("Select treerpo second").check()
-    page.get_by_label("Select grpo first").check()
-    page.get_by_role("link", name="Overlay").click()
-    expect(page).to_have_url(re.compile(rf"/r/{second}/\?with={first}$"))
-    legend = page.get_by_role("list", name="Runs in these charts")
-    expect(legend.get_by_role("listitem")).to_have_count(2)
-    panel = page.locator('[data-panel="reward/mean"]')
-    expect(panel.locator(".reading")).to_have_count(2)
-    expect(panel.locator(".readout")).to_contain_text("grpo first")
-    legend.get_by_role("button", name="Show grpo first").click()
-    expect(panel.locator(".reading")).to_have_count(1)
-    expect(page).to_have_url(re.compile(rf"hide={first}"))
-    page.reload()
-    expect(panel.locator(".reading")).to_have_count(1)
-
-
-def test_a_run_is_stopped_from_its_page_and_keeps_what_it_made(page: Page) -> None:
+def test_a_run_is_seen_from_the_table_laid_over_another_and_stopped(
+    site: Site, page: Page, visit: Callable[..., Watched]
+) -> None:
+    table = visit().page()
+    table.goto("/p/lab/")
+    expect(table.locator("#live-state")).to_have_text(re.compile("^Live"))
     run = create_run(page, "treerpo-tiny", "to be stopped", training__steps="5000")
-    wait_for(lambda: int(page.locator("#status-step").inner_text()) >= 2, 60, "two steps")
-    page.get_by_role("button", name="Stop", exact=True).click()
+
+    # A new run does not push rows about; it is offered.
+    table.get_by_role("link", name="1 new run · show").click()
+    row = table.locator(f"#run-{run}")
+    expect(row).to_contain_text("to be stopped")
+    wait_for_steps(page, 2)
+    expect(row).to_have_attribute("data-status", "running")
+    figures = row.locator("[data-cell=step] .figures")
+    before = figures.inner_text()
+    wait_for(lambda: figures.inner_text() != before, 30, "the row's step moves")
+
+    table.get_by_label("Select to be stopped").check()
+    table.locator(f"#run-{site.planted['run']} input").check()
+    table.get_by_role("link", name="Overlay").click()
+    expect(table).to_have_url(re.compile(rf"/r/{run}/\?with={site.planted['run']}$"))
+    legend = table.get_by_role("list", name="Runs in these charts")
+    expect(legend.get_by_role("listitem")).to_have_count(2)
+    panel = table.locator('[data-panel="reward/mean"]')
+    expect(panel.locator(".reading")).to_have_count(2)
+    # The overlay is as live as the page of one run.
+    shown = panel.locator(".readout").inner_text()
+    wait_for(lambda: panel.locator(".readout").inner_text() != shown, 30, "the overlaid curves move")
+    legend.get_by_role("button", name=re.compile("^Show <b>bold")).click()
+    expect(panel.locator(".reading")).to_have_count(1)
+    expect(table).to_have_url(re.compile(rf"hide={site.planted['run']}"))
+    table.reload()
+    expect(panel.locator(".reading")).to_have_count(1)
+
+    stop = page.get_by_role("button", name="Stop", exact=True)
+    stop.click()
     expect(page.locator(".stop-question")).to_contain_text("Everything it made is kept")
     page.get_by_role("button", name="Keep running").click()
-    expect(page.get_by_role("button", name="Stop", exact=True)).to_be_focused()
-    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(stop).to_be_focused()
+    stop.click()
     page.get_by_role("button", name="Stop this run").click()
     expect(page.locator("[data-state=stop]")).to_contain_text(re.compile("requested|stopping"))
     expect(page.locator("#run-head [data-state=word]")).to_have_text("Stopped", timeout=12_000)
@@ -151,47 +200,7 @@ def test_a_run_is_stopped_from_its_page_and_keeps_what_it_made(page: Page) -> No
     assert said["counts"]["trees"] > 0
     page.goto(f"/r/{run}/events")
     expect(page.locator("#events-table")).to_contain_text("ada")
-
-
-def test_the_runs_table_is_live(page: Page, visit: Callable[..., Watched]) -> None:
-    page.goto("/p/lab/")
-    expect(page.locator("#live-state")).to_have_text(re.compile("^Live"))
-    other = visit().page()
-    run = create_run(other, "grpo-tiny", "seen from the table", training__steps="5000")
-    # A new run does not push rows about; it is offered.
-    page.get_by_role("link", name="1 new run · show").click()
-    row = page.locator(f"#run-{run}")
-    expect(row).to_contain_text("seen from the table")
-    wait_for(lambda: row.get_attribute("data-status") == "running", 40, "the row says running")
-    before = row.locator("[data-cell=step] .figures").inner_text()
-    wait_for(lambda: row.locator("[data-cell=step] .figures").inner_text() != before, 30, "the row's step moves")
-    other.get_by_role("button", name="Stop", exact=True).click()
-    other.get_by_role("button", name="Stop this run").click()
-    expect(row.locator("[data-cell=status]")).to_contain_text("Stopped", timeout=15_000)
-
-
-def test_a_lost_connection_is_told_and_made_good_without_gap(page: Page) -> None:
-    """The socket is cut twice; the chart ends with exactly the stored points."""
-    routes: list[WebSocketRoute] = []
-
-    def pass_through(route: WebSocketRoute) -> None:
-        route.connect_to_server()
-        routes.append(route)
-
-    page.route_web_socket(re.compile("/ws/v1"), pass_through)
-    run = create_run(page, "grpo-tiny", "over a bad line", training__steps="12")
-    live = page.locator("#live-state")
-    for wanted in (2, 5):
-        wait_for(lambda wanted=wanted: int(page.locator("#status-step").inner_text()) >= wanted, 60, f"step {wanted}")
-        page.evaluate("window.seen = []; new MutationObserver(() => window.seen.push(document.querySelector('#live-state').textContent)).observe(document.querySelector('#live-state'), {childList: true, characterData: true, subtree: true})")
-        routes[-1].close(code=1011)
-        wait_for(lambda: page.evaluate("window.seen.some((text) => text.startsWith('Reconnecting'))"), 10, "Reconnecting is told")
-    expect(live).to_have_text("Finished", timeout=60_000)
-    wait_for(lambda: drawn_points(page) == 12, 10, "all points")
-    assert len(routes) >= 3
-    stored = read_json(page, f"/api/v1/runs/{run}/metrics?names=reward/mean")["series"][0]
-    shown = page.locator('[data-panel="reward/mean"] .chart-table tbody tr td').all_inner_texts()
-    assert [float(text) for text in reversed(shown)] == pytest.approx(stored["value"], abs=6e-4)
+    expect(table.locator("#run-head [data-state=word]")).to_have_text("Stopped")
 
 
 def test_chart_state_lives_in_the_address(site: Site, page: Page) -> None:
@@ -199,7 +208,7 @@ def test_chart_state_lives_in_the_address(site: Site, page: Page) -> None:
     page.goto(f"/r/{run}/?x=tokens&sm=0.20")
     expect(page.locator('#x-axis input[value="tokens"]')).to_be_checked()
     expect(page.locator("#smoothing-value")).to_have_text("0.20")
-    page.locator('#x-axis label', has_text="step").click()
+    page.locator("#x-axis label", has_text="step").click()
     expect(page).to_have_url(re.compile(r"/\?sm=0.20$"))
     chart = page.locator('[data-panel="reward/mean"] .chart-box')
     chart.focus()

@@ -204,7 +204,7 @@ def run_detail(request: HttpRequest, run_id: int) -> HttpResponse:
 
 
 def _overlays(request: HttpRequest, run: Run) -> list[dict[str, Any]]:
-    """The runs that `?with=3,5` asks for, as far as the user may see them, in that order: states, colour, url."""
+    """The states of the runs that `?with=3,5` asks for, in that order, as far as the user may see them."""
     asked = [
         part
         for part in request.GET.get("with", "").split(",")[: MAX_OVERLAYS + 1]

@@ -111,15 +111,16 @@ function opened() {
   return new Set(JSON.parse(localStorage.getItem("open-sections") ?? "[]"));
 }
 function rememberOpen() {
-  if (pattern()) return; // a filter opens sections for a moment only
-  localStorage.setItem("open-sections", JSON.stringify([...sections].filter(([, one]) => one.details.open).map(([title]) => title)));
+  localStorage.setItem("open-sections", JSON.stringify([...sections].filter(([, one]) => one.details.open && !openForFilter.has(one.details)).map(([title]) => title)));
 }
 
+/** What a filter opened, it closes again. @type {Set<HTMLDetailsElement>} */
+const openForFilter = new Set();
 const pattern = () => typed("panel-filter", HTMLInputElement).value.trim();
 
 function filter() {
   const wanted = pattern();
-  for (const [title, { details, grid, count }] of sections) {
+  for (const { details, grid, count } of sections.values()) {
     let shown = 0;
     for (const element of grid.children) {
       const panel = panels.get(/** @type {HTMLElement} */ (element).dataset.panel ?? "");
@@ -129,8 +130,10 @@ function filter() {
     }
     setText(count, String(shown));
     details.hidden = shown === 0;
-    if (wanted && shown) details.open = true;
-    else if (!wanted) details.open = details.open && (title === [...sections.keys()][0] || opened().has(title));
+    if (wanted && shown && !details.open) {
+      details.open = true;
+      openForFilter.add(details);
+    } else if (!wanted && openForFilter.delete(details)) details.open = false;
   }
 }
 
