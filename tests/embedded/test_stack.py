@@ -170,25 +170,6 @@ def test_it_stops_in_reverse_order(folder: DataFolder) -> None:
         assert smoke.what_is_left(folder) == []
 
 
-def test_a_killed_supervisor_takes_everything_with_it_and_the_next_start_works(folder: DataFolder) -> None:
-    with started(folder, "up") as up:
-        up.wait_until_up()
-        with psycopg.connect(folder.database_url, autocommit=True) as connection:
-            connection.execute("CREATE TABLE kept AS SELECT 1 AS number")
-        pids = [process.pid for process in processes.marked(folder.digest)]
-        assert len(pids) >= 4  # broker, web, sweeper, worker and what they started
-        up.popen.kill()
-        assert soon(lambda: smoke.what_is_left(folder) == [] or not running(folder), 15.0)
-        assert not running(folder)
-    assert "database system is shut down" in (folder.logs / "database.log").read_text()
-    with started(folder, "up") as again:
-        again.wait_until_up()
-        with psycopg.connect(folder.database_url) as connection:
-            assert connection.execute("SELECT number FROM kept").fetchone() == (1,)
-        again.popen.send_signal(signal.SIGTERM)
-        assert again.ends() == 0
-
-
 def test_a_killed_supervisor_takes_a_training_run_with_it_and_the_next_goes_on(folder: DataFolder) -> None:
     with started(folder, "demo") as demo:
         demo.wait_for(r"http://127\.0\.0\.1:\d+/login/\S+")
@@ -202,6 +183,7 @@ def test_a_killed_supervisor_takes_a_training_run_with_it_and_the_next_goes_on(f
         demo.popen.kill()
         assert soon(lambda: not running(folder), 15.0)
         assert all(Identity.of(pid) is None for pid in (trainer, pool, worker))
+    assert "database system is shut down" in (folder.logs / "database.log").read_text()
     with started(folder, "demo") as again:
         again.wait_for(r"http://127\.0\.0\.1:\d+/login/\S+")
         done = step_of_the_run(folder)
