@@ -49,6 +49,18 @@ def test_a_node_draws_the_same_numbers_whatever_else_is_drawn(count: int, more: 
         assert alone[0].tolist() == together[row, :count].tolist()
 
 
+def test_every_bit_of_key_and_path_matters() -> None:
+    def draw(key: int, path: int) -> float:
+        return float(uniforms(np.array([key], np.uint64), np.array([path], np.uint64), 1)[0, 0])
+
+    assert (
+        len(
+            {draw(0, 0), *(draw(1 << bit, 0) for bit in range(64)), *(draw(0, 1 << bit) for bit in range(64))}
+        )
+        == 129
+    )
+
+
 def test_draws_are_uniform_and_strictly_inside() -> None:
     paths = child_paths(np.zeros(500, np.uint64), np.arange(500))
     draws = uniforms(np.full(500, named_seed("x"), np.uint64), paths, 200)
