@@ -193,6 +193,9 @@ CONTENT_SECURITY_POLICY = {
         "base-uri": [NONE],
         "frame-ancestors": [NONE],
         "form-action": [SELF],
+        # HTML is parsed in one place (static/js/core/regions.js), under this name.
+        "require-trusted-types-for": ["'script'"],
+        "trusted-types": ["arborist"],
     }
 }
 CSRF_FAILURE_VIEW = "webapp.views.csrf_failure"
