@@ -102,7 +102,8 @@ test("lines of several runs share one x column, and gaps stay open", () => {
 
 test("nearest point, also past the ends", () => {
   const line = lineOf(1, new Map([["a", curve("a", [1, 5, 9], [1, 2, 3])]]), "a", "step", 0);
-  assert.deepEqual([-4, 1, 2.9, 3.1, 100].map((x) => nearest(line, x)), [0, 0, 0, 1, 2]);
+  assert.deepEqual([0, 1, 2.9, 3.1, 12].map((x) => nearest(line, x)), [0, 0, 0, 1, 2]);
+  assert.deepEqual([-4, 14, 100].map((x) => nearest(line, x)), [null, null, null]); // it has not begun, it has ended
   assert.equal(nearest({ ...line, x: [] }, 1), null);
 });
 

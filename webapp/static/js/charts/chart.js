@@ -29,6 +29,8 @@ import { aligned } from "./series.js";
 const COLUMNS = 4; // raw, smoothed, low, high
 /** Steps are whole. */
 const WHOLE = Array.from({ length: 9 }, (_, power) => [1, 2, 5].map((digit) => digit * 10 ** power)).flat();
+/** A line of so few points needs them marked to be seen. */
+const FEW = 3;
 const FONT = "11px Inter, system-ui, sans-serif";
 const sync = uPlot.sync("curves");
 
@@ -50,7 +52,7 @@ export class Chart {
     this.#drawing = drawing;
     const { x, columns } = aligned(drawing.lines);
     const data = /** @type {uPlot.AlignedData} */ (/** @type {unknown} */ ([x, ...columns]));
-    const shape = JSON.stringify(drawing.looks.map((look, i) => [look, drawing.lines[i]?.low !== null]));
+    const shape = JSON.stringify(drawing.looks.map((look, i) => [look, drawing.lines[i]?.low !== null, (drawing.lines[i]?.raw.length ?? 0) < FEW, drawing.lines[i]?.smoothed !== drawing.lines[i]?.raw]));
     if (!this.#plot || afresh || shape !== this.#shape) {
       this.#shape = shape;
       this.destroy();
@@ -138,7 +140,7 @@ export class Chart {
   #series(line, look) {
     const stroke = runColour(look.slot);
     const smoothed = line.smoothed !== line.raw;
-    const few = look.sparse || line.raw.length < 3;
+    const few = look.sparse || line.raw.length < FEW;
     const points = { show: few, size: 4, width: 1, stroke, fill: stroke };
     return [
       { stroke: faded(stroke, 0.35), width: 1, show: smoothed, points: { show: false }, spanGaps: true },

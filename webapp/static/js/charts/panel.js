@@ -99,9 +99,10 @@ export class PanelView {
   #read() {
     const drawing = this.#drawing;
     if (!drawing) return;
+    const places = drawing.lines.map((line) => (this.#cursor === null ? line.raw.length - 1 : nearest(line, this.#cursor)));
     const parts = drawing.lines.map((line, i) => {
-      const at = this.#cursor === null ? line.raw.length - 1 : nearest(line, this.#cursor);
-      const [raw, smoothed, step] = at === null ? [undefined, undefined, undefined] : [line.raw[at], line.smoothed[at], line.step[at]];
+      const at = places[i] ?? -1;
+      const [raw, smoothed] = [line.raw[at], line.smoothed[at]];
       const look = drawing.looks[i];
       const key = make("span", { class: `key c${look?.slot ?? 9}${look?.dash.length ? " key-dashed" : ""}` });
       const part = make("span", { class: "reading" }, key);
@@ -109,9 +110,12 @@ export class PanelView {
       if (label) part.append(make("span", { class: "secondary" }, `${label} `));
       part.append(make("strong", {}, figure(smoothed)));
       if (line.smoothed !== line.raw) part.append(make("span", { class: "secondary" }, ` raw ${figure(raw)}`));
-      if (i === 0 && step !== undefined) part.prepend(make("span", { class: "secondary" }, `step ${number(step, 0)} `));
       return part;
     });
+    const steps = drawing.lines.flatMap((line, i) => line.step[places[i] ?? -1] ?? []);
+    if (steps.length) parts.unshift(make("span", { class: "secondary" }, `step ${number(Math.max(...steps), 0)}`));
+    // Room for every reading, so that a longer number does not push the chart down under the pointer.
+    this.#readout.style.minHeight = `${20 * (places.length < 2 ? 1 : 1 + Math.ceil(places.length / 2))}px`;
     this.#readout.replaceChildren(...parts);
   }
 

@@ -122,7 +122,8 @@ export function aligned(lines) {
 }
 
 /**
- * The point of a line nearest to x, for readouts; null for an empty line.
+ * The point of a line nearest to x, for readouts; null for an empty line, and where the line has already ended or not yet
+ * begun: further away than its own points are from each other there.
  * @param {Line} line @param {number} x @returns {number | null} its index
  */
 export function nearest(line, x) {
@@ -135,6 +136,10 @@ export function nearest(line, x) {
       best = i;
     } else if (Number.isFinite(away)) break;
   }
+  if (best === null) return null;
+  const [first, last, ends] = [line.x[0], line.x.at(-1), line.x.length > 1];
+  if (ends && x > Number(last) && x - Number(last) > Number(last) - Number(line.x.at(-2))) return null;
+  if (ends && x < Number(first) && Number(first) - x > Number(line.x[1]) - Number(first)) return null;
   return best;
 }
 

@@ -80,6 +80,9 @@ export function duration(value) {
     .join(" ");
 }
 
+/** `3 h 10 min ago`. @param {number} seconds */
+export const ago = (seconds) => (seconds < 2 ? "just now" : `${duration(seconds)} ago`);
+
 /**
  * A value in a readout: enough digits to tell neighbours apart, no more than a person reads.
  * @param {number | null | undefined} value

@@ -203,7 +203,7 @@ function drawPanel(id, view) {
   const window = window_ ?? everything(shown);
   const feed = session.feeds.get(main.id);
   const place = feed && xOf(axis, feed.series);
-  const marks = feed && place && !hidden.has(main.id) ? feed.marks.filter((mark) => mark.kind !== "checkpoint").map((mark) => ({ x: place(mark.step), kind: mark.kind })) : [];
+  const marks = feed && place && !hidden.has(main.id) ? feed.marks.filter((mark) => mark.step > 0 && mark.kind !== "checkpoint").map((mark) => ({ x: place(mark.step), kind: mark.kind })) : [];
   view.draw({ lines, looks, window, marks }, new Map(shown.map((run) => [run.id, run])), afresh.delete(id));
 }
 
@@ -218,7 +218,7 @@ onTheme(() => {
 const legend = new Map();
 for (const run of runs) {
   const style = /** @type {{slot: number, dash: number[]}} */ (styles.get(run.id));
-  const eye = make("button", { type: "button", class: "quiet eye", "aria-pressed": String(!hidden.has(run.id)), "aria-label": `Show ${run.name}` }, "👁");
+  const eye = make("button", { type: "button", class: "quiet eye", "aria-pressed": String(!hidden.has(run.id)), "aria-label": `Show ${run.name}` }, make("span", { class: "eye-glyph" }));
   const state = make("span", { class: "secondary figures", "data-part": "state" });
   const name = run.url ? make("a", { href: run.url }, run.name) : make("strong", {}, run.name);
   const item = make("li", { class: "legend-run" }, eye, make("span", { class: `key c${style.slot}${style.dash.length ? " key-dashed" : ""}` }), name, state);

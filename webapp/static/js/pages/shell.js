@@ -1,5 +1,6 @@
 // On every page: shows what needs a script, switches the theme, makes hidden characters visible.
-import { typed, revealScripted } from "../core/dom.js";
+import { revealScripted, setText, typed } from "../core/dom.js";
+import { ago } from "../core/format.js";
 import { onKeys } from "../core/keys.js";
 import { revealHidden } from "../core/text.js";
 import { switchTheme } from "../core/theme.js";
@@ -24,6 +25,13 @@ if (button) {
   onKeys({ t: next });
   show();
 }
+
+// Ages go on.
+setInterval(() => {
+  for (const time of /** @type {NodeListOf<HTMLTimeElement>} */ (document.querySelectorAll("time[data-ago]"))) {
+    setText(time, ago((Date.now() - Date.parse(time.dateTime)) / 1000));
+  }
+}, 10_000);
 
 // Menus close when the reader goes elsewhere.
 const menus = /** @type {NodeListOf<HTMLDetailsElement>} */ (document.querySelectorAll("details.menu"));
