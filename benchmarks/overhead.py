@@ -81,9 +81,9 @@ def _with_everything(
     run = new_run(config)
     page = threading.Thread(target=lambda: asyncio.run(_watch(run.id, port)), daemon=True)
     page.start()
-    _until(lambda: Run.objects.get(id=run.id).step >= FIRST)
+    _until(lambda: _step(run.id) >= FIRST)
     before = _others(worker, database, web)
-    _until(lambda: Run.objects.get(id=run.id).step >= config.training.steps)
+    _until(lambda: _step(run.id) >= config.training.steps)
     after = _others(worker, database, web)
     _until(lambda: not Run.objects.get(id=run.id).is_active)
     page.join(10)
@@ -106,12 +106,18 @@ def _others(worker: int, database: int, web: int) -> dict[str, float]:
     }
 
 
+def _step(run_id: int) -> int:
+    from webapp.runs.models import Run
+
+    return Run.objects.values_list("step", flat=True).get(id=run_id)
+
+
 def _until(condition: Any) -> None:
     deadline = time.monotonic() + 1800
     while not condition():
         if time.monotonic() > deadline:
             sys.exit(f"It did not happen within 30 minutes; see {parts.FOLDER.logs}")
-        time.sleep(0.5)
+        time.sleep(1)
 
 
 async def _watch(run_id: int, port: int) -> None:

@@ -24,21 +24,24 @@ from webapp.embedded.postgres import PostgresServer
 from webapp.embedded.processes import Child
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-FOLDER = DataFolder.at(tempfile.mkdtemp(prefix="arborist-bench-"))
+JOINED = "ARBORIST_BENCHMARK_FOLDER"  # set for processes that a benchmark starts from its own module
+FOLDER = DataFolder.at(os.environ.get(JOINED) or tempfile.mkdtemp(prefix="arborist-bench-"))
 MARK = secrets.token_hex(8)
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
-FOLDER.prepare()
-atexit.register(FOLDER.remove)
-for _name in ("ARBORIST_DATABASE_URL", "ARBORIST_BROKER_URL"):
-    os.environ.pop(_name, None)
-os.environ |= {
-    "ARBORIST_DATA_DIR": str(FOLDER.root),
-    "ARBORIST_SECRET_KEY": secrets.token_urlsafe(50),
-    "DJANGO_SETTINGS_MODULE": "webapp.settings",
-    "OMP_NUM_THREADS": "1",
-    processes.MARK: MARK,
-}
+if JOINED not in os.environ:
+    FOLDER.prepare()
+    atexit.register(FOLDER.remove)
+    for _name in ("ARBORIST_DATABASE_URL", "ARBORIST_BROKER_URL"):
+        os.environ.pop(_name, None)
+    os.environ |= {
+        JOINED: str(FOLDER.root),
+        "ARBORIST_DATA_DIR": str(FOLDER.root),
+        "ARBORIST_SECRET_KEY": secrets.token_urlsafe(50),
+        "DJANGO_SETTINGS_MODULE": "webapp.settings",
+        "OMP_NUM_THREADS": "1",
+        processes.MARK: MARK,
+    }
 
 
 @contextmanager

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from django.db.models.functions import Now
 
 from tests.workers.factories import make_run
 from trainer.config import RunConfig
@@ -24,8 +26,10 @@ from webapp.embedded import processes
 from webapp.embedded.broker import BrokerServer
 from webapp.embedded.folder import DataFolder
 from webapp.embedded.processes import Identity
+from webapp.runs import sweeper
 from webapp.runs.models import Attempt, Event, Point, Run, Worker
 from webapp.runs.services import request_stop
+from webapp.runs.sweeper import sweep
 from webapp.trees.models import StoredTree
 from workers.child import MARK
 
@@ -222,23 +226,53 @@ def test_worker_told_to_stop_gives_the_run_back_and_the_next_one_goes_on(
     assert two.trainers() == []
 
 
-@pytest.mark.parametrize("victim", ["worker", "pool child"])
-def test_killed_worker_leaves_no_trainer(worker: Callable[..., CeleryWorker], victim: str) -> None:
+def test_killed_worker_leaves_no_trainer_and_the_next_one_goes_on(
+    worker: Callable[..., CeleryWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeper, "LEASE_SECONDS", 0)  # the database has just started
+    one = worker()
+    run = make_run(run_config=tiny(steps=100_000, checkpoint_every=2))
+    broker.send_train_run(run.id, "cpu")
+    until(lambda: step(run) >= 3, 60)
+    assert len(one.trainers()) == 1
+    one.popen.kill()
+    until(lambda: one.trainers() == [], 5)
+    # The lease runs for a while still; here it ends at once.
+    assert status(run) == "running"
+    Run.objects.filter(id=run.id).update(lease_until=Now() - timedelta(seconds=1))
+    assert sweep().lost == 1
+    assert status(run) == "recovering"
+
+    two = worker()
+    Run.objects.filter(id=run.id).update(not_before=Now() - timedelta(seconds=1))
+    assert sweep().sent == 1
+    until(lambda: Attempt.objects.filter(run=run, epoch=2, resumed_from_step__gte=2).exists(), 60)
+    resumed = Attempt.objects.get(run=run, epoch=2).resumed_from_step
+    assert resumed is not None
+    until(lambda: step(run) >= resumed + 2, 60)
+    request_stop(run, run.created_by)
+    until(lambda: status(run) == "stopped", 10)
+    assert_whole(run)
+    shown = Point.objects.filter(run_id=run.id, series__name="reward/mean", superseded=False).order_by("seq")
+    assert list(shown.values_list("step", flat=True)) == list(range(1, run.step + 1))
+    assert two.trainers() == []
+    assert [attempt.outcome for attempt in Attempt.objects.filter(run=run).order_by("epoch")] == [
+        "lost",
+        "stopped",
+    ]
+
+
+def test_worker_replaces_a_killed_child(worker: Callable[..., CeleryWorker]) -> None:
     one = worker()
     run = make_run(run_config=tiny(steps=100_000))
     broker.send_train_run(run.id, "cpu")
     until(lambda: step(run) >= 1, 60)
-    assert len(one.trainers()) == 1
-    os.kill(one.popen.pid if victim == "worker" else one.pool_child(), signal.SIGKILL)
+    os.kill(one.pool_child(), signal.SIGKILL)
     until(lambda: one.trainers() == [], 5)
-    # The lease is still held, and the sweeper will find it; no status is false for longer than that.
-    assert status(run) == "running"
-    if victim == "pool child":
-        # The worker makes itself a new child and takes the next run.
-        other = make_run(run_config=tiny(steps=1))
-        broker.send_train_run(other.id, "cpu")
-        until(lambda: status(other) == "succeeded", 60)
-        one.log.write_text(one.log.read_text().replace("Traceback", "traceback"))
+    other = make_run(run_config=tiny(steps=1))
+    broker.send_train_run(other.id, "cpu")
+    until(lambda: status(other) == "succeeded", 60)
+    one.log.write_text(one.log.read_text().replace("Traceback", "traceback"))
 
 
 def test_worker_consumes_again_after_the_broker_was_killed(
