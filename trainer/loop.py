@@ -70,11 +70,10 @@ def train(
     sentence for people.
     """
     run = _Run(config, emit, should_stop, run_dir, resume, device)
-    state = run.state
     try:
-        if state.is_evaluation_due:
-            state = run.evaluate(state)
-        for step in range(state.step + 1, config.training.steps + 1):
+        if run.state.is_evaluation_due:
+            run.evaluate()
+        for step in range(run.state.step + 1, config.training.steps + 1):
             clock = _Clock()
             problems = run.data.training.batch(step, config.training.problems_per_step)
             trees = run.engine.sample(
@@ -92,17 +91,17 @@ def train(
             updates = run.update(trees, step)
             run.engine.sync()
             clock.lap("training")
-            state = run.counted(state, step, trees, updates, clock)
-            run.emit_step(state, trees, updates, clock)
-            if state.skipped_in_a_row >= SKIPS_IN_A_ROW:
-                run.save(state)
+            run.count(step, trees, updates, clock)
+            run.tell(trees, updates, clock)
+            if run.state.skipped_in_a_row >= SKIPS_IN_A_ROW:
+                run.save()
                 raise FloatingPointError(f"Loss or gradient was not finite {SKIPS_IN_A_ROW} times in a row.")
-            if run.is_evaluation_step(step):
-                state = run.evaluate(replace(state, is_evaluation_due=True))
-            if run.is_checkpoint_step(step):
-                run.save(state)
+            if run.state.is_evaluation_due:
+                run.evaluate()
+            if run.is_due(config.checkpoint.every_steps):
+                run.save()
     except (SamplingStopped, UpdateStopped):
-        run.save(run.state)
+        run.save()
         return run.ended(
             "stopped", f"Stopped after step {run.state.step} of {config.training.steps}, as asked."
         )
@@ -184,7 +183,7 @@ class _Run:
             )
         return results
 
-    def evaluate(self, state: TrainerState) -> TrainerState:
+    def evaluate(self) -> None:
         values = evaluate(
             self.engine,
             self.data.evaluation,
@@ -192,52 +191,39 @@ class _Run:
             most_tokens=self.plan.most_tokens,
             seed=named_seed(self.config.seed, "evaluation"),
             should_stop=self.should_stop,
-            on_progress=self.progress(state.step, "evaluating"),
+            on_progress=self.progress(self.state.step, "evaluating"),
         )
-        self.emit(Metrics(time=time.time(), step=state.step, values=values))
-        self.state = replace(state, is_evaluation_due=False)
-        return self.state
+        self.emit(Metrics(time=time.time(), step=self.state.step, values=values))
+        self.state = replace(self.state, is_evaluation_due=False)
 
-    def counted(
-        self,
-        state: TrainerState,
-        step: int,
-        trees: Sequence[RolloutTree],
-        updates: Sequence[UpdateResult],
-        clock: _Clock,
-    ) -> TrainerState:
-        """The counters after a step."""
-        in_a_row, skipped = state.skipped_in_a_row, state.skipped_updates
+    def count(
+        self, step: int, trees: Sequence[RolloutTree], updates: Sequence[UpdateResult], clock: _Clock
+    ) -> None:
+        """Step `step` is complete: bring the counters up to it."""
+        before = self.state
+        in_a_row, skipped = before.skipped_in_a_row, before.skipped_updates
         for update in updates:
             in_a_row = 0 if update.is_finite else in_a_row + 1
             skipped += not update.is_finite
         self.state = TrainerState(
             step=step,
-            unique_tokens=state.unique_tokens + sum(int(tree.token_counts()[1:].sum()) for tree in trees),
+            unique_tokens=before.unique_tokens + sum(int(tree.token_counts()[1:].sum()) for tree in trees),
             skipped_updates=skipped,
             skipped_in_a_row=in_a_row,
-            cpu_seconds=state.cpu_seconds + clock.cpu_seconds(),
-            is_evaluation_due=self.is_evaluation_step(step),
+            cpu_seconds=before.cpu_seconds + clock.cpu_seconds(),
         )
-        return self.state
+        self.state = replace(self.state, is_evaluation_due=self.is_due(self.config.evaluation.every_steps))
 
-    def is_evaluation_step(self, step: int) -> bool:
-        every = self.config.evaluation.every_steps
-        return step == self.config.training.steps or (every > 0 and step % every == 0)
-
-    def is_checkpoint_step(self, step: int) -> bool:
-        every = self.config.checkpoint.every_steps
-        return step == self.config.training.steps or (every > 0 and step % every == 0)
+    def is_due(self, every_steps: int) -> bool:
+        """Whether what comes every so many steps (0: never) and after the last one comes now."""
+        step = self.state.step
+        return step == self.config.training.steps or (every_steps > 0 and step % every_steps == 0)
 
     # ---- what it says
 
-    def emit_step(
-        self,
-        state: TrainerState,
-        trees: Sequence[RolloutTree],
-        updates: Sequence[UpdateResult],
-        clock: _Clock,
-    ) -> None:
+    def tell(self, trees: Sequence[RolloutTree], updates: Sequence[UpdateResult], clock: _Clock) -> None:
+        """The metrics and trees of the step just completed."""
+        state = self.state
         for update in updates:
             if not update.is_finite:
                 self.say(
@@ -277,12 +263,12 @@ class _Run:
                 )
             )
 
-    def save(self, state: TrainerState) -> None:
-        self.progress(state.step, "saving")(0, 1)
+    def save(self) -> None:
+        self.progress(self.state.step, "saving")(0, 1)
         saved = save_checkpoint(
             self.run_dir,
             self.config,
-            state,
+            self.state,
             self.policy,
             self.optimiser,
             keep_last=self.config.checkpoint.keep_last,
