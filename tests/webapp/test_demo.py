@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,36 @@ def test_a_bad_file_says_what_is_wrong_and_leaves_nothing(lab: Path, content: by
         call_command("import_dataset", "lab", str(file))
     assert Dataset.objects.count() == 0
     assert not (lab / "data" / "datasets").exists()
+
+
+def test_models_are_added_by_folder(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = lab / "model"
+    folder.mkdir()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    with pytest.raises(CommandError, match="no \\*.safetensors file"):
+        call_command("add_model", "mine", str(folder))
+    (folder / "model.safetensors").write_bytes(b"")
+    call_command("add_model", "mine", str(folder), "--name", "Mine")
+    source = ModelSource.objects.get()
+    assert (source.slug, source.name, source.path) == ("mine", "Mine", str(folder))
+    with pytest.raises(CommandError, match="already exists"):
+        call_command("add_model", "mine", str(folder))
+    with pytest.raises(CommandError, match="not absolute"):
+        call_command("add_model", "other", "../etc")
+    with pytest.raises(CommandError, match="valid"):
+        call_command("add_model", "a/b", str(folder))
+    call_command("add_model", "far", "/nowhere/on/this/machine")
+    assert "must be on every worker" in capsys.readouterr().err
+
+
+def test_a_first_user_can_start_a_run(db: None) -> None:
+    out = StringIO()
+    call_command("create_user", "ada", "--project", "fresh", "--role", "admin", stdout=out)
+    client = Client()
+    client.post(out.getvalue().strip())
+    body = '{"name": "first", "config": {}}'
+    created = client.post("/api/v1/projects/fresh/runs", body, content_type="application/json")
+    assert created.status_code == 201
 
 
 def test_a_file_that_is_not_there_and_a_project_that_is_not(lab: Path) -> None:

@@ -30,6 +30,12 @@ class DemoContent:
     admin: User
 
 
+def ensure_tiny_reasoner() -> None:
+    """The base model that comes with Arborist, known to this site."""
+    defaults = {"name": "Tiny reasoner", "path": TINY_REASONER}
+    ModelSource.objects.get_or_create(slug=TINY_REASONER, defaults=defaults)
+
+
 def ensure_demo() -> DemoContent:
     """Make what is missing; a second call changes nothing. The admin has no password, only login links."""
     with transaction.atomic():
@@ -40,9 +46,7 @@ def ensure_demo() -> DemoContent:
             admin = User.objects.create_user(ADMIN, password=None)
         project, _ = Project.objects.get_or_create(slug=PROJECT, defaults={"name": "Demo"})
         Membership.objects.get_or_create(project=project, user=admin, defaults={"role": Role.ADMIN})
-        ModelSource.objects.get_or_create(
-            slug=TINY_REASONER, defaults={"name": "Tiny reasoner", "path": TINY_REASONER}
-        )
+        ensure_tiny_reasoner()
         preset = PRESETS[PRESET]
         Dataset.objects.get_or_create(
             project=project,

@@ -9,6 +9,7 @@ from django.db import transaction
 from webapp.accounts.models import User
 from webapp.accounts.services import create_login_link
 from webapp.projects.access import Role
+from webapp.projects.demo import ensure_tiny_reasoner
 from webapp.projects.models import Membership, Project
 
 
@@ -38,5 +39,6 @@ class Command(BaseCommand):
                 except ValidationError as error:
                     raise CommandError(" ".join(error.messages)) from error
                 project.save()
+                ensure_tiny_reasoner()
             Membership.objects.create(project=project, user=user, role=options["role"])
         self.stdout.write(create_login_link(user))
