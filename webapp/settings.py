@@ -219,9 +219,6 @@ WHITENOISE_USE_FINDERS = True
 WHITENOISE_ALLOW_ALL_ORIGINS = False
 WHITENOISE_AUTOREFRESH = DEBUG
 
-# Pokes travel by PostgreSQL NOTIFY; this layer only fans them out inside one web process.
-CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
-
 LANGUAGE_CODE = "en"
 USE_I18N = False
 USE_TZ = True

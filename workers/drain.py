@@ -96,6 +96,9 @@ class Drain(threading.Thread):
                 self._wake.wait(self._progress_is_due_in())
                 self._wake.clear()
                 self._store()
+        except Exception as error:  # a defect of ours: whoever waits for this thread must learn of it
+            logger.exception("The drain of run %s broke", self._batches.recorder.lease.run_id)
+            self.broken = f"The worker failed while it stored results: {type(error).__name__}: {error}"
         finally:
             self._batches.reader.close()
             connection.close()

@@ -59,6 +59,9 @@ class Heartbeat(threading.Thread):
                 if self._away:
                     self._away = False
                     logger.info("Run %s: the database answers again.", self.lease.run_id)
+        except Exception as error:  # a defect of ours: without a heartbeat the lease runs out unseen
+            logger.exception("The heartbeat of run %s broke", self.lease.run_id)
+            self.lost = f"the heartbeat broke ({type(error).__name__}: {error})"
         finally:
             connection.close()
 

@@ -111,6 +111,7 @@ class _Attempt:
         self.folder = self.run_folder / f"attempt-{held.epoch}"
         self.notes = trainer_notes()
         self.heart = Heartbeat(held)
+        self.queue = ""
 
     def run(self) -> None:
         self.heart.start()
@@ -158,7 +159,8 @@ class _Attempt:
         recording = Recording(spool, Drain(spool, Recorder(self.lease)))
         recording.drain.start()
         try:
-            recording.add(self._train(recording))
+            last = self._train(recording)
+            recording.add(last)
             recording.sync()
             self._wait_until_stored(recording)
         finally:
@@ -167,12 +169,15 @@ class _Attempt:
                 spool.remove()
             else:
                 spool.close()
-        self._offer_again()
+        if isinstance(last, Preempted) and self.queue:
+            # Another worker may be free; if not, the sweeper offers it again later.
+            broker.send_train_run(self.lease.run_id, self.queue)
 
     def _train(self, recording: Recording) -> Finished | Preempted:
         """Run the trainer to its end. Returns what is to be the attempt's last record."""
         try:
             run = self._patiently(lambda: Run.objects.get(id=self.lease.run_id))
+            self.queue = run.queue
             arguments = self._arguments(run, recording)
             kills = memory.kernel_kills()
             child = TrainerChild(
@@ -254,12 +259,6 @@ class _Attempt:
             self._patiently(lambda: lease.end(self.lease, RunStatus.FAILED, f"{trouble}."))
             logger.error("Run %s failed: %s", self.lease.run_id, trouble)
 
-    def _offer_again(self) -> None:
-        waiting = Run.objects.filter(id=self.lease.run_id, status=RunStatus.QUEUED)
-        queue = waiting.values_list("queue", flat=True).first()
-        if queue is not None:
-            broker.send_train_run(self.lease.run_id, queue)
-
     def _patiently(self, do: Callable[[], T]) -> T:
         """`do` again and again while the database is away and the run is ours."""
         failures = 0
@@ -268,11 +267,13 @@ class _Attempt:
                 return do()
             except (OperationalError, InterfaceError):
                 connection.close()
-                if self.told_to_leave():
-                    raise
                 if self.heart.lost is not None:
                     raise LeaseLostError(self.heart.lost) from None
-                time.sleep(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
+                # The first failure may only tell of a connection that was cut while it lay idle.
+                if failures:
+                    if self.told_to_leave():
+                        raise
+                    time.sleep(RETRY_SECONDS[min(failures, len(RETRY_SECONDS)) - 1])
                 failures += 1
 
 

@@ -416,6 +416,27 @@ def test_defect_of_ours_does_not_leave_the_run_running(monkeypatch: pytest.Monke
     connections.close_all()
 
 
+def test_defect_in_the_drain_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("oops")
+
+    monkeypatch.setattr(recorder.Recorder, "_add", broken)
+    run = work(make_run(), "polite")
+    assert run.status == "failed"
+    assert "KeyError" in run.reason
+
+
+def test_defect_in_the_heartbeat_ends_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("oops")
+
+    monkeypatch.setattr(lease, "read_wish", broken)
+    run = work(make_run(), "deaf")
+    # The lease runs out and the sweeper brings the run back.
+    assert run.status in ("starting", "running")
+    assert run.lease_until is not None
+
+
 def test_rows_that_cannot_be_stored_fail_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise IntegrityError("series_name_is_unique")
