@@ -20,11 +20,6 @@ export interface Selection<E extends Element> {
 }
 export function select<E extends Element>(element: E): Selection<E>;
 
-export interface Line {
-  (points: [number, number][]): string | null;
-}
-export function line(): Line;
-
 export interface ZoomTransform {
   readonly k: number;
   readonly x: number;
