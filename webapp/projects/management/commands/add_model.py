@@ -20,9 +20,7 @@ class Command(BaseCommand):
     def handle(self, *_args: Any, **options: Any) -> None:
         folder: Path = options["folder"]
         if not folder.is_absolute():
-            raise CommandError(
-                f"{folder} is not absolute. Workers look it up from anywhere: give the whole path."
-            )
+            raise CommandError(f"{folder} is not absolute. Give the whole path, as workers see it.")
         if not folder.exists():
             self.stderr.write(f"{folder} is not on this machine; it must be on every worker's.")
         elif not any(folder.glob("*.safetensors")):
