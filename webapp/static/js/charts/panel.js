@@ -35,7 +35,7 @@ export class PanelView {
     for (const name of panel.metrics) {
       about.append(make("dt", {}, make("code", {}, name)), make("dd", {}, panel.formulas[name] ?? "Logged by the run; the catalogue does not know it."));
     }
-    const info = make("details", { class: "panel-info" }, make("summary", { "aria-label": `How ${panel.title} is computed` }, "i"), about);
+    const info = make("details", { class: "panel-info", name: "panel-info" }, make("summary", { "aria-label": `How ${panel.title} is computed` }, "i"), about);
     const wide = make("button", { type: "button", class: "quiet", "aria-pressed": "false", "aria-label": `Enlarge ${panel.title}` }, "⤢");
     wide.addEventListener("click", () => {
       const large = this.element.classList.toggle("panel-large");
@@ -115,7 +115,7 @@ export class PanelView {
     const steps = drawing.lines.flatMap((line, i) => line.step[places[i] ?? -1] ?? []);
     if (steps.length) parts.unshift(make("span", { class: "secondary" }, `step ${number(Math.max(...steps), 0)}`));
     // Room for every reading, so that a longer number does not push the chart down under the pointer.
-    this.#readout.style.minHeight = `${20 * (places.length < 2 ? 1 : 1 + Math.ceil(places.length / 2))}px`;
+    this.#readout.style.minHeight = `${20 * Math.ceil((places.length + (this.#runs.size > 1 ? 1 : 0)) / 2)}px`;
     this.#readout.replaceChildren(...parts);
   }
 

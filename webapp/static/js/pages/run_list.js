@@ -16,7 +16,15 @@ if (table) {
   for (const run of runs) drawSpark(run.id);
 
   const session = new Session(
-    { onWords: showWords, onChange: () => undefined, onSummary: (states) => states.forEach(showState) },
+    {
+      onWords: showWords,
+      onChange: () => undefined,
+      onSummary: (states) => states.forEach(showState),
+      onProblem: (message) => {
+        byId("list-problem").hidden = message === null;
+        setText(byId("list-problem"), message ?? "");
+      },
+    },
     { curves: false },
   );
   session.followProject(table.dataset.project ?? "");

@@ -1,9 +1,15 @@
 // Strokes that the large icicle and the small ones share.
-import { colour } from "../core/theme.js";
+import { colour, theme } from "../core/theme.js";
 import { OUTCOME } from "./colour.js";
+
+/** One pattern per canvas, until the theme or the screen changes. @type {WeakMap<CanvasRenderingContext2D, {key: string, pattern: CanvasPattern}>} */
+const hatches = new WeakMap();
 
 /** 45° hatch on the sunken tone: no credit. @param {CanvasRenderingContext2D} ctx @param {number} dpr */
 export function hatch(ctx, dpr) {
+  const key = `${theme()} ${dpr}`;
+  const there = hatches.get(ctx);
+  if (there?.key === key) return there.pattern;
   const size = Math.round(5 * dpr);
   const tile = document.createElement("canvas");
   tile.width = tile.height = size;
@@ -21,17 +27,18 @@ export function hatch(ctx, dpr) {
   const pattern = /** @type {CanvasPattern} */ (ctx.createPattern(tile, "repeat"));
   // The context is scaled to CSS pixels; the tile is in device pixels.
   pattern.setTransform(new DOMMatrix().scale(1 / dpr));
+  hatches.set(ctx, { key, pattern });
   return pattern;
 }
 
 /**
  * One leaf's outcome: told by height and place, then by colour, then by a glyph where there is room.
  * @param {CanvasRenderingContext2D} ctx @param {string} verdict @param {{left: number, right: number, top: number, height: number}} box
- * @param {Theme} theme @param {CanvasPattern} hatching
+ * @param {Theme} tone @param {CanvasPattern} hatching
  */
-export function outcome(ctx, verdict, { left, right, top, height }, theme, hatching) {
+export function outcome(ctx, verdict, { left, right, top, height }, tone, hatching) {
   const width = Math.max(1, right - left - (right - left > 3 ? 1 : 0));
-  const tones = OUTCOME[theme];
+  const tones = OUTCOME[tone];
   const middle = left + width / 2;
   switch (verdict) {
     case "correct":
