@@ -52,7 +52,7 @@ class ChainData(Section):
 
     kind: Literal["chain"] = "chain"
     operations: int = knob(
-        4,
+        5,
         title="Operations",
         unit="per problem",
         description="Length of the chain: how many sums a solution takes. The tiny reasoner knows 3 to 8.",

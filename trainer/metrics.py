@@ -76,7 +76,7 @@ _ALL = (
         "credit/credited_share",
         "Tokens with credit",
         "",
-        "share of sampled tokens that carry an advantage",
+        "share of sampled tokens that carry an advantage other than 0",
         "higher",
     ),
     Metric("credit/advantage_mean_abs", "Mean |advantage|", "", "mean of |A| over credited segments"),

@@ -62,10 +62,10 @@ PRESETS: dict[str, Preset] = {
             source="arXiv:2506.05183 eq. 4",
             config=RunConfig(
                 preset="treerpo-tiny",
-                data=ChainData(operations=4),
+                data=ChainData(operations=5),
                 sampler=SegmentTreeSampler(),
                 credit=_TREERPO,
-                training=TrainingConfig(problems_per_step=48, microbatch_tokens=4096),
+                training=TrainingConfig(problems_per_step=48, warmup_steps=10, microbatch_tokens=4096),
             ),
         ),
         Preset(
@@ -76,10 +76,10 @@ PRESETS: dict[str, Preset] = {
             source="arXiv:2402.03300 §4.1.2",
             config=RunConfig(
                 preset="grpo-tiny",
-                data=ChainData(operations=4),
+                data=ChainData(operations=5),
                 sampler=FlatSampler(group_size=8, max_tokens=96),
                 credit=_GRPO,
-                training=TrainingConfig(problems_per_step=56, microbatch_tokens=4096),
+                training=TrainingConfig(problems_per_step=56, warmup_steps=10, microbatch_tokens=4096),
             ),
         ),
     )
