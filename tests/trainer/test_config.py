@@ -70,7 +70,7 @@ def test_hash_sees_every_value_and_nothing_else() -> None:
     for path, value in (
         ("seed", 2),
         ("training.learning_rate", 1e-4),
-        ("data.operations", 5),
+        ("data.operations", 6),
         ("recording.trees_per_step", 1),
     ):
         seen.add(changed(path, value).sha256())
