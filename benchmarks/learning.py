@@ -1,7 +1,7 @@
 """How fast a preset learns: held-out accuracy against CPU-seconds of training, over seeds.
 
-    python benchmarks/learning.py --preset treerpo-tiny --seeds 1 2 3 --cpu-seconds 150
-    python benchmarks/learning.py --preset grpo-tiny --set training.learning_rate=1e-3
+    python -m benchmarks.learning --preset treerpo-tiny --seeds 1 2 3 --cpu-seconds 150
+    python -m benchmarks.learning --preset grpo-tiny --set training.learning_rate=1e-3
 
 Every run is a `python -m trainer` of its own, one torch thread. CPU time is what the trainer logs as
 `speed/cpu_seconds_total` (evaluation not counted). Prints a table, and with --json the curves.

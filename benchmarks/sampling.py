@@ -1,7 +1,7 @@
 """Tokens per CPU-second of the local sampler on the tiny reasoner, beside transformers `generate` in the same
 run.
 
-    python benchmarks/sampling.py
+    python -m benchmarks.sampling
 
 Three shapes take turns (A, B, C, A, B, C, ...), so that a busy machine slows all of them alike; medians are
 printed. Only unique tokens count: a prefix that several answers share counts once. `generate` writes flat
