@@ -23,11 +23,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    Request,
+    expect,
+    sync_playwright,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_SECONDS = 120
 STOP_SECONDS = 45
+# Two cores that train, serve and render at once are slow at times; a page that is wrong stays wrong.
+expect.set_options(timeout=15_000)
 CHROMIUM_FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
