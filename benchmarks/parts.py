@@ -30,6 +30,8 @@ MARK = secrets.token_hex(8)
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 if JOINED not in os.environ:
+    # Ended from outside, too, everything that was started is stopped.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
     FOLDER.prepare()
     atexit.register(FOLDER.remove)
     for _name in ("ARBORIST_DATABASE_URL", "ARBORIST_BROKER_URL"):
