@@ -22,8 +22,18 @@ from workers.limits import MAX_LINE_BYTES, MAX_LOG_BYTES, STDERR_TAIL_BYTES
 
 MARK = "ARBORIST_ATTEMPT"
 _CHUNK = 2**20
-# What the trainer has no use for, and what must not reach a child that runs a model.
-_KEPT_BACK = ("ARBORIST_SECRET_KEY", "ARBORIST_DATABASE_URL", "ARBORIST_BROKER_URL", "DJANGO_SETTINGS_MODULE")
+# All that a child which runs a model gets to know of our environment: no keys, tokens or addresses.
+_PASSED_ON = frozenset(
+    "PATH HOME USER LANG LANGUAGE TZ TMPDIR LD_LIBRARY_PATH PYTHONUNBUFFERED PYTHONPATH VIRTUAL_ENV "
+    "ARBORIST_TORCH_THREADS".split()
+)
+_PASSED_ON_FAMILIES = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "MALLOC_", "CUDA_", "NVIDIA_", "NCCL_", "PYTORCH_")
+
+
+def passed_on(env: Mapping[str, str]) -> dict[str, str]:
+    """The part of an environment that the trainer is given; hubs and telemetry are switched off in it."""
+    kept = {k: v for k, v in env.items() if k in _PASSED_ON or k.startswith(_PASSED_ON_FAMILIES)}
+    return kept | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 class Lines:
@@ -74,7 +84,7 @@ class TrainerChild:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 pass_fds=[watched],
-                env={key: value for key, value in env.items() if key not in _KEPT_BACK} | {MARK: mark},
+                env=passed_on(env) | {MARK: mark},
                 cwd=cwd,
                 start_new_session=True,
             )

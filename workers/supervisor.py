@@ -140,20 +140,23 @@ class _Attempt:
                 while recorded := self._patiently(lambda b=batches, r=reader: b.move(r.size())):  # type: ignore[misc]
                     if recorded.ended:
                         return True
-                if torn := reader.size() - reader.offset:
-                    logger.warning(
-                        "Run %s: dropped %s torn bytes of %s", self.lease.run_id, torn, left[epoch]
-                    )
+                torn = reader.size() - reader.offset
             finally:
                 reader.close()
-            left[epoch].unlink()
+            if torn:
+                # A torn tail is the rule after a kill; damage in the middle is not. Keep it for a look.
+                damaged = left[epoch].rename(left[epoch].with_name("spool.damaged"))
+                logger.warning("Run %s: %s bytes of %s cannot be read", self.lease.run_id, torn, damaged)
+            else:
+                left[epoch].unlink()
         return False
 
     def _make_folder(self) -> None:
         if self.folder.exists():
             # A database that was restored from a backup counts epochs again.
             self.folder.rename(self.folder.with_name(f"{self.folder.name}.old-{secrets.token_hex(4)}"))
-        self.folder.mkdir(parents=True)
+        self.run_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700)
 
     def _record(self, spool: Spool) -> None:
         recording = Recording(spool, Drain(spool, Recorder(self.lease)))

@@ -379,3 +379,20 @@ def interpreter_for(uid: int) -> list[str] | None:
         if tried.returncode == 0:
             return [python]
     return None
+
+
+def test_a_link_in_the_data_folder_is_replaced_and_never_written_through(folder: DataFolder) -> None:
+    server = PostgresServer(folder)
+    server.prepare()
+    target = folder.root / "precious"
+    target.write_text("mine\n", encoding="utf-8")
+    target.chmod(0o600)
+    before = target.stat()
+    rules = server.data / "pg_hba.conf"
+    rules.unlink()
+    rules.symlink_to(target)
+    server.prepare()
+    assert target.read_text(encoding="utf-8") == "mine\n"
+    assert target.stat().st_uid == before.st_uid and target.stat().st_mode == before.st_mode
+    assert not rules.is_symlink()
+    assert rules.read_text(encoding="utf-8") == "local all all peer map=arborist\n"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -45,7 +46,15 @@ def start(tmp_path: Path, code: str) -> TrainerChild:
     return TrainerChild(
         [sys.executable, "-c", code],
         mark="1-1-test",
-        env={**os.environ, "ARBORIST_SECRET_KEY": "s3cret", "ARBORIST_DATABASE_URL": "postgresql://x"},
+        env={
+            **os.environ,
+            "ARBORIST_SECRET_KEY": "s3cret",
+            "ARBORIST_DATABASE_URL": "postgresql://x",
+            "HF_TOKEN": "s3cret",
+            "PGPASSWORD": "s3cret",
+            "AWS_SECRET_ACCESS_KEY": "s3cret",
+            "OMP_NUM_THREADS": "1",
+        },
         cwd=tmp_path,
         log=tmp_path / "log",
     )
@@ -61,13 +70,14 @@ def read_all(child: TrainerChild) -> list[bytes]:
 
 @pytest.mark.process
 def test_child_gets_no_secret_and_a_mark(tmp_path: Path) -> None:
-    code = "import os; print(sorted(k for k in os.environ if k.startswith('ARBORIST_')))"
-    child = start(tmp_path, code)
+    child = start(tmp_path, "import os, json; print(json.dumps(dict(os.environ)))")
     (line,) = read_all(child)
     assert child.end() == 0
-    assert MARK in line.decode()
-    for secret in ("SECRET_KEY", "DATABASE_URL", "BROKER_URL"):
-        assert secret not in line.decode()
+    seen = json.loads(line)
+    assert MARK in seen and "PATH" in seen and seen["OMP_NUM_THREADS"] == "1"
+    assert "s3cret" not in seen.values()
+    assert not {"ARBORIST_DATABASE_URL", "DJANGO_SETTINGS_MODULE"} & seen.keys()
+    assert seen["HF_HUB_OFFLINE"] == "1"
 
 
 @pytest.mark.process

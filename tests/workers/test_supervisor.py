@@ -370,6 +370,7 @@ def test_spool_of_a_dead_attempt_is_stored_by_the_next() -> None:
     points = Point.objects.filter(run_id=run.id).order_by("seq").values_list("step", "superseded")
     assert list(points) == [(1, True), (2, True), (1, False), (2, False), (3, False)]
     assert not spool.exists()
+    assert spool.with_name("spool.damaged").exists()  # kept for a look: what cannot be read may matter
     kinds(run)
 
 
@@ -392,6 +393,7 @@ def test_full_disk_fails_the_run_with_a_sentence(monkeypatch: pytest.MonkeyPatch
     run = work(make_run(), "polite")
     assert run.status == "failed"
     assert run.reason.startswith("The worker's disk is full")
+    assert (_data(run).stat().st_mode & 0o777) == 0o700
     assert Point.objects.filter(run_id=run.id).count() == 4
 
 

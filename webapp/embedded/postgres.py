@@ -7,6 +7,7 @@ anything; what this module adds is to know a dead server from a living one, whic
 from __future__ import annotations
 
 import os
+import secrets
 import pwd
 import re
 import shutil
@@ -261,11 +262,19 @@ class PostgresServer:
         self._write("pg_ident.conf", f"arborist {user} {SUPERUSER}\narborist {user} {ROLE}\n")
 
     def _write(self, name: str, text: str) -> None:
-        path = self.data / name
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            path.write_text(text, encoding="utf-8")
-            if self.account is not None:
-                os.chown(path, self.account.uid, self.account.gid)
+        """Put a new file in the place of `name`. The folder may belong to a less trusted account than ours,
+        so nothing in it is opened, read or followed: a link there is replaced, never written through."""
+        folder = os.open(self.data, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fresh = f".{name}.{secrets.token_hex(8)}"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            with os.fdopen(os.open(fresh, flags, 0o600, dir_fd=folder), "w", encoding="utf-8") as file:
+                file.write(text)
+                if self.account is not None:
+                    os.fchown(file.fileno(), self.account.uid, self.account.gid)
+            os.replace(fresh, name, src_dir_fd=folder, dst_dir_fd=folder)
+        finally:
+            os.close(folder)
 
     # Running it
 

@@ -60,7 +60,7 @@ class Command(BaseCommand):
 def keep(source: Path, sha256: str) -> Path:
     """A copy of the file under its own hash, so that what a run was trained on never changes."""
     folder = Path(settings.DATA_DIR) / "datasets"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     kept = folder / f"{sha256}.jsonl"
     if not kept.exists():
         new = folder / f"{sha256}.{os.getpid()}.new"
