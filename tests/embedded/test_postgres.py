@@ -393,6 +393,7 @@ def test_a_link_in_the_data_folder_is_replaced_and_never_written_through(folder:
     rules.symlink_to(target)
     server.prepare()
     assert target.read_text(encoding="utf-8") == "mine\n"
-    assert target.stat().st_uid == before.st_uid and target.stat().st_mode == before.st_mode
+    assert target.stat().st_uid == before.st_uid
+    assert target.stat().st_mode == before.st_mode
     assert not rules.is_symlink()
     assert rules.read_text(encoding="utf-8") == "local all all peer map=arborist\n"

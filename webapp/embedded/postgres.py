@@ -7,9 +7,9 @@ anything; what this module adds is to know a dead server from a living one, whic
 from __future__ import annotations
 
 import os
-import secrets
 import pwd
 import re
+import secrets
 import shutil
 import signal
 import subprocess
