@@ -53,15 +53,18 @@ def child_paths(parents: NDArray[np.uint64], numbers: NDArray[np.int64]) -> NDAr
     return named
 
 
-def uniforms(keys: NDArray[np.uint64], paths: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
-    """[N, count] numbers strictly between 0 and 1, multiples of 2^-32 plus 2^-33.
+def uniforms(
+    keys: NDArray[np.uint64], paths: NDArray[np.uint64], count: int, first: int = 0
+) -> NDArray[np.float64]:
+    """[N, count] numbers strictly between 0 and 1, multiples of 2^-32 plus 2^-33: of each node's stream those
+    from place `first` on, which is a multiple of 4.
 
     keys [N]: `named_seed` of each node's tree; paths [N]: `child_paths`. Number i of a node is the same for
     every `count`.
     """
     blocks = -(-count // 4)
     counter = np.empty((4, len(keys), blocks), np.uint64)
-    counter[0] = np.arange(blocks, dtype=np.uint64)
+    counter[0] = np.arange(first // 4, first // 4 + blocks, dtype=np.uint64)
     counter[1] = (paths & _LOW)[:, None]
     counter[2] = (paths >> _HALF)[:, None]
     counter[3] = 0

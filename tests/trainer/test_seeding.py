@@ -47,6 +47,8 @@ def test_a_node_draws_the_same_numbers_whatever_else_is_drawn(count: int, more: 
     for row in range(rows):
         alone = uniforms(keys[row : row + 1], paths[row : row + 1], count)
         assert alone[0].tolist() == together[row, :count].tolist()
+        later = uniforms(keys[row : row + 1], paths[row : row + 1], 8, first=count // 4 * 4)
+        assert later[0].tolist() == uniforms(keys, paths, 80)[row, count // 4 * 4 :][:8].tolist()
 
 
 def test_every_bit_of_key_and_path_matters() -> None:

@@ -28,9 +28,9 @@ from trainer.tree import FinishReason, RolloutTree, sampled_tree
 COMPACT_BELOW = 0.6
 MAX_ROWS = 1024
 CACHE_BYTES = 2**30  # of one level; a level that needs more is grown in parts
-COLUMNS_AT_ONCE = (
-    32  # a cache is widened by so many tokens when it is full: most answers end long before the limit
-)
+DRAWS_AT_ONCE = 32  # random numbers per segment; a multiple of 4
+# A cache is widened by so many tokens when it is full: most answers end long before the limit.
+COLUMNS_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,10 +126,10 @@ class LocalEngine:
                 )
 
     def _rows_at_once(self, columns: int) -> int:
-        """Rows of a level that fit the memory given to it: their cache, and a few [V] vectors each while
-        sampling.
+        """Rows of a level that fit the memory given to it: their cache, what they record, and a few [V]
+        vectors each while sampling.
         """
-        row_bytes = self._decoder.row_bytes(columns) + 32 * self._decoder.vocabulary
+        row_bytes = self._decoder.row_bytes(columns) + 32 * self._decoder.vocabulary + 16 * columns
         return max(1, min(self._max_rows, self._cache_bytes // row_bytes))
 
     def _read_prompts(self, prompts: list[list[int]], problem: NDArray[np.int64]) -> _Frontier:
@@ -257,7 +257,6 @@ class _Growth:
         parent = np.repeat(nodes, children)  # [R] rows of the frontier
         problem = frontier.problem[parent]
         path = child_paths(frontier.path[parent], np.tile(np.arange(children), len(nodes)))
-        draws = torch.from_numpy(uniforms(self._keys[problem], path, limit)).to(device)  # [R, limit]
         above = torch.from_numpy(parent).to(device)
         size = len(parent)
 
@@ -283,7 +282,10 @@ class _Growth:
         for place in range(limit):
             if self.should_stop():
                 raise SamplingStopped
-            chosen, logprob, entropy = choose(logits, draws[segment, place], plan.temperature)
+            if place % DRAWS_AT_ONCE == 0:  # [R, DRAWS_AT_ONCE]
+                drawn = uniforms(self._keys[problem], path, min(DRAWS_AT_ONCE, limit - place), first=place)
+                draws = torch.from_numpy(drawn).to(device)
+            chosen, logprob, entropy = choose(logits, draws[segment, place % DRAWS_AT_ONCE], plan.temperature)
             now = segment[growing]
             tokens[now, place] = chosen[growing]
             logprobs[now, place] = logprob[growing]
