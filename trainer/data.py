@@ -308,7 +308,7 @@ def _problem(row: Any) -> Problem | str:
         return f"a JSON {_kind(row)}, expected an object with `{QUESTION_COLUMN}` and `{ANSWER_COLUMN}`"
     missing = [name for name in (QUESTION_COLUMN, ANSWER_COLUMN) if name not in row]
     if missing:
-        found = ", ".join(f"`{str(name)[:40]}`" for name in list(row)[:10]) or "none"
+        found = ", ".join(f"`{storable(str(name))[:40]}`" for name in list(row)[:10]) or "none"
         return f"columns found: {found}; needed: `{QUESTION_COLUMN}`, `{ANSWER_COLUMN}`"
     for name in (QUESTION_COLUMN, ANSWER_COLUMN):
         if not isinstance(row[name], str):

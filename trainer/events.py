@@ -11,9 +11,14 @@ import hashlib
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+
+from trainer.text import storable
 
 MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(/[a-z0-9_]+)+$", max_length=200)]
+
+# A sentence may quote a file or a model, so it is made storable before it is judged.
+Sentence = Annotated[str, BeforeValidator(lambda text: storable(text) if isinstance(text, str) else text)]
 
 # Metrics under these areas depend on the clock and are left out of `digest`.
 TIMED_AREAS = ("speed/",)
@@ -116,7 +121,7 @@ class LogLine(_Event):
 
     kind: Literal["log"] = "log"
     level: Literal["info", "warning", "error"]
-    message: str = Field(max_length=8192)
+    message: Sentence = Field(max_length=8192)
 
 
 class Finished(_Event):
@@ -125,7 +130,7 @@ class Finished(_Event):
     kind: Literal["finished"] = "finished"
     outcome: Literal["succeeded", "stopped", "failed"]
     step: int = Field(ge=0)
-    reason: str = Field(max_length=2000)
+    reason: Sentence = Field(max_length=2000)
     weights_sha256: str | None = None
     events_sha256: str | None = Field(None, description="`digest` of all events before this one.")
 

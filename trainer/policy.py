@@ -152,11 +152,12 @@ def _refuse_unsafe(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder / 'config.json'} cannot be read: {_first_line(error)}") from error
     if not isinstance(config, dict):
         raise ModelError(f"{folder / 'config.json'} is not a JSON object.")
-    if "auto_map" in config or any(folder.glob("modeling_*.py")):
+    if _asks_for_code(config) or any(folder.glob("modeling_*.py")):
         raise ModelError(
             f"The model in {folder} needs code of its own, which is never run. Use a model that transformers "
             f"knows."
         )
+    _refuse_paths_outside(folder)
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
         if pickles:
@@ -167,6 +168,38 @@ def _refuse_unsafe(folder: Path) -> dict[str, Any]:
             )
         raise ModelError(f"The model in {folder} has no weights: no *.safetensors file.")
     return config
+
+
+def _asks_for_code(config: Any) -> bool:
+    """Whether a config, at any depth, names code to import (`auto_map`) or an attention kernel that is not
+    one of transformers' own (`_attn_implementation: owner/kernel` would be fetched and run)."""
+    if isinstance(config, list):
+        return any(map(_asks_for_code, config))
+    if not isinstance(config, dict):
+        return False
+    kernels = [value for key, value in config.items() if key.endswith("_implementation")]
+    known = (None, "eager", "sdpa", "flash_attention_2", "flex_attention")
+    return (
+        "auto_map" in config
+        or any(k not in known for k in kernels)
+        or any(map(_asks_for_code, config.values()))
+    )
+
+
+def _refuse_paths_outside(folder: Path) -> None:
+    """Raise ModelError when a weight index names a shard by anything but a plain file name.
+    (Links are allowed: the cache of a model hub is made of them.)"""
+    for index in folder.glob("*.index.json"):
+        try:
+            shards = {str(shard) for shard in json.loads(index.read_bytes())["weight_map"].values()}
+        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{index} cannot be read as a weight index: {_first_line(error)}") from error
+        for shard in sorted(shards):
+            if shard in ("", ".", "..") or "/" in shard or "\\" in shard:
+                raise ModelError(
+                    f"{index} names {shard!r}, which lies outside its folder. Put all shards beside "
+                    "the index."
+                )
 
 
 def _end_ids(folder: Path, config: dict[str, Any], model: Any, tokenizer: Any) -> frozenset[int]:

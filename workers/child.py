@@ -24,8 +24,8 @@ MARK = "ARBORIST_ATTEMPT"
 _CHUNK = 2**20
 # All that a child which runs a model gets to know of our environment: no keys, tokens or addresses.
 _PASSED_ON = frozenset(
-    ("PATH", "HOME", "USER", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONUNBUFFERED")
-    + ("PYTHONPATH", "VIRTUAL_ENV", "ARBORIST_TORCH_THREADS")
+    {"PATH", "HOME", "USER", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH"}
+    | {"PYTHONUNBUFFERED", "VIRTUAL_ENV", "ARBORIST_TORCH_THREADS"}
 )
 _PASSED_ON_FAMILIES = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "MALLOC_", "CUDA_", "NVIDIA_", "NCCL_", "PYTORCH_")
 

@@ -263,3 +263,10 @@ def test_any_bytes_make_a_report_or_a_clear_refusal(
     with contextlib.suppress(DataError):
         report = validate_jsonl(path)
         assert report.rows > report.bad_rows
+
+
+def test_a_column_whose_name_no_database_holds_is_named_all_the_same(file: Path) -> None:
+    file.write_text(rows(40) + '{"\\ud800\\u0000": 1}\n')
+    report = validate_jsonl(file)
+    ((_, message),) = report.bad
+    assert "`\ufffd\u2400`" in message

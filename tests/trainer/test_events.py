@@ -155,3 +155,11 @@ def test_metrics_have_names_that_events_accept() -> None:
     Metrics(time=0, step=0, values=dict.fromkeys(METRICS, 0.0))
     assert all(metric.title and metric.formula for metric in METRICS.values())
     assert {metric.better for metric in METRICS.values()} <= {"", "higher", "lower"}
+
+
+def test_a_sentence_that_quotes_a_broken_name_is_made_storable() -> None:
+    line = LogLine(time=1, level="warning", message="column `\ud800` and \x00")
+    assert parse_line(line.model_dump_json()) == line
+    assert line.message == "column `\ufffd` and \u2400"
+    last = Finished(time=1, outcome="failed", step=0, reason="found `\udfff`")
+    assert last.reason == "found `\ufffd`"

@@ -70,6 +70,38 @@ def test_custom_code_is_never_run(model_folder: Path) -> None:
         load_policy(model_folder)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"_attn_implementation": "somebody/kernel"},
+        {"attn_implementation": "somebody/kernel"},
+        {"text_config": {"auto_map": {"AutoModel": "modeling_x.X"}}},
+        {"layers": [{"auto_map": {}}]},
+    ],
+)
+def test_code_that_is_asked_for_in_other_words_is_never_run(
+    model_folder: Path, changes: dict[str, Any]
+) -> None:
+    change_config(model_folder, **changes)
+    with pytest.raises(ModelError, match=r"code of its own, which is never run"):
+        load_policy(model_folder)
+
+
+@pytest.mark.parametrize("shard", ["../outside.safetensors", "/etc/shadow", "sub/x.safetensors", ".."])
+def test_a_weight_index_that_leads_out_of_the_folder_is_refused(model_folder: Path, shard: str) -> None:
+    (model_folder / "model.safetensors").rename(model_folder.parent / "outside.safetensors")
+    (model_folder / "decoy.safetensors").write_bytes(b"")
+    (model_folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": shard}}))
+    with pytest.raises(ModelError, match=r"lies outside its folder"):
+        load_policy(model_folder)
+
+
+def test_a_weight_index_that_is_none_is_refused(model_folder: Path) -> None:
+    (model_folder / "model.safetensors.index.json").write_text('{"weight_map": 3}')
+    with pytest.raises(ModelError, match=r"cannot be read as a weight index"):
+        load_policy(model_folder)
+
+
 def test_damaged_weights(model_folder: Path) -> None:
     weights = model_folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
