@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass
 from datetime import timedelta
 
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Coalesce, Now
 
@@ -121,13 +121,15 @@ def renew(lease: Lease, progress_age_seconds: float) -> Wish:
 
 
 def read_wish(lease: Lease) -> Wish:
-    """One cheap look between renewals."""
-    row = (
-        Run.objects.filter(id=lease.run_id)
-        .values_list("stop_requested_at", "stop_requested_by__username")
-        .first()
-    )
-    return Wish(None) if row is None or row[0] is None else Wish(row[1] or "")
+    """One cheap look between renewals: plain SQL, since it is asked all day long."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT u.username FROM arborist_run r LEFT JOIN arborist_user u ON u.id = r.stop_requested_by_id"
+            " WHERE r.id = %s AND r.stop_requested_at IS NOT NULL",
+            [lease.run_id],
+        )
+        row = cursor.fetchone()
+    return Wish(None if row is None else row[0] or "")
 
 
 def begin_stopping(lease: Lease, actor: str) -> None:

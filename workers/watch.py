@@ -27,7 +27,7 @@ from workers.output import Preempted, UnreadableEventError, is_event, read_event
 from workers.spool import Spool
 
 logger = logging.getLogger(__name__)
-TICK_SECONDS = 0.1
+TICK_SECONDS = 0.2  # how soon a wish is seen while the trainer says nothing
 LAST_WORDS_SECONDS = 1.0  # pipes that a dead trainer's own children keep open are read no longer than this
 DISK_FULL = "The worker's disk is full: events could not be kept. Make room, then start the run again"
 
