@@ -240,7 +240,9 @@ def test_command_writes_a_folder_that_loads_and_replaces_an_earlier_one(
     (output / "warmup.json").write_text("{}")
     (output / "model-00001-of-00002.safetensors").write_text("of an earlier warm-up")
     assert main(["--output", str(output), "--seed", "6", "--steps", "1", "1", "1", "--problems", "1"]) == 0
-    assert "step 3/3" in capsys.readouterr().err
+    progress = capsys.readouterr().err
+    assert "step 3/3" in progress
+    assert "has not learnt the arithmetic. Use more --steps" in progress
     assert [path.name for path in output.parent.iterdir()] == ["tiny"]
     assert [path.name for path in output.glob("*.safetensors")] == ["model.safetensors"]
     record = json.loads((output / "warmup.json").read_text())
