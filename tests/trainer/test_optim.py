@@ -156,6 +156,17 @@ def test_learning_rate_rises_linearly_and_stays(policy: Policy) -> None:
     assert Optimiser(policy, TrainingConfig(learning_rate=1e-3)).learning_rate(1) == 1e-3
 
 
+def test_an_update_steps_at_the_learning_rate_of_its_step(policy: Policy) -> None:
+    optimiser = Optimiser(policy, TrainingConfig(learning_rate=1e-3, warmup_steps=4))
+    before = [p.detach().clone() for p in policy.model.parameters()]
+    assert update(policy, optimiser).learning_rate == pytest.approx(2.5e-4)
+    # AdamW's first step moves nearly every weight by exactly its learning rate.
+    moved = torch.cat(
+        [(b - p).abs().flatten() for b, p in zip(before, policy.model.parameters(), strict=True)]
+    )
+    assert float(moved.max()) == pytest.approx(2.5e-4, rel=1e-2)
+
+
 def test_gradient_is_clipped_to_its_limit(policy: Policy) -> None:
     optimiser, seen = recording(policy, TrainingConfig(max_grad_norm=1e-3))
     result = update(policy, optimiser)
