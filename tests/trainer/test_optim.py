@@ -162,7 +162,7 @@ def test_an_update_steps_at_the_learning_rate_of_its_step(policy: Policy) -> Non
     assert update(policy, optimiser).learning_rate == pytest.approx(2.5e-4)
     # AdamW's first step moves nearly every weight by exactly its learning rate.
     moved = torch.cat(
-        [(b - p).abs().flatten() for b, p in zip(before, policy.model.parameters(), strict=True)]
+        [(b - p.detach()).abs().flatten() for b, p in zip(before, policy.model.parameters(), strict=True)]
     )
     assert float(moved.max()) == pytest.approx(2.5e-4, rel=1e-2)
 
