@@ -11,6 +11,7 @@ from django.db import DatabaseError, InterfaceError, OperationalError, connectio
 from trainer.events import Event, LogLine, Progress
 from workers.lease import LeaseLostError
 from workers.limits import (
+    GATHER_SECONDS,
     PROGRESS_SECONDS,
     RECORD_BYTES,
     RECORD_EVENTS,
@@ -95,6 +96,9 @@ class Drain(threading.Thread):
             while not self._leave and self.lost is None and self.broken is None and not self.ended:
                 self._wake.wait(self._progress_is_due_in())
                 self._wake.clear()
+                if self._spool.count > self.through:
+                    # A step's events come in a burst: one transaction for them, not two.
+                    self._pause(GATHER_SECONDS)
                 self._store()
         except Exception as error:  # a defect of ours: whoever waits for this thread must learn of it
             logger.exception("The drain of run %s broke", self._batches.recorder.lease.run_id)

@@ -8,6 +8,7 @@ MAX_STRAY_LINES = 100  # output lines that are no event, kept as log lines; more
 STDERR_TAIL_BYTES = 16_384
 
 SPOOL_SYNC_SECONDS = 1.0
+GATHER_SECONDS = 0.1
 RECORD_SECONDS = 0.25  # at most four transactions a second and run ...
 RECORD_EVENTS = 500  # ... unless this many events wait
 RECORD_BYTES = 16 * 2**20  # events are taken into memory up to this size at once
