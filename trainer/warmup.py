@@ -415,8 +415,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     if any(accuracy.greedy_correct < LEARNT_SHARE * accuracy.problems for accuracy in accuracies):
         _say(
-            f"this policy is right in less than {LEARNT_SHARE:.0%} of greedy answers at some length, so it has not "
-            "learnt the arithmetic. Use more --steps or another --seed."
+            f"at some length this policy is right in less than {LEARNT_SHARE:.0%} of its greedy answers, "
+            "so it has not learnt the arithmetic. Use more --steps or another --seed."
         )
     record = {
         "command": (
