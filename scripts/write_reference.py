@@ -1,6 +1,7 @@
 """Writes `docs/reference.md` from the words themselves: config fields, metrics, event kinds.
 
-`python scripts/write_reference.py` rewrites the page; `--check` only says whether it is current (exit 1 if not).
+`python scripts/write_reference.py` rewrites the page; `--check` only says whether it is current, and exits
+with 1 if not.
 """
 
 from __future__ import annotations
@@ -30,7 +31,12 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 def _bounds(field: FieldInfo) -> str:
     words = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    found = [f"{sign} {getattr(m, name):,.10g}" for m in field.metadata for name, sign in words.items() if hasattr(m, name)]
+    found = [
+        f"{sign} {getattr(m, name):,.10g}"
+        for m in field.metadata
+        for name, sign in words.items()
+        if hasattr(m, name)
+    ]
     choices = [repr(c).strip("'") for c in typing.get_args(field.annotation) if isinstance(c, str | int)]
     return ", ".join(found) or " · ".join(f"`{c}`" for c in choices)
 
@@ -63,6 +69,11 @@ def _rows(model: type[BaseModel], prefix: str) -> list[str]:
     return rows
 
 
+def _cell(text: str) -> str:
+    """Text for a table's cell, where a bare bar would end it."""
+    return text.replace("|", "\\|")
+
+
 def render() -> str:
     """The whole page as Markdown."""
     lines = [
@@ -72,7 +83,8 @@ def render() -> str:
         "",
         "## Config",
         "",
-        "What the form, a YAML file and the API all fill in. Defaults are those of the schema; a preset sets its own.",
+        "What the form, a YAML file and the API all fill in. Defaults are those of the schema; a preset sets "
+        "its own.",
         "",
         "| field | default | bounds | meaning |",
         "|---|---|---|---|",
@@ -82,18 +94,20 @@ def render() -> str:
         "",
         "| metric | title | unit | how it is computed |",
         "|---|---|---|---|",
-        *(f"| `{m.name}` | {m.title.replace('|', chr(92) + '|')} | {m.unit} | {m.formula.replace('|', chr(92) + '|')} |" for m in METRICS.values()),
+        *(f"| `{m.name}` | {_cell(m.title)} | {m.unit} | {_cell(m.formula)} |" for m in METRICS.values()),
         "",
         "## Events",
         "",
-        "One JSON line each, as printed by `python -m trainer`. Every event has `kind` and `time` (Unix seconds).",
+        "One JSON line each, as printed by `python -m trainer`. Every event has `kind` and `time` (Unix "
+        "seconds).",
         "",
         "| kind | fields | meaning |",
         "|---|---|---|",
     ]
     for model in _models_in(events.Event):
         fields = ", ".join(f"`{name}`" for name in model.model_fields if name not in ("time", "kind"))
-        lines.append(f"| `{model.model_fields['kind'].default}` | {fields} | {' '.join((model.__doc__ or '').split())} |")
+        kind = model.model_fields["kind"].default
+        lines.append(f"| `{kind}` | {fields} | {' '.join((model.__doc__ or '').split())} |")
     return "\n".join(lines) + "\n"
 
 
@@ -101,7 +115,11 @@ if __name__ == "__main__":
     page = render()
     if "--check" in sys.argv:
         current = PAGE.exists() and PAGE.read_text() == page
-        print("docs/reference.md is current." if current else "docs/reference.md is out of date: run python scripts/write_reference.py")
+        print(
+            "docs/reference.md is current."
+            if current
+            else "docs/reference.md is out of date: run python scripts/write_reference.py"
+        )
         sys.exit(0 if current else 1)
     PAGE.write_text(page)
     print(f"Wrote {PAGE.name}: {len(page.splitlines())} lines.")

@@ -14,12 +14,16 @@ from trainer.presets import PRESETS
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
-CODE_PATH = re.compile(r"`((?:trainer|webapp|workers|tests|docs|scripts|docker|benchmarks|templates)/[\w./-]+)`")
+CODE_PATH = re.compile(
+    r"`((?:trainer|webapp|workers|tests|docs|scripts|docker|benchmarks|templates)/[\w./-]+)`"
+)
 
 
 def test_reference_is_current() -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "write_reference.py"), "--check"], capture_output=True, text=True
+        [sys.executable, str(ROOT / "scripts" / "write_reference.py"), "--check"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -27,7 +31,9 @@ def test_reference_is_current() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_paths_of_a_page_exist(page: Path) -> None:
     text = page.read_text()
-    links = [target for target in LINK.findall(text) if "://" not in target and not target.startswith("mailto:")]
+    links = [
+        target for target in LINK.findall(text) if "://" not in target and not target.startswith("mailto:")
+    ]
     missing = [target for target in links if not (page.parent / target).exists()]
     missing += [name for name in CODE_PATH.findall(text) if not (ROOT / name).exists()]
     assert not missing, f"{page.relative_to(ROOT)} names what does not exist: {missing}"
@@ -35,10 +41,15 @@ def test_links_and_paths_of_a_page_exist(page: Path) -> None:
 
 def test_every_preset_has_its_formula_in_the_estimators_page() -> None:
     text = (ROOT / "docs" / "estimators.md").read_text()
-    missing = [preset.slug for preset in PRESETS.values() if f"`{preset.slug}`" not in text or preset.source not in text]
+    missing = [
+        preset.slug
+        for preset in PRESETS.values()
+        if f"`{preset.slug}`" not in text or preset.source not in text
+    ]
     assert not missing, f"docs/estimators.md does not explain {missing}"
 
 
 def test_readme_names_the_two_commands() -> None:
     text = (ROOT / "README.md").read_text()
-    assert "make demo" in text and "make test" in text
+    assert "make demo" in text
+    assert "make test" in text
