@@ -83,8 +83,10 @@ def render() -> str:
         "",
         "## Config",
         "",
-        "What the form, a YAML file and the API all fill in. Defaults are those of the schema; a preset sets "
-        "its own.",
+        (
+            "What the form, a YAML file and the API all fill in. Defaults are those of the schema; a preset sets "
+            "its own."
+        ),
         "",
         "| field | default | bounds | meaning |",
         "|---|---|---|---|",
@@ -98,8 +100,10 @@ def render() -> str:
         "",
         "## Events",
         "",
-        "One JSON line each, as printed by `python -m trainer`. Every event has `kind` and `time` (Unix "
-        "seconds).",
+        (
+            "One JSON line each, as printed by `python -m trainer`. Every event has `kind` and `time` (Unix "
+            "seconds)."
+        ),
         "",
         "| kind | fields | meaning |",
         "|---|---|---|",
