@@ -84,8 +84,8 @@ def render() -> str:
         "## Config",
         "",
         (
-            "What the form, a YAML file and the API all fill in. Defaults are those of the schema; a preset sets "
-            "its own."
+            "What the form, a YAML file and the API all fill in. Defaults are those of the schema; a preset "
+            "sets its own."
         ),
         "",
         "| field | default | bounds | meaning |",
