@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,8 @@ FOLDER = pytest.StashKey[DataFolder]()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    # A SIGTERM, as `timeout` sends it, ends the session as Ctrl-C does: with its servers stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # The settings read the environment once, so all of it stands before Django is loaded.
     folder = DataFolder.at(tempfile.mkdtemp(prefix="arborist-tests-"))
     folder.prepare()
