@@ -167,12 +167,14 @@ def test_cached_decoding_equals_reading_the_whole_sequence_again(model: Any) -> 
 
 def test_sampling_follows_the_policy_probabilities(model: Any) -> None:
     """The first token of 1,600 samples against the softmax itself; four standard errors are 0.05 at most."""
-    prompt = torch.tensor([tokenizer("Cal has 45 books. Finds 26. How many?\n45")["input_ids"]])
+    prompt = torch.tensor(
+        [tokenizer("Cal has 45 books. Finds 26. Finds 27. Loses 48. How many?\n45+26=")["input_ids"]]
+    )
     with torch.inference_mode():
         expected = model(input_ids=prompt).logits[0, -1].softmax(-1)
     sampled = complete(model, prompt.expand(1600, -1), 1, torch.Generator().manual_seed(0))[:, 0]
     shares = torch.bincount(sampled, minlength=len(expected)) / 1600
-    assert expected.max() < 0.99
+    assert expected.max() < 0.95  # a place where it slips
     assert (shares - expected).abs().max() < 0.05
 
 
