@@ -143,6 +143,13 @@ class RolloutTree:
                 raise ValueError(
                     f"Column {name} has {len(getattr(self, name))} rows; the tree has {n} nodes."
                 )
+        for name, words in (("finish", FinishReason), ("verdict", Verdict), ("credit_state", CreditState)):
+            column = getattr(self, name)
+            if n and not (column.min() >= 0 and column.max() < len(words)):
+                node = int(np.flatnonzero((column < 0) | (column >= len(words)))[0])
+                raise ValueError(
+                    f"Node {node} has {name} {int(column[node])}; expected 0 to {len(words) - 1}."
+                )
         if len(self.texts) != n or len(self.answers) != n:
             raise ValueError(f"{len(self.texts)} texts and {len(self.answers)} answers for {n} nodes.")
         offsets = self.token_offsets
@@ -307,7 +314,14 @@ class RolloutTree:
                 answers=tuple(map(str, body["answers"])),
                 **columns,
             )
-        except (zstandard.ZstdError, msgpack.UnpackException, KeyError, TypeError, ValueError) as damage:
+        except (
+            zstandard.ZstdError,
+            msgpack.UnpackException,
+            KeyError,
+            OverflowError,
+            TypeError,
+            ValueError,
+        ) as damage:
             raise ValueError(f"This tree cannot be read: {damage}") from damage
 
 

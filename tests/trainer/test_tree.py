@@ -84,6 +84,10 @@ def test_a_chain_of_five_thousand_nodes_has_no_recursion() -> None:
         ({"logprobs": np.zeros(3, np.float32)}, "Column logprobs has 3 rows for 13 tokens"),
         ({"token_offsets": np.array([0, 3, 5, 4, 9, 11, 13])}, "token_offsets must rise"),
         ({"token_offsets": np.array([0, 3, 5, 7, 9, 11, 12])}, "token_offsets must rise from 0 to 13"),
+        ({"verdict": np.array([0, 0, 0, 1, 6, 2], np.uint8)}, "Node 4 has verdict 6; expected 0 to 5"),
+        ({"credit_state": np.array([0, 1, 1, 1, 1, 255], np.uint8)}, "Node 5 has credit_state 255"),
+        ({"finish": np.array([0, 4, 1, 1, 1, 1], np.uint8)}, "Node 1 has finish 4; expected 0 to 3"),
+        ({"finish": np.array([0, 1, 1, -1, 1, 1])}, "Node 3 has finish -1"),
     ],
 )
 def test_a_malformed_tree_is_refused_by_name(change: dict[str, object], message: str) -> None:
@@ -129,6 +133,11 @@ def damaged_payloads() -> list[bytes]:
         packed(columns=columns | {"parent": columns["parent"][:-4]}),
         packed(texts=["one"]),
         packed(texts=None),
+        packed(columns=columns | {"verdict": bytes([200] * 6)}),
+        packed(columns=columns | {"credit_state": bytes([255] * 6)}),
+        packed(columns=columns | {"finish": bytes([9] * 6)}),
+        packed(step=float("inf")),
+        packed(policy_version=float("nan")),
         zstandard.ZstdCompressor().compress(b"\xc1"),
         zstandard.ZstdCompressor().compress(msgpack.packb([1, 2])),
         zstandard.ZstdCompressor().compress(b"\x91" * 5000),

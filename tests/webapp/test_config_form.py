@@ -11,7 +11,15 @@ from pydantic import BaseModel, ValidationError
 
 from trainer.config import RunConfig
 from trainer.presets import PRESETS
-from webapp.runs.config_form import HIDDEN, FormField, build_form, config_errors, read_form, to_text
+from webapp.runs.config_form import (
+    HIDDEN,
+    ConfigError,
+    FormField,
+    build_form,
+    config_errors,
+    read_form,
+    to_text,
+)
 
 
 def fields_of(config: RunConfig, **typed: str) -> dict[str, FormField]:
@@ -127,3 +135,18 @@ def test_any_value_as_config_gives_sentences(value: Any) -> None:
 @given(st.floats(min_value=1e-12, max_value=1e12))
 def test_numbers_survive_being_shown(number: float) -> None:
     assert float(to_text(number)) == number
+
+
+def test_a_flood_of_errors_is_cut_and_counted() -> None:
+    config: dict[str, Any] = {f"unknown_{n}": 1 for n in range(75_000)}
+    with pytest.raises(ValidationError) as raised:
+        RunConfig.model_validate(config)
+    n = raised.value.error_count()
+    assert n >= 75_000
+    errors = config_errors(raised.value)
+    assert len(errors) == 101
+    assert errors[-1] == ConfigError("", f"And {n - 100:,} more. Correct these first.")
+    with pytest.raises(ValidationError) as raised:
+        RunConfig.model_validate(dict(list(config.items())[: 100 - (n - 75_000)]))
+    assert len(config_errors(raised.value)) == 100
+    assert all(error.path for error in config_errors(raised.value))

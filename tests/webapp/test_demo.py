@@ -86,6 +86,21 @@ def test_a_dataset_is_checked_copied_and_offered(lab: Path, capsys: pytest.Captu
     assert copy.exists()
 
 
+def test_what_a_file_holds_does_not_steer_the_terminal(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = '{"\\u001b[2J\\u001b]0;pwned\\u0007": "a"}\n'
+    file = lab / "sums.jsonl"
+    file.write_text("".join(line(n) for n in range(20)) + hostile)
+    call_command("import_dataset", "lab", str(file))
+    said = capsys.readouterr()
+    assert "\x1b" not in said.err
+    assert "\\x1b[2J" in said.err
+    assert said.err.startswith("line 21: ")
+    file.write_text(hostile)
+    with pytest.raises(CommandError, match=r"\\x1b\[2J") as refused:
+        call_command("import_dataset", "lab", str(file))
+    assert "\x1b" not in str(refused.value)
+
+
 def test_the_same_name_twice_is_refused(lab: Path) -> None:
     file = lab / "sums.jsonl"
     file.write_text("".join(line(n) for n in range(20)))

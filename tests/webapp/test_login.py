@@ -4,7 +4,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from io import StringIO
-from threading import Event
+from threading import Event, Lock
 
 import pytest
 from django.conf import settings
@@ -17,9 +17,11 @@ from pytest_django import Settings
 
 import webapp.settings
 from tests.webapp.material import People
+from webapp.accounts import limits as tries
+from webapp.accounts.forms import LoginForm
 from webapp.accounts.models import ApiToken, LoginLink, LoginTry, User
 from webapp.accounts.services import create_login_link, create_token, sha256, use_login_link
-from webapp.limits import LOGIN_FAILURES_PER_ACCOUNT, LOGIN_FAILURES_PER_ADDRESS
+from webapp.limits import LOGIN_FAILURES_PER_ACCOUNT, LOGIN_FAILURES_PER_ADDRESS, PASSWORD_CHECKS_AT_ONCE
 from webapp.runs.models import Run
 
 PASSWORD = "a quiet long password"
@@ -334,3 +336,27 @@ def test_commands_print_what_works(people: People) -> None:
         call_command("create_token", "nobody")
     with pytest.raises(CommandError, match="already exists"):
         call_command("create_user", "cleo")
+
+
+def test_two_passwords_are_checked_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each check takes Argon2's 100 MB."""
+    counted, most, now = Lock(), 0, 0
+
+    def authenticate(*_args: object, **_credentials: object) -> None:
+        nonlocal most, now
+        with counted:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.1)
+        with counted:
+            now -= 1
+
+    monkeypatch.setattr("django.contrib.auth.forms.authenticate", authenticate)
+    monkeypatch.setattr(tries, "begin_try", lambda *_: tries.Try(1, "ada", refused=False, wait_seconds=0))
+
+    def log_in(_: int) -> bool:
+        return LoginForm(None, {"username": "ada", "password": "wrong"}).is_valid()
+
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(log_in, range(6))) == [False] * 6
+    assert most == PASSWORD_CHECKS_AT_ONCE == 2

@@ -7,9 +7,14 @@ import math
 import struct
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
+import zstandard
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from pytest_django import DjangoAssertNumQueries
 
 from tests.webapp.material import People, add_tree, worked_tree
 from trainer.config import CreditConfig, RunConfig
@@ -17,6 +22,7 @@ from trainer.credit import credit_tree
 from trainer.presets import PRESETS
 from trainer.tree import RolloutTree, sampled_tree, summarise
 from webapp.runs.models import Run
+from webapp.trees import querysets
 from webapp.trees.models import StoredTree
 from webapp.trees.nodes import MAX_OUTLINE_ROWS, MAX_SIBLINGS, columns, node_json, outline, text_start
 from webapp.trees.querysets import steps_with_trees, trees_of_step
@@ -439,6 +445,47 @@ def test_a_damaged_tree_says_so_everywhere(
     rows, _ = trees_of_step(run, 1)
     assert rows[0]["icicle"] is None
     assert client.get(f"/r/{run.id}/trees?step=1").status_code == 200
+
+
+def test_a_verdict_that_does_not_exist_is_damage_too(run: Run, stored: StoredTree, client: Client) -> None:
+    raw = msgpack.unpackb(zstandard.ZstdDecompressor().decompress(bytes(stored.payload)))
+    raw["columns"]["verdict"] = bytes([200] * stored.n_nodes)
+    payload = zstandard.ZstdCompressor().compress(msgpack.packb(raw))
+    StoredTree.objects.filter(id=stored.id).update(payload=payload)
+    assert client.get(f"/t/{stored.id}/").status_code == 422
+    assert client.get(f"/t/{stored.id}/n/1").status_code == 422
+    assert client.get(f"/api/v1/trees/{stored.id}/nodes/1").status_code == 422
+
+
+def test_a_list_loads_no_payload_that_it_does_not_draw(
+    run: Run, monkeypatch: pytest.MonkeyPatch, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    for tree in (star(3), star(querysets.ICICLE_MAX_NODES), star(20)):
+        add_tree(run, 9, tree)
+    sizes = [
+        len(bytes(payload))
+        for payload in StoredTree.objects.filter(step=9).order_by("n_nodes").values_list("payload", flat=True)
+    ]
+    assert sizes[0] < sizes[1] < 100_000  # both far below the limit as it is
+    read: list[int] = []
+
+    def from_payload(payload: bytes) -> RolloutTree:
+        read.append(len(payload))
+        return worked_tree()
+
+    monkeypatch.setattr(RolloutTree, "from_payload", from_payload)
+    monkeypatch.setattr(querysets, "ICICLE_MAX_BYTES", sizes[0])
+    with CaptureQueriesContext(connection) as asked:
+        rows, _ = trees_of_step(run, 9, sort="index")
+    assert len(asked) == 3
+    assert read == [sizes[0]]
+    drawn = {row["n_nodes"]: row["icicle"] is not None for row in rows}
+    assert drawn == {4: True, 21: False, querysets.ICICLE_MAX_NODES + 1: False}
+    naming_payload = [query["sql"] for query in asked if '"payload"' in query["sql"]]
+    assert len(naming_payload) == 1
+    assert "octet_length" in naming_payload[0].lower()
+    with django_assert_num_queries(2):
+        trees_of_step(run, 9, icicles=False)
 
 
 def test_numbers_are_strict_json(run: Run, client: Client) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from django.contrib.auth.forms import AuthenticationForm
 from django.core.exceptions import ValidationError
 
 from webapp.accounts import limits
+from webapp.limits import PASSWORD_CHECKS_AT_ONCE
+
+# Argon2 takes its memory for every check under way.
+_CHECKS = threading.BoundedSemaphore(PASSWORD_CHECKS_AT_ONCE)
 
 
 class LoginForm(AuthenticationForm):
@@ -34,6 +39,7 @@ class LoginForm(AuthenticationForm):
                 "login link.",
                 code="too_many",
             )
-        cleaned = super().clean()
+        with _CHECKS:
+            cleaned = super().clean()
         limits.forget(tried)
         return cleaned

@@ -310,9 +310,16 @@ def unseen_fields(
 # ------------------------------------------------------------------------------------------------ errors
 
 
+MAX_ERRORS = 100
+
+
 def config_errors(error: ValidationError) -> list[ConfigError]:
     """Pydantic's errors in our words: what was wrong, what is expected."""
-    return [_config_error(detail) for detail in error.errors(include_url=False)]
+    details = error.errors(include_url=False)
+    shown = [_config_error(detail) for detail in details[:MAX_ERRORS]]
+    if len(details) > MAX_ERRORS:
+        shown.append(ConfigError("", f"And {len(details) - MAX_ERRORS:,} more. Correct these first."))
+    return shown
 
 
 def _config_error(

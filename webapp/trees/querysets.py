@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from django.db.models import Avg, Count, F, Max, Min
+from django.db.models import Avg, Count, F, Func, IntegerField, Max, Min
 from django.db.models.expressions import OrderBy
 
 from trainer.tree import RolloutTree
@@ -14,6 +14,7 @@ from webapp.runs.models import Run
 from webapp.trees.models import StoredTree
 
 ICICLE_MAX_NODES = 500
+ICICLE_MAX_BYTES = 500_000  # of a payload as it is stored
 MAX_STEP_CELLS = 1000
 
 _ROW = (
@@ -37,15 +38,15 @@ def tree_row(tree: StoredTree) -> dict[str, Any]:
     return {name: getattr(tree, name) for name in _ROW}
 
 
-def icicle(tree: StoredTree) -> dict[str, Any] | None:
-    """The tree in miniature, for lists; None when it is large, or its payload cannot be read (its own page
+def icicle(payload: bytes | memoryview) -> dict[str, Any] | None:
+    """A tree in miniature, for lists; None when it is large, or its payload cannot be read (its own page
     says why).
     """
-    if tree.n_nodes > ICICLE_MAX_NODES:
-        return None
     try:
-        full = RolloutTree.from_payload(bytes(tree.payload))
+        full = RolloutTree.from_payload(bytes(payload))
     except ValueError:
+        return None
+    if full.n_nodes > ICICLE_MAX_NODES + 1:
         return None
     advantage = [round(float(a), 4) if np.isfinite(a) else None for a in full.advantage]
     return {"parent": full.parent.tolist(), "advantage": advantage, "verdict": full.verdict.tolist()}
@@ -61,7 +62,7 @@ def trees_of_step(
     icicles: bool = True,
 ) -> tuple[list[dict[str, Any]], int | None]:
     """One page of a step's trees, and the id to pass as `after` for the next. `sort` is a key of `SORTS`. Two
-    queries.
+    queries, and with icicles a third, which reads the payloads of small trees alone.
     """
     limit = max(1, min(limit, MAX_PAGE_SIZE))
     trees = StoredTree.objects.filter(run=run, step=step, superseded=False)
@@ -70,13 +71,15 @@ def trees_of_step(
     ids = list(trees.order_by(SORTS[sort], "id").values_list("id", flat=True))
     start = ids.index(after) + 1 if after in ids else 0
     page = ids[start : start + limit]
-    found = StoredTree.objects.in_bulk(page) if icicles else StoredTree.objects.defer("payload").in_bulk(page)
-    rows = []
-    for tree_id in page:
-        row = tree_row(found[tree_id])
-        if icicles:
-            row["icicle"] = icicle(found[tree_id])
-        rows.append(row)
+    found = StoredTree.objects.defer("payload").in_bulk(page)
+    rows = [tree_row(found[tree_id]) for tree_id in page]
+    if icicles:
+        small = StoredTree.objects.filter(id__in=page, n_nodes__lte=ICICLE_MAX_NODES).annotate(
+            size=Func(F("payload"), function="octet_length", output_field=IntegerField())
+        )
+        payloads = dict(small.filter(size__lte=ICICLE_MAX_BYTES).values_list("id", "payload"))
+        for row in rows:
+            row["icicle"] = icicle(payloads[row["id"]]) if row["id"] in payloads else None
     return rows, page[-1] if start + limit < len(ids) else None
 
 

@@ -12,6 +12,7 @@ from django.utils.text import slugify
 
 from trainer.config import JsonlData
 from trainer.data import DataError, validate_jsonl
+from webapp.embedded.terminal import visible
 from webapp.projects.models import Dataset, Project
 
 SHOWN_BAD_ROWS = 20
@@ -34,9 +35,9 @@ class Command(BaseCommand):
         try:
             report = validate_jsonl(source)
         except DataError as error:
-            raise CommandError(str(error)) from error
+            raise CommandError(visible(str(error))) from error
         for number, message in report.bad[:SHOWN_BAD_ROWS]:
-            self.stderr.write(f"line {number}: {message}")
+            self.stderr.write(visible(f"line {number}: {message}"))
         if report.bad_rows > SHOWN_BAD_ROWS:
             self.stderr.write(f"and {report.bad_rows - SHOWN_BAD_ROWS} more rows that cannot be used")
         name = options["name"] or source.stem
