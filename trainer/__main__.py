@@ -220,4 +220,9 @@ def _end_with_parent(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_status = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is written and synced; taking a process with torch apart would keep whoever waits for seconds.
+    os._exit(exit_status)
