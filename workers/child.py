@@ -26,6 +26,7 @@ _CHUNK = 2**20
 _PASSED_ON = frozenset(
     {"PATH", "HOME", "USER", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH"}
     | {"PYTHONUNBUFFERED", "VIRTUAL_ENV", "ARBORIST_TORCH_THREADS"}
+    | {processes.MARK}  # by which the local stack finds what it has started
 )
 _PASSED_ON_FAMILIES = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "MALLOC_", "CUDA_", "NVIDIA_", "NCCL_", "PYTORCH_")
 

@@ -73,7 +73,7 @@ def test_preempted_is_a_spool_event() -> None:
 @pytest.mark.parametrize(
     ("text", "read"),
     [
-        (b'"a\\u0000b"', "a\x00b"),  # NUL is valid JSON; it is made storable when rows are made
+        (b'"a\\u0000b"', "a\u2400b"),  # NUL, which is valid JSON
         (b'"a\\ud83d b"', "a\ufffd b"),  # a lone surrogate
         (b'"\\ud83d\\ude00"', "\U0001f600"),  # a pair is a letter
         (b'"a\xff b"', "a\ufffd b"),  # no UTF-8

@@ -75,13 +75,12 @@ class CeleryWorker:
         return int(children[0])
 
     def trainers(self) -> list[Identity]:
-        """Processes of attempts that this worker has started."""
-        ours = f"ARBORIST_DATA_DIR={self.log.parent}".encode()
+        """Trainers that this worker has started: their config lies in its data folder."""
+        ours = str(self.log.parent / "runs").encode()
         found = []
         for pid in processes.pids():
-            variables = _environment(pid).split(b"\0")
             identity = Identity.of(pid)
-            if identity and ours in variables and any(v.startswith(f"{MARK}=".encode()) for v in variables):
+            if identity and ours in _proc(pid, "cmdline") and MARK.encode() in _proc(pid, "environ"):
                 found.append(identity)
         return found
 
@@ -94,9 +93,9 @@ class CeleryWorker:
         self.popen.wait()
 
 
-def _environment(pid: int) -> bytes:
+def _proc(pid: int, name: str) -> bytes:
     try:
-        return Path(f"/proc/{pid}/environ").read_bytes()
+        return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
         return b""
 
@@ -267,6 +266,7 @@ def test_worker_replaces_a_killed_child(worker: Callable[..., CeleryWorker]) -> 
     run = make_run(run_config=tiny(steps=100_000))
     broker.send_train_run(run.id, "cpu")
     until(lambda: step(run) >= 1, 60)
+    assert len(one.trainers()) == 1
     os.kill(one.pool_child(), signal.SIGKILL)
     until(lambda: one.trainers() == [], 5)
     other = make_run(run_config=tiny(steps=1))
