@@ -2,13 +2,13 @@
 #
 #   CPU    docker build -f docker/worker.Dockerfile -t arborist-worker .
 #   CUDA   docker build -f docker/worker.Dockerfile -t arborist-worker-cuda \
-#              --build-arg BASE=python:3.11 --build-arg EXTRAS=train,gpu --build-arg TORCH_INDEX_URL= .
+#              --build-arg BASE=python:3.11 --build-arg EXTRAS=train,gpu .
 #          The wheels bring the CUDA libraries; the machine brings the driver (NVIDIA Container Toolkit). The full
 #          base image has the compiler that Triton calls. Start it with --queues gpu.
 ARG BASE=python:3.11-slim
 FROM ${BASE}
 ARG EXTRAS=train
-ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX_URL=
 
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 ARBORIST_DATA_DIR=/data OMP_NUM_THREADS=1
 RUN useradd --system --uid 10001 --create-home arborist && install -d -o arborist -g arborist /data

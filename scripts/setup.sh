@@ -5,13 +5,13 @@
 #
 #   PYTHON            the interpreter to build on (default: python3)
 #   TORCH_INDEX_URL   where a machine without an NVIDIA GPU looks for the CPU build of PyTorch when pip's
-#                     own sources have none; set it empty to take whatever pip finds
+#                     own sources have none: the address of PyTorch's CPU index
 set -eu
 
 stamp=$1
 python=${PYTHON:-python3}
 torch=2.13.0
-torch_index=${TORCH_INDEX_URL-https://download.pytorch.org/whl/cpu}
+torch_index=${TORCH_INDEX_URL-}
 started=$(date +%s)
 
 say() { printf 'set-up  %s\n' "$*"; }
@@ -58,7 +58,7 @@ else
     elif [ -n "$torch_index" ] && install "torch==$torch" --index-url "$torch_index"; then
         :
     else
-        say "    no CPU build could be had; taking pip's default build (about 3 GB)"
+        say "    pip's sources have no CPU build; taking the default one (about 3 GB). For the small one, stop and set TORCH_INDEX_URL to PyTorch's CPU index"
         install "torch==$torch"
     fi
 fi
