@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from trainer.config import ChainData
 from trainer.data import Problem, load_data
 from trainer.policy import Policy
+from trainer.sampling import local_engine
+from trainer.sampling.decoder import CachedDecoder
 from trainer.sampling.engine import SamplingPlan, SamplingStopped
 from trainer.sampling.local_engine import LocalEngine, choose
 from trainer.tree import FinishReason, RolloutTree
@@ -280,3 +283,39 @@ def test_prompt_and_answer_must_fit_the_model(wild_policy: Policy) -> None:
 
 def test_no_problems_no_trees(wild_policy: Policy) -> None:
     assert sample(wild_policy, [], TREE) == []
+
+
+@pytest.mark.parametrize("longest", [0, 2, 5])
+def test_a_row_that_ends_at_the_edge_of_the_cache_leaves_its_neighbours_alone(
+    tiny_reasoner: Policy, monkeypatch: pytest.MonkeyPatch, longest: int
+) -> None:
+    """Nobody ends but the row with the longest prompt, and that at every place in turn: once at the cache's edge."""
+    end, real, real_step = min(tiny_reasoner.end_ids), local_engine.choose, CachedDecoder.step
+    problems = [Problem(f"p{i}", "Ada has 5 pens. Finds 3. How many?\n", "8") for i in range(6)]
+    problems[longest] = Problem("long", "Ada has 5 pens. " + "Finds 3. " * 12 + "How many?\n", "41")
+    calls, ends_at = 0, 0
+
+    def choose(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+        nonlocal calls
+        calls += 1
+        tokens, logprobs, entropies = real(logits, *rest)
+        tokens = torch.where(tokens == end, 5, tokens)
+        if calls == ends_at:
+            tokens[longest] = end
+        return tokens, logprobs, entropies
+
+    def step(self: CachedDecoder, tokens: Tensor, positions: Tensor, cache: Tensor, columns: int) -> Tensor:
+        assert int(positions.max()) < cache.shape[4]
+        return real_step(self, tokens, positions, cache, columns)
+
+    monkeypatch.setattr(local_engine, "choose", choose)
+    monkeypatch.setattr(CachedDecoder, "step", step)
+    for ends_at in range(20, 45):
+        calls = 0
+        plan = SamplingPlan((1,), (50,), False, 1.0)
+        trees = LocalEngine(tiny_reasoner).sample(
+            problems, plan, seed=1, step=1, should_stop=lambda: False, on_progress=lambda done, total: None
+        )
+        assert [len(tree.tokens) - int(tree.token_counts()[0]) for tree in trees] == [
+            ends_at if i == longest else 50 for i in range(6)
+        ]

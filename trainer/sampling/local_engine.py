@@ -318,9 +318,12 @@ class _Growth:
                 caches.append(cache)
                 segment, position, chosen = segment[kept], position[kept], chosen[kept]
                 growing, closing, live = growing[kept], closing[kept], live[kept]
-            columns = int(position[live].max()) + 1
-            if columns > cache.shape[4]:
-                cache = caches[-1] = decoder.widened(cache, columns + COLUMNS_AT_ONCE)
+            columns = int(position[live].max()) + 1  # looked at
+            # Every row is written, those that have ended too; one that stands farther right than all live ones
+            # must not write into its neighbour.
+            written = int(position.max()) + 1
+            if written > cache.shape[4]:
+                cache = caches[-1] = decoder.widened(cache, written + COLUMNS_AT_ONCE)
             logits = decoder.step(chosen, position, cache, columns)
             position = position + live
             if bool(closing.any()):
