@@ -289,7 +289,7 @@ def test_no_problems_no_trees(wild_policy: Policy) -> None:
 def test_a_row_that_ends_at_the_edge_of_the_cache_leaves_its_neighbours_alone(
     tiny_reasoner: Policy, monkeypatch: pytest.MonkeyPatch, longest: int
 ) -> None:
-    """Nobody ends but the row with the longest prompt, and that at every place in turn: once at the cache's edge."""
+    """Only the row with the longest prompt ends, at every place in turn, and so once at the cache's edge."""
     end, real, real_step = min(tiny_reasoner.end_ids), local_engine.choose, CachedDecoder.step
     problems = [Problem(f"p{i}", "Ada has 5 pens. Finds 3. How many?\n", "8") for i in range(6)]
     problems[longest] = Problem("long", "Ada has 5 pens. " + "Finds 3. " * 12 + "How many?\n", "41")

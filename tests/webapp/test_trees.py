@@ -477,7 +477,7 @@ def test_a_list_loads_no_payload_that_it_does_not_draw(
     monkeypatch.setattr(querysets, "ICICLE_MAX_BYTES", sizes[0])
     with CaptureQueriesContext(connection) as asked:
         rows, _ = trees_of_step(run, 9, sort="index")
-    assert len(asked) == 3
+    assert len(asked) == 2
     assert read == [sizes[0]]
     drawn = {row["n_nodes"]: row["icicle"] is not None for row in rows}
     assert drawn == {4: True, 21: False, querysets.ICICLE_MAX_NODES + 1: False}

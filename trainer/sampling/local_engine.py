@@ -319,8 +319,8 @@ class _Growth:
                 segment, position, chosen = segment[kept], position[kept], chosen[kept]
                 growing, closing, live = growing[kept], closing[kept], live[kept]
             columns = int(position[live].max()) + 1  # looked at
-            # Every row is written, those that have ended too; one that stands farther right than all live ones
-            # must not write into its neighbour.
+            # Every row is written, those that have ended too; one that stands farther right than all
+            # live ones must not write into its neighbour.
             written = int(position.max()) + 1
             if written > cache.shape[4]:
                 cache = caches[-1] = decoder.widened(cache, written + COLUMNS_AT_ONCE)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from django.db.models import Avg, Count, F, Func, IntegerField, Max, Min
+from django.db.models import Avg, BinaryField, Case, Count, F, Func, IntegerField, Max, Min, Q, When
 from django.db.models.expressions import OrderBy
+from django.db.models.lookups import LessThanOrEqual
 
 from trainer.tree import RolloutTree
 from webapp.limits import MAX_PAGE_SIZE
@@ -62,7 +63,7 @@ def trees_of_step(
     icicles: bool = True,
 ) -> tuple[list[dict[str, Any]], int | None]:
     """One page of a step's trees, and the id to pass as `after` for the next. `sort` is a key of `SORTS`. Two
-    queries, and with icicles a third, which reads the payloads of small trees alone.
+    queries; payloads are read of small trees alone, and only for icicles.
     """
     limit = max(1, min(limit, MAX_PAGE_SIZE))
     trees = StoredTree.objects.filter(run=run, step=step, superseded=False)
@@ -71,15 +72,17 @@ def trees_of_step(
     ids = list(trees.order_by(SORTS[sort], "id").values_list("id", flat=True))
     start = ids.index(after) + 1 if after in ids else 0
     page = ids[start : start + limit]
-    found = StoredTree.objects.defer("payload").in_bulk(page)
-    rows = [tree_row(found[tree_id]) for tree_id in page]
+    found = StoredTree.objects.defer("payload")
     if icicles:
-        small = StoredTree.objects.filter(id__in=page, n_nodes__lte=ICICLE_MAX_NODES).annotate(
-            size=Func(F("payload"), function="octet_length", output_field=IntegerField())
-        )
-        payloads = dict(small.filter(size__lte=ICICLE_MAX_BYTES).values_list("id", "payload"))
+        size = Func(F("payload"), function="octet_length", output_field=IntegerField())
+        is_small = Q(n_nodes__lte=ICICLE_MAX_NODES) & LessThanOrEqual(size, ICICLE_MAX_BYTES)
+        found = found.annotate(drawn=Case(When(is_small, then=F("payload")), output_field=BinaryField()))
+    by_id = found.in_bulk(page)
+    rows = [tree_row(by_id[tree_id]) for tree_id in page]
+    if icicles:
         for row in rows:
-            row["icicle"] = icicle(payloads[row["id"]]) if row["id"] in payloads else None
+            drawn = getattr(by_id[row["id"]], "drawn")  # noqa: B009 (annotated above, unknown to the type)
+            row["icicle"] = icicle(drawn) if drawn is not None else None
     return rows, page[-1] if start + limit < len(ids) else None
 
 
