@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
-from trainer.config import ChainData
 from trainer.data import Problem, load_data
 from trainer.policy import Policy, load_policy
 from trainer.presets import PRESETS
 from trainer.sampling.engine import SamplingPlan, plan_from_config
 from trainer.sampling.local_engine import LocalEngine
+from trainer.schema.data import ChainData
 
 NEW_TOKENS = 40
 

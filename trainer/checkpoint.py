@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainer.config import RunConfig
+from trainer.config import RunConfig, stored_config
 from trainer.optim import Optimiser
 from trainer.policy import Policy
 
@@ -144,7 +144,7 @@ def read_checkpoint(path: Path) -> tuple[TrainerState, RunConfig]:
             )
     try:
         state = TrainerState(**json.loads((path / "state.json").read_bytes()))
-        config = RunConfig.model_validate_json((path / "config.json").read_bytes())
+        config = stored_config(json.loads((path / "config.json").read_bytes()))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"The checkpoint {path} cannot be read: {error}.") from error
     return state, config

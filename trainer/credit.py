@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.config import CreditConfig
+from trainer.schema.credit import CreditConfig
 from trainer.tree import ROOT, CreditState, RolloutTree
 
 Floats = NDArray[np.float64]
@@ -157,11 +157,15 @@ def advantages(tree: RolloutTree, value: Floats, config: CreditConfig) -> tuple[
 
 def _groups(tree: RolloutTree, config: CreditConfig) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """[N] whether a node is compared with a group at all, and [N] the number of that group."""
-    if config.group == "siblings":
+    if _group(config) == "siblings":
         member = np.ones(tree.n_nodes, np.bool_)
         member[ROOT] = False
         return member, np.maximum(tree.parent, ROOT).astype(np.int64)
     return tree.is_leaf(), np.zeros(tree.n_nodes, np.int64)
+
+
+def _group(config: CreditConfig) -> str:
+    return config.baseline.group if config.baseline.kind == "group_mean" else "prompt"
 
 
 def _scales(
@@ -209,7 +213,7 @@ def explain(tree: RolloutTree, node: int, config: CreditConfig) -> Explanation:
         )
         members = value[peers][np.isfinite(value[peers])]
     value_formula, value_numbers = _value_lines(tree, node, value, config)
-    formula = _FORMULAS[config.scale.kind, config.group]
+    formula = _FORMULAS[config.scale.kind, _group(config)]
     numbers = ""
     if state is CreditState.CREDITED:
         numbers = _numbers_line(float(value[node]), members, float(advantage[node]), config)

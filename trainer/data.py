@@ -13,7 +13,7 @@ from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from trainer.config import ChainData, Data, JsonlData
+from trainer.schema.data import ChainData, Data, JsonlData
 from trainer.seeding import generator
 from trainer.tasks import chain
 from trainer.text import storable

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
-from trainer.config import ObjectiveConfig, TrainingConfig
 from trainer.losses import clipped_policy_loss
 from trainer.packing import TrainingBatch, micro_batches
 from trainer.policy import Policy
+from trainer.schema.objective import PolicyObjective
+from trainer.schema.training import TrainingConfig
 
 
 class UpdateStopped(Exception):  # noqa: N818  # an orderly end, not an error
@@ -55,7 +56,7 @@ class Optimiser:
     def update(
         self,
         batch: TrainingBatch,
-        objective: ObjectiveConfig,
+        objective: PolicyObjective,
         *,
         step: int,
         temperature: float,

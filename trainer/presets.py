@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.config import (
+from trainer.config import RunConfig
+from trainer.schema.credit import (
     BernoulliVarianceScale,
-    ChainData,
     CreditConfig,
-    FlatSampler,
+    GroupMeanBaseline,
     GroupStdScale,
     NoFilter,
     RangeFilter,
-    RunConfig,
-    SegmentTreeSampler,
-    TrainingConfig,
 )
+from trainer.schema.data import ChainData
+from trainer.schema.sampler import FlatSampler, SegmentTreeSampler
+from trainer.schema.training import TrainingConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +36,14 @@ class Preset:
 
 _TREERPO = CreditConfig(
     backup="child_mean",
-    group="siblings",
+    baseline=GroupMeanBaseline(group="siblings"),
     scale=BernoulliVarianceScale(),
     spread="node",
     filter=RangeFilter(tau=0.1),
 )
 _GRPO = CreditConfig(
     backup="leaf_mean",
-    group="prompt",
+    baseline=GroupMeanBaseline(group="prompt"),
     scale=GroupStdScale(ddof=1, eps=1e-4),
     spread="trajectory",
     filter=NoFilter(),

@@ -7,6 +7,7 @@ a policy, a verifier or an estimator: those fill its columns. Torch-free.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from trainer.events import TreeSummary
 from trainer.text import storable
 
-PAYLOAD_VERSION = 1
+PAYLOAD_VERSION = 2
 MAX_PAYLOAD_BYTES = 256 * 2**20
 ROOT = 0
 
@@ -32,6 +33,10 @@ class FinishReason(IntEnum):
     EOS = 1  # the policy ended its answer
     SPLIT = 2  # the split rule cut here, children follow
     LENGTH = 3  # the segment's token limit, children follow unless it is the last level
+    GIVEN = 4  # not sampled: text that was put there, such as a token budget; no loss
+    FORK = 5  # cut where another segment forks off, children follow
+    REPETITION = 6  # ended because it repeats itself
+    PRUNED = 7  # given up by a search or lookahead; without reward
 
     @property
     def word(self) -> str:
@@ -62,6 +67,9 @@ class CreditState(IntEnum):
     ONLY_CHILD = 3  # nothing to be better than
     NO_REWARD = 4  # no scored leaf below it
     PER_PATH = 5  # inner segment under trajectory spread: its leaves carry the advantage
+    NOT_SELECTED = 6  # a leaf that was not chosen to train
+    GIVEN = 7  # not sampled
+    NO_ADVANTAGE = 8  # the objective trains on pairs or verified answers, not on advantages
 
     @property
     def word(self) -> str:
@@ -73,6 +81,9 @@ _NODE_COLUMNS: Mapping[str, type] = {
     "parent": np.int32,
     "finish": np.uint8,
     "verdict": np.uint8,
+    "copies": np.int32,
+    "subgroup": np.int32,
+    "visits": np.int32,
     "reward": np.float64,
     "value": np.float64,
     "advantage": np.float64,
@@ -95,12 +106,20 @@ class RolloutTree:
         entropies      [T] float32  of that distribution, nats; 0 in the prompt
         finish         [N] uint8    FinishReason
         verdict        [N] uint8    Verdict, NONE at inner nodes
-        reward         [N] float64  of a scored leaf; NaN elsewhere
+        copies         [N] int32    of a leaf, how many sampled answers ended in just this one (merged
+                                    samplers; else 1); 0 at inner nodes
+        subgroup       [N] int32    which tree of a forest (Tree-GRPO), or which token budget (HBPO), a node
+                                    belongs to; 0 where there is but one
+        visits         [N] int32    of a search; 0 elsewhere
+        reward         [N] float64  of a scored leaf, shaped (`trainer.rewards`); NaN elsewhere
         value          [N] float64  backed up by the run's estimator; NaN where no leaf below was scored
         advantage      [N] float64  NaN: no credit, never 0
         credit_state   [N] uint8    CreditState
         texts          N strings    decoded segments; the root's is the prompt
         answers        N strings    what the verifier read at a leaf; "" elsewhere
+
+    `batch_mean`, `batch_std`: statistics of the step's whole batch that its credit was scaled by; NaN where
+    the credit of a tree depends on itself alone.
     """
 
     problem_id: str
@@ -114,12 +133,17 @@ class RolloutTree:
     entropies: NDArray[np.float32]
     finish: NDArray[np.uint8]
     verdict: NDArray[np.uint8]
+    copies: NDArray[np.int32]
+    subgroup: NDArray[np.int32]
+    visits: NDArray[np.int32]
     reward: NDArray[np.float64]
     value: NDArray[np.float64]
     advantage: NDArray[np.float64]
     credit_state: NDArray[np.uint8]
     texts: tuple[str, ...]
     answers: tuple[str, ...]
+    batch_mean: float = math.nan
+    batch_std: float = math.nan
 
     def __post_init__(self) -> None:
         n = len(self.parent)
@@ -203,6 +227,10 @@ class RolloutTree:
         """[N] leaves at or below each node; 1 at a leaf."""
         return self.sum_over_leaves(np.ones(self.n_nodes)).astype(np.int64)
 
+    def answer_counts(self) -> NDArray[np.int64]:
+        """[N] sampled answers through each node: like `leaf_counts`, but a leaf counts its copies."""
+        return self.sum_over_leaves(self.copies.astype(np.float64)).astype(np.int64)
+
     def sum_over_leaves(self, per_leaf: NDArray[np.float64]) -> NDArray[np.float64]:
         """[N] sum of `per_leaf` [N] over the leaves at or below each node."""
         total = np.where(self.is_leaf(), per_leaf, 0.0)
@@ -248,6 +276,10 @@ class RolloutTree:
 
     # ---- filling columns
 
+    def with_batch(self, mean: float, std: float) -> RolloutTree:
+        """A copy that remembers the batch statistics its credit was scaled by."""
+        return dataclasses.replace(self, batch_mean=mean, batch_std=std)
+
     def with_verdicts(
         self, verdict: NDArray[np.uint8], reward: NDArray[np.float64], answers: Sequence[str]
     ) -> RolloutTree:
@@ -275,6 +307,8 @@ class RolloutTree:
             "reference_answer": storable(self.reference_answer),
             "step": self.step,
             "policy_version": self.policy_version,
+            "batch_mean": self.batch_mean,
+            "batch_std": self.batch_std,
             "columns": columns,
             "texts": [storable(text) for text in self.texts],
             "answers": [storable(text) for text in self.answers],
@@ -291,9 +325,11 @@ class RolloutTree:
                 raise ValueError(f"it claims {size} bytes; at most {MAX_PAYLOAD_BYTES} are read")
             raw = zstandard.ZstdDecompressor().decompress(payload)
             body = msgpack.unpackb(raw, raw=False, strict_map_key=True)
-            if body["version"] != PAYLOAD_VERSION:
+            if body["version"] == 1:
+                _add_columns_of_version_2(body)
+            elif body["version"] != PAYLOAD_VERSION:
                 raise ValueError(
-                    f"payload version {body['version']}; this Arborist reads version {PAYLOAD_VERSION}"
+                    f"payload version {body['version']}; this Arborist reads versions 1 to {PAYLOAD_VERSION}"
                 )
             columns: dict[str, NDArray[Any]] = {
                 name: np.frombuffer(body["columns"][name], np.dtype(dtype).newbyteorder("<")).astype(
@@ -310,6 +346,8 @@ class RolloutTree:
                 reference_answer=str(body["reference_answer"]),
                 step=int(body["step"]),
                 policy_version=int(body["policy_version"]),
+                batch_mean=float(body["batch_mean"]),
+                batch_std=float(body["batch_std"]),
                 texts=tuple(map(str, body["texts"])),
                 answers=tuple(map(str, body["answers"])),
                 **columns,
@@ -325,6 +363,25 @@ class RolloutTree:
             raise ValueError(f"This tree cannot be read: {damage}") from damage
 
 
+def _add_columns_of_version_2(body: dict[str, Any]) -> None:
+    """What a payload of version 1 leaves out. `Any`: whatever msgpack held; a wrong type raises TypeError."""
+    parent = np.frombuffer(body["columns"]["parent"], "<i4")
+    body["columns"] |= {
+        "copies": _single_copies(parent).astype("<i4").tobytes(),
+        "subgroup": bytes(4 * len(parent)),
+        "visits": bytes(4 * len(parent)),
+    }
+    body["batch_mean"] = body["batch_std"] = math.nan
+
+
+def _single_copies(parent: NDArray[np.int32]) -> NDArray[np.int32]:
+    """[N] 1 at leaves, 0 elsewhere. Parents that are no parents are left to the tree's own check."""
+    inner = np.zeros(len(parent), np.bool_)
+    inner[parent[(parent >= 0) & (parent < len(parent))]] = True
+    inner[:1] = True
+    return (~inner).astype(np.int32)
+
+
 def sampled_tree(
     *,
     problem_id: str,
@@ -337,24 +394,31 @@ def sampled_tree(
     segment_entropies: Sequence[Sequence[float] | NDArray[np.floating[Any]]],
     finish: Sequence[int] | NDArray[np.uint8],
     texts: Sequence[str],
+    copies: Sequence[int] | NDArray[np.int32] | None = None,
+    subgroup: Sequence[int] | NDArray[np.int32] | None = None,
+    visits: Sequence[int] | NDArray[np.int32] | None = None,
 ) -> RolloutTree:
     """A tree straight from a sampler: not verified, no credit. Row i of every argument is node i, row 0 the
-    prompt.
+    prompt. `copies` None: every leaf once.
     """
     n = len(parent)
+    parents = np.asarray(parent, np.int32)
     counts = [len(tokens) for tokens in segment_tokens]
     return RolloutTree(
         problem_id=problem_id,
         reference_answer=reference_answer,
         step=step,
         policy_version=policy_version,
-        parent=np.asarray(parent, np.int32),
+        parent=parents,
         token_offsets=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
         tokens=np.concatenate([np.asarray(x, np.int32) for x in segment_tokens]),
         logprobs=np.concatenate([np.asarray(x, np.float32) for x in segment_logprobs]),
         entropies=np.concatenate([np.asarray(x, np.float32) for x in segment_entropies]),
         finish=np.asarray(finish, np.uint8),
         verdict=np.zeros(n, np.uint8),
+        copies=_single_copies(parents) if copies is None else np.asarray(copies, np.int32),
+        subgroup=np.zeros(n, np.int32) if subgroup is None else np.asarray(subgroup, np.int32),
+        visits=np.zeros(n, np.int32) if visits is None else np.asarray(visits, np.int32),
         reward=np.full(n, np.nan),
         value=np.full(n, np.nan),
         advantage=np.full(n, np.nan),

@@ -13,8 +13,8 @@ from decimal import Decimal
 
 import numpy as np
 
-from trainer.config import Verifier
 from trainer.data import ANSWER_MARK
+from trainer.schema.verifier import Verifier
 from trainer.tree import FinishReason, RolloutTree, Verdict
 
 MAX_ANSWER_LETTERS = 200  # of the answer that is kept for people

@@ -26,7 +26,7 @@ from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection, connections
 from pydantic import ValidationError
 
-from trainer.config import RunConfig
+from trainer.config import stored_config
 from trainer.config_file import config_to_yaml
 from trainer.events import Finished
 from webapp import broker
@@ -209,7 +209,7 @@ class _Attempt:
     def _arguments(self, run: Run, recording: Recording) -> list[str]:
         """Write the child's config and choose where it goes on. Raises CannotStartError."""
         try:
-            config = RunConfig.model_validate_json(json.dumps(run.config))
+            config = stored_config(run.config)
         except ValidationError as error:
             raise CannotStartError(f"The run's config is not valid for this worker: {error}") from error
         slug = config.model.path

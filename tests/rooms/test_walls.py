@@ -38,6 +38,7 @@ WORDS = {
     "trainer.intervals",
     "trainer.metrics",
     "trainer.presets",
+    "trainer.schema",
     "trainer.text",
     "trainer.tree",
 }

@@ -21,10 +21,11 @@ from trainer.checkpoint import (
     remove_unfinished,
     save_checkpoint,
 )
-from trainer.config import RunConfig, TrainingConfig
+from trainer.config import RunConfig
 from trainer.optim import Optimiser
 from trainer.policy import Policy, load_policy
 from trainer.presets import PRESETS
+from trainer.schema.training import TrainingConfig
 
 CONFIG: RunConfig = PRESETS["treerpo-tiny"].config
 STATE = TrainerState(

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from trainer.config import RunConfig, SegmentTreeSampler
+from trainer.config import RunConfig
 from trainer.presets import PRESETS
+from trainer.schema.sampler import SegmentTreeSampler
 
 DEFAULT = PRESETS["treerpo-tiny"].config
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.config import FlatSampler, RunConfig, SegmentTreeSampler
+from trainer.config import RunConfig
 from trainer.config_file import ConfigError, config_from_mapping, config_from_yaml, config_to_yaml, parse_yaml
 from trainer.presets import PRESETS
+from trainer.schema.sampler import FlatSampler, SegmentTreeSampler
 
 
 def problems(content: str | bytes, *overrides: str) -> dict[str, str]:

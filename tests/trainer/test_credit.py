@@ -20,9 +20,16 @@ from tests.trainer.trees import (
     slow_value,
     tree_of,
 )
-from trainer.config import CreditConfig, GroupStdScale, NoFilter, NoScale, RangeFilter
 from trainer.credit import RewardRangeError, credit_tree, credit_trees, explain
 from trainer.presets import PRESETS
+from trainer.schema.credit import (
+    CreditConfig,
+    GroupMeanBaseline,
+    GroupStdScale,
+    NoFilter,
+    NoScale,
+    RangeFilter,
+)
 from trainer.tree import CreditState, RolloutTree
 
 TREERPO = PRESETS["treerpo-tiny"].config.credit
@@ -294,6 +301,9 @@ def test_explanation_recomputes_what_training_used(nested: Nested, config: Credi
 
 def test_group_std_over_siblings_is_defined_too() -> None:
     config = CreditConfig(
-        group="siblings", spread="node", scale=GroupStdScale(ddof=0, eps=0), filter=NoFilter()
+        baseline=GroupMeanBaseline(group="siblings"),
+        spread="node",
+        scale=GroupStdScale(ddof=0, eps=0),
+        filter=NoFilter(),
     )
     assert credit_tree(tree_of(T1), config).advantage[1:] == pytest.approx([1, -1, 1, -1, 0, 0])

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.config import ChainData, JsonlData
 from trainer.data import (
     MAX_LINE_BYTES,
     MAX_REPORTED_LINES,
@@ -20,6 +19,7 @@ from trainer.data import (
     load_data,
     validate_jsonl,
 )
+from trainer.schema.data import ChainData, JsonlData
 from trainer.tasks.chain import problem_at, split_of
 
 

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.config import ChainData
 from trainer.data import load_data
 from trainer.evaluation import evaluate
 from trainer.intervals import wilson_interval
 from trainer.policy import Policy
 from trainer.sampling.local_engine import LocalEngine
+from trainer.schema.data import ChainData
 from trainer.verifiers import Judgement, judge_gsm8k
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.config import ChainData
 from trainer.data import Problem, load_data
 from trainer.policy import Policy
 from trainer.sampling import local_engine
 from trainer.sampling.decoder import CachedDecoder
 from trainer.sampling.engine import SamplingPlan, SamplingStopped
 from trainer.sampling.local_engine import LocalEngine, choose
+from trainer.schema.data import ChainData
 from trainer.tree import FinishReason, RolloutTree
 
 TREE = SamplingPlan((4, 2, 2), (16, 16, 64), split_at_newline=True, temperature=1.0)

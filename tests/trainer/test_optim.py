@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from tests.trainer.trees import T1, T2, tree_of
-from trainer.config import CreditConfig, ObjectiveConfig, TrainingConfig
 from trainer.credit import credit_tree
 from trainer.optim import Optimiser, UpdateStopped
 from trainer.packing import pack
 from trainer.policy import Policy
 from trainer.presets import PRESETS
+from trainer.schema.credit import CreditConfig
+from trainer.schema.objective import PolicyObjective
+from trainer.schema.training import TrainingConfig
 from trainer.tree import CreditState, RolloutTree
 
 TREERPO = PRESETS["treerpo-tiny"].config.credit
@@ -90,7 +92,7 @@ def test_packed_loss_and_gradient_equal_the_flattened_ones(
     batch = pack(trees, config.spread, aggregate)
     result = optimiser.update(
         batch,
-        ObjectiveConfig(aggregate=aggregate),
+        PolicyObjective(aggregate=aggregate),
         step=1,
         temperature=1.0,
         should_stop=lambda: False,
@@ -107,7 +109,7 @@ def test_packed_loss_and_gradient_equal_the_flattened_ones(
 def update(policy: Policy, optimiser: Optimiser, stop: bool = False) -> Any:
     return optimiser.update(
         pack(forest(TREERPO), "node", "token_mean"),
-        ObjectiveConfig(),
+        PolicyObjective(),
         step=1,
         temperature=1.0,
         should_stop=lambda: stop,
@@ -122,7 +124,7 @@ def test_an_update_that_is_not_finite_leaves_the_weights_alone(policy: Policy) -
     batch = pack([tree], "node", "token_mean")
     batch.old_logprobs[:] = -np.inf
     before = policy.weights_sha256()
-    result = optimiser.update(batch, ObjectiveConfig(), step=1, temperature=1.0, should_stop=lambda: False)
+    result = optimiser.update(batch, PolicyObjective(), step=1, temperature=1.0, should_stop=lambda: False)
     assert not result.is_finite
     assert not result.is_applied
     assert policy.weights_sha256() == before
@@ -142,7 +144,7 @@ def test_a_batch_without_credit_is_no_update(policy: Policy) -> None:
     before = policy.weights_sha256()
     batch = pack([credit_tree(tree_of([[1, 1]]), TREERPO)], "node", "token_mean")
     result = Optimiser(policy, TrainingConfig()).update(
-        batch, ObjectiveConfig(), step=1, temperature=1.0, should_stop=lambda: False
+        batch, PolicyObjective(), step=1, temperature=1.0, should_stop=lambda: False
     )
     assert result.is_finite
     assert not result.is_applied

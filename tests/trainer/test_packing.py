@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainer.trees import T1, T2, Nested, nested_trees, tree_of
-from trainer.config import CreditConfig, RangeFilter
 from trainer.credit import credit_tree
 from trainer.packing import TrainingBatch, micro_batches, pack
 from trainer.presets import PRESETS
+from trainer.schema.credit import CreditConfig, RangeFilter
 from trainer.tree import CreditState, RolloutTree
 
 TREERPO = PRESETS["treerpo-tiny"].config.credit

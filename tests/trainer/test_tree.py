@@ -86,7 +86,7 @@ def test_a_chain_of_five_thousand_nodes_has_no_recursion() -> None:
         ({"token_offsets": np.array([0, 3, 5, 7, 9, 11, 12])}, "token_offsets must rise from 0 to 13"),
         ({"verdict": np.array([0, 0, 0, 1, 6, 2], np.uint8)}, "Node 4 has verdict 6; expected 0 to 5"),
         ({"credit_state": np.array([0, 1, 1, 1, 1, 255], np.uint8)}, "Node 5 has credit_state 255"),
-        ({"finish": np.array([0, 4, 1, 1, 1, 1], np.uint8)}, "Node 1 has finish 4; expected 0 to 3"),
+        ({"finish": np.array([0, 8, 1, 1, 1, 1], np.uint8)}, "Node 1 has finish 8; expected 0 to 7"),
         ({"finish": np.array([0, 1, 1, -1, 1, 1])}, "Node 3 has finish -1"),
     ],
 )

@@ -12,8 +12,9 @@ from django.db import connection
 from django.test import Client
 
 from tests.webapp.material import People
-from trainer.config import JsonlData, RunConfig
+from trainer.config import RunConfig
 from trainer.presets import PRESETS
+from trainer.schema.data import JsonlData
 from webapp import broker
 from webapp.accounts.models import User
 from webapp.projects.access import Role

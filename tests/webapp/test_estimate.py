@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.config import FlatSampler, RunConfig, SegmentTreeSampler, TrainingConfig
+from trainer.config import RunConfig
+from trainer.schema.sampler import FlatSampler, SegmentTreeSampler
+from trainer.schema.training import TrainingConfig
 from webapp.runs.estimate import estimate
 
 

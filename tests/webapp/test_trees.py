@@ -17,9 +17,10 @@ from django.test.utils import CaptureQueriesContext
 from pytest_django import DjangoAssertNumQueries
 
 from tests.webapp.material import People, add_tree, worked_tree
-from trainer.config import CreditConfig, RunConfig
+from trainer.config import RunConfig
 from trainer.credit import credit_tree
 from trainer.presets import PRESETS
+from trainer.schema.credit import CreditConfig
 from trainer.tree import RolloutTree, sampled_tree, summarise
 from webapp.runs.models import Run
 from webapp.trees import querysets

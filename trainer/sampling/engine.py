@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from trainer.config import Sampler
 from trainer.data import Problem
+from trainer.schema.sampler import Sampler
 from trainer.tree import RolloutTree
 
 
@@ -64,6 +64,10 @@ class SamplingPlan:
 
 def plan_from_config(sampler: Sampler) -> SamplingPlan:
     """The plan of a run's training trees."""
+    if sampler.kind == "flat":
+        return SamplingPlan((sampler.group_size,), (sampler.max_tokens,), False, sampler.temperature)
+    if sampler.kind != "segment_tree":
+        raise NotImplementedError(sampler.kind)
     return SamplingPlan(
         branching=sampler.branching,
         segment_tokens=sampler.segment_tokens,

@@ -25,18 +25,12 @@ class Estimate:
 
 
 def estimate(config: RunConfig) -> Estimate:
-    sampler = config.sampler
-    width, nodes, tokens = 1, 0, 0
-    for children, segment in zip(sampler.branching, sampler.segment_tokens, strict=True):
-        width *= children
-        nodes += width
-        tokens += width * segment
-    flat = width * sum(sampler.segment_tokens)
+    bounds = config.sampler.bounds
     return Estimate(
-        nodes_per_tree=nodes,
-        leaves_per_tree=width,
-        tokens_per_tree_max=tokens,
-        flat_tokens_max=flat,
-        saving=1 - tokens / flat,
-        tokens_per_step_max=config.training.problems_per_step * tokens,
+        nodes_per_tree=bounds.nodes,
+        leaves_per_tree=bounds.leaves,
+        tokens_per_tree_max=bounds.tokens,
+        flat_tokens_max=bounds.flat_tokens,
+        saving=1 - bounds.tokens / bounds.flat_tokens,
+        tokens_per_step_max=config.training.problems_per_step * bounds.tokens,
     )

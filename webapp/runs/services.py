@@ -8,7 +8,8 @@ import unicodedata
 from django.db import IntegrityError, connection, transaction
 from django.db.models.functions import Now
 
-from trainer.config import JsonlData, RunConfig
+from trainer.config import RunConfig
+from trainer.schema.data import JsonlData
 from trainer.text import storable
 from webapp import broker
 from webapp.accounts.models import User

@@ -18,7 +18,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from trainer.config import RunConfig
+from trainer.config import RunConfig, stored_config
 from trainer.presets import PRESETS, Preset
 from webapp import broker
 from webapp.errors import RequestError
@@ -242,7 +242,7 @@ def config_yaml(config: Mapping[str, Any]) -> str:
 
 def _in_schema_order(config: Mapping[str, Any]) -> dict[str, Any]:
     """jsonb forgets the order of keys; RunConfig knows it."""
-    return RunConfig.model_validate(config).model_dump(mode="json")
+    return stored_config(config).model_dump(mode="json")
 
 
 @require_GET

@@ -8,7 +8,7 @@ from django.http import HttpRequest, HttpResponse
 from ninja import Router
 from pydantic import Field
 
-from trainer.config import RunConfig
+from trainer.config import stored_config
 from webapp.errors import RequestError
 from webapp.projects.access import get_run, get_tree
 from webapp.runs.api import Id, Limit
@@ -66,4 +66,4 @@ def read_columns(request: HttpRequest, tree_id: int) -> HttpResponse:
 def read_node(request: HttpRequest, tree_id: int, name: str) -> Any:
     stored = get_tree(request, tree_id)
     tree = read_tree(stored)
-    return node_json(tree, find_node(tree, name), RunConfig.model_validate(stored.run.config).credit)
+    return node_json(tree, find_node(tree, name), stored_config(stored.run.config).credit)

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.config import CreditConfig, RunConfig
+from trainer.config import stored_config
 from trainer.credit import explain
 from trainer.intervals import wilson_interval
 from trainer.presets import PRESETS
+from trainer.schema.credit import CreditConfig
 from trainer.tree import ROOT, CreditState, FinishReason, RolloutTree, Verdict
 from webapp.errors import RequestError
 from webapp.trees.models import StoredTree
@@ -41,12 +42,12 @@ def estimator_of(tree: RolloutTree, config: Mapping[str, Any]) -> dict[str, str]
     """`name` and `formula` of what gave the tree its credit: its preset's, if the run left the parts as they
     were.
     """
-    parsed = RunConfig.model_validate(config)
+    parsed = stored_config(config)
     preset = PRESETS.get(parsed.preset)
     if preset is not None and preset.config.credit == parsed.credit:
         return {"name": preset.title.partition(" · ")[0], "formula": preset.formula}
     credit = parsed.credit
-    name = f"{credit.scale.kind} scale, {credit.group} group, {credit.backup} backup".replace("_", " ")
+    name = f"{credit.baseline.kind} baseline, {credit.scale.kind} scale, {credit.backup}".replace("_", " ")
     return {"name": name, "formula": explain(tree, ROOT, credit).formula}
 
 

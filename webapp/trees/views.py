@@ -9,7 +9,7 @@ from django.shortcuts import render
 from django.urls import reverse
 from django.views.decorators.http import require_GET
 
-from trainer.config import RunConfig
+from trainer.config import stored_config
 from trainer.tree import RolloutTree
 from webapp.errors import RequestError
 from webapp.limits import PAGE_SIZE
@@ -67,7 +67,7 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
     siblings, _ = trees_of_step(stored.run, stored.step, limit=200, icicles=False)
     context |= {
         "estimator": estimator_of(tree, stored.run.config),
-        "node": node_json(tree, node, RunConfig.model_validate(stored.run.config).credit),
+        "node": node_json(tree, node, stored_config(stored.run.config).credit),
         "outline": rows,
         "outline_cut": is_cut,
         "siblings_of_step": siblings,
@@ -84,7 +84,7 @@ def node_page(request: HttpRequest, tree_id: int, name: str) -> HttpResponse:
     if tree is None:
         return _damaged(request, context)
     node = find_or_404(tree, name)
-    context["node"] = node_json(tree, node, RunConfig.model_validate(stored.run.config).credit)
+    context["node"] = node_json(tree, node, stored_config(stored.run.config).credit)
     return render(request, "trees/node.html", context)
 
 

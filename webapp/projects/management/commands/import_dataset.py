@@ -10,8 +10,8 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils.text import slugify
 
-from trainer.config import JsonlData
 from trainer.data import DataError, validate_jsonl
+from trainer.schema.data import JsonlData
 from webapp.embedded.terminal import visible
 from webapp.projects.models import Dataset, Project
 

@@ -1,0 +1,172 @@
+"""Steps and optimiser, evaluation, checkpoints, recording, resources. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from trainer.schema.section import Section, knob
+
+
+class TrainingConfig(Section):
+    """Steps and the optimiser (AdamW)."""
+
+    steps: int = knob(
+        150, title="Steps", unit="steps", description="Sample-and-update rounds.", ge=1, le=1_000_000
+    )
+    problems_per_step: int = knob(
+        48,
+        title="Problems per step",
+        unit="trees",
+        description="One tree is sampled for each.",
+        ge=1,
+        le=4096,
+    )
+    learning_rate: float = knob(3e-4, title="Learning rate", description="Peak, after warm-up.", gt=0, le=0.1)
+    warmup_steps: int = knob(
+        0,
+        title="Warm-up",
+        unit="steps",
+        description="Linear rise of the learning rate.",
+        ge=0,
+        le=100_000,
+        advanced=True,
+    )
+    weight_decay: float = knob(
+        0.0, title="Weight decay", description="AdamW's decoupled decay.", ge=0, le=1, advanced=True
+    )
+    max_grad_norm: float = knob(
+        1.0,
+        title="Gradient clip",
+        description="Gradients above this norm are scaled down.",
+        gt=0,
+        le=1000,
+        advanced=True,
+    )
+    updates_per_step: int = knob(
+        1,
+        title="Updates per step",
+        unit="updates",
+        description="Optimiser steps per sampled batch; with 1 training is exactly on-policy and nothing "
+        "clips.",
+        ge=1,
+        le=64,
+        advanced=True,
+    )
+    microbatch_tokens: int = knob(
+        32768,
+        title="Micro-batch",
+        unit="tokens",
+        description="Unique tokens per forward pass (padded ones with layout flat). Lower it when memory is "
+        "short; results change only by rounding.",
+        ge=64,
+        le=10_000_000,
+        advanced=True,
+    )
+    layout: Literal["packed", "flat"] = knob(
+        "packed",
+        title="Layout",
+        description="packed: every unique token is computed once. flat: every answer is written out. The "
+        "gradient is the same; the first batch of every run is computed both ways and compared.",
+        advanced=True,
+    )
+    precision: Literal["float32", "bfloat16"] = knob(
+        "float32",
+        title="Precision",
+        description="bfloat16: autocast in training; weights, logprobs and losses stay float32.",
+        advanced=True,
+    )
+    gradient_checkpointing: bool = knob(
+        False,
+        title="Gradient checkpointing",
+        description="Less memory for about a third more work.",
+        advanced=True,
+    )
+
+
+class EvaluationConfig(Section):
+    """Held-out accuracy, greedy and sampled, with intervals."""
+
+    every_steps: int = knob(
+        10,
+        title="Evaluate every",
+        unit="steps",
+        description="Also before the first step and after the last. 0: only those two.",
+        ge=0,
+        le=1_000_000,
+    )
+    problems: int = knob(
+        128,
+        title="Evaluation problems",
+        unit="problems",
+        description="Held out; the same ones every time.",
+        ge=1,
+        le=100_000,
+    )
+    samples: int = knob(
+        1,
+        title="Samples per problem (k)",
+        unit="answers",
+        description="Independent answers; with 2 or more also pass@k (unbiased), maj@k and avg@k.",
+        ge=1,
+        le=256,
+    )
+    max_tokens: int = knob(
+        0,
+        title="Evaluation answer length",
+        unit="tokens",
+        description="0: as long as the sampler allows.",
+        ge=0,
+        le=32768,
+        advanced=True,
+    )
+
+
+class CheckpointConfig(Section):
+    """What is kept to continue from."""
+
+    every_steps: int = knob(
+        25,
+        title="Checkpoint every",
+        unit="steps",
+        description="Also at the end and when stopped. 0: only then.",
+        ge=0,
+        le=1_000_000,
+        advanced=True,
+    )
+    keep_last: int = knob(
+        3,
+        title="Keep",
+        unit="checkpoints",
+        description="Older ones are deleted.",
+        ge=1,
+        le=1000,
+        advanced=True,
+    )
+    keep_best: bool = knob(
+        True,
+        title="Keep the best",
+        description="Also keep the checkpoint with the best sampled accuracy at an evaluation.",
+        advanced=True,
+    )
+
+
+class RecordingConfig(Section):
+    """What is stored for looking at; never changes training."""
+
+    trees_per_step: int = knob(
+        48,
+        title="Trees kept",
+        unit="per step",
+        description="Trees stored of each step, the first ones of the batch. 0: none.",
+        ge=0,
+        le=4096,
+        advanced=True,
+    )
+
+
+class ResourceConfig(Section):
+    """Where the run is queued."""
+
+    queue: Literal["cpu", "gpu"] = knob(
+        "cpu", title="Worker queue", description="Which workers may take the run.", advanced=True
+    )
