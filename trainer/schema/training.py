@@ -13,6 +13,16 @@ class TrainingConfig(Section):
     steps: int = knob(
         150, title="Steps", unit="steps", description="Sample-and-update rounds.", ge=1, le=1_000_000
     )
+    max_sampled_tokens: int = knob(
+        0,
+        title="Most sampled tokens",
+        unit="tokens",
+        description="End after the step in which so many tokens were sampled in all, so that runs of different "
+        "methods can be compared at equal cost. 0: no limit.",
+        ge=0,
+        le=10**15,
+        advanced=True,
+    )
     problems_per_step: int = knob(
         48,
         title="Problems per step",
