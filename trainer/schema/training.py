@@ -17,8 +17,8 @@ class TrainingConfig(Section):
         0,
         title="Most sampled tokens",
         unit="tokens",
-        description="End after the step in which so many tokens were sampled in all, so that runs of different "
-        "methods can be compared at equal cost. 0: no limit.",
+        description="End after the step in which so many tokens were sampled in all, so that methods can be "
+        "compared at equal cost. 0: no limit.",
         ge=0,
         le=10**15,
         advanced=True,

@@ -1,0 +1,166 @@
+"""Tables and figures of the study, from its results alone. Pure."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Final
+
+from webapp.study.plan import (
+    CREDIT_WORDS,
+    CREDITS,
+    SAMPLING_WORDS,
+    SAMPLINGS,
+    TASKS,
+    TUNING_SEED,
+    Credit,
+    Sampling,
+)
+from webapp.study.results import Result, by_method
+
+# Two-sided 95 % points of Student's t by degrees of freedom.
+_T95: Final = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Mean over seeds, and half of its 95 % interval (Student's t; NaN from a single seed)."""
+
+    mean: float
+    half: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" + (f" ± {self.half:.3f}" if self.n > 1 else "")
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Of at least one value."""
+    n = len(values)
+    if n < 2:
+        return Estimate(values[0], math.nan, n)
+    t = _T95[n - 1] if n <= len(_T95) else 1.96
+    return Estimate(statistics.fmean(values), t * statistics.stdev(values) / math.sqrt(n), n)
+
+
+def choose_update_tokens(results: Iterable[Result]) -> dict[tuple[str, Sampling, Credit], int]:
+    """For each task and method the tokens per update with the best mean accuracy on the tuning seed."""
+    best: dict[tuple[str, Sampling, Credit], Result] = {}
+    for result in results:
+        if result.seed != TUNING_SEED:
+            continue
+        key = (result.task, _sampling(result.sampling), _credit(result.credit))
+        if key not in best or result.mean_accuracy > best[key].mean_accuracy:
+            best[key] = result
+    return {key: best[key].update_tokens for key in sorted(best, key=_order)}
+
+
+def tables(results: Iterable[Result]) -> str:
+    """Markdown: one table per task, rows by mean accuracy; the tuning seed is in no figure."""
+    groups = by_method(result for result in results if result.seed != TUNING_SEED)
+    parts = []
+    for slug, task in TASKS.items():
+        rows = [(key, runs) for key, runs in groups.items() if key[0] == slug]
+        if not rows:
+            continue
+        rows.sort(key=lambda row: -statistics.fmean(run.mean_accuracy for run in row[1]))
+        start = statistics.fmean(run.curve[0][3] for _, runs in rows for run in runs)
+        parts += [
+            f"### {task.errors} errors, k = {task.operations}",
+            "",
+            f"Start: {start:.3f} sampled.",
+            "",
+            "| sampling | credit | mean accuracy | final | tokens per update | M tokens generated | M "
+            "trained "
+            "| CPU-s | collapsed | seeds |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        for (_, sampling, credit), runs in rows:
+            parts.append(
+                f"| {SAMPLING_WORDS[_sampling(sampling)]} | {CREDIT_WORDS[_credit(credit)]} "
+                f"| {estimate([run.mean_accuracy for run in runs])} "
+                f"| {estimate([run.final_accuracy for run in runs])} | {runs[0].update_tokens:,} "
+                f"| {statistics.fmean(run.curve[-1][0] for run in runs) / 1e6:.2f} "
+                f"| {statistics.fmean(run.trained_tokens for run in runs) / 1e6:.2f} "
+                f"| {statistics.fmean(run.cpu_seconds for run in runs):.0f} "
+                f"| {sum(run.is_collapsed for run in runs)} of {len(runs)} | {len(runs)} |"
+            )
+        parts.append("")
+    return "\n".join(parts)
+
+
+# ------------------------------------------------------------------------------------------------ figures
+
+_WIDTH, _ROW, _LEFT, _RIGHT, _TOP = 760, 22, 260, 40, 44
+_COLOURS: Final = {"flat": "#4477aa", "segments": "#ee6677", "forks": "#228833", "lookahead": "#aa7700"}
+
+
+def figure(results: Iterable[Result], slug: str) -> str:
+    """An SVG of one task: each method's mean accuracy with its interval, and a dot per seed. "" if there is
+    nothing to draw.
+    """
+    groups = by_method(r for r in results if r.seed != TUNING_SEED and r.task == slug)
+    if not groups:
+        return ""
+    rows = sorted(groups.items(), key=lambda row: -statistics.fmean(r.mean_accuracy for r in row[1]))
+    values = [run.mean_accuracy for _, runs in rows for run in runs]
+    low, high = math.floor(min(values) * 20) / 20, math.ceil(max(values) * 20) / 20
+    high = max(high, low + 0.05)
+    height = _TOP + _ROW * len(rows) + 40
+
+    def x(value: float) -> float:
+        return _LEFT + (min(max(value, low), high) - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
+
+    task = TASKS[slug]
+    title = (
+        f"Mean held-out accuracy over equal generated tokens · {task.errors} errors, k = {task.operations}"
+    )
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" '
+        f'font-family="system-ui, sans-serif" font-size="12">',
+        f"<title>{escape(title)}</title>",
+        f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
+        f'<text x="12" y="22" font-size="14" font-weight="600" fill="#1a1a1a">{escape(title)}</text>',
+    ]
+    ticks = round((high - low) / 0.05)
+    for tick in range(0, ticks + 1, max(1, ticks // 6)):
+        value = low + 0.05 * tick
+        lines.append(
+            f'<line x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{_TOP - 8}" y2="{height - 34}" stroke="#e3e3e3"/>'
+            f'<text x="{x(value):.1f}" y="{height - 18}" text-anchor="middle" fill="#555">{value:.2f}</text>'
+        )
+    for number, ((_, sampling, credit), runs) in enumerate(rows):
+        y = _TOP + _ROW * number + _ROW / 2
+        found = estimate([run.mean_accuracy for run in runs])
+        colour = _COLOURS[sampling]
+        label = f"{SAMPLING_WORDS[_sampling(sampling)]} × {CREDIT_WORDS[_credit(credit)]}"
+        lines.append(
+            f'<text x="{_LEFT - 12}" y="{y + 4:.1f}" text-anchor="end" fill="#1a1a1a">{escape(label)}</text>'
+        )
+        if found.n > 1:
+            lines.append(
+                f'<line x1="{x(found.mean - found.half):.1f}" x2="{x(found.mean + found.half):.1f}" '
+                f'y1="{y:.1f}" y2="{y:.1f}" stroke="{colour}" stroke-width="2"/>'
+            )
+        lines += [
+            f'<circle cx="{x(run.mean_accuracy):.1f}" cy="{y:.1f}" r="2.5" fill="none" stroke="{colour}"/>'
+            for run in runs
+        ]
+        lines.append(f'<circle cx="{x(found.mean):.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
+    lines.append("</svg>")
+    return "\n".join(lines) + "\n"
+
+
+def _order(key: tuple[str, Sampling, Credit]) -> tuple[int, int, int]:
+    return list(TASKS).index(key[0]), SAMPLINGS.index(key[1]), CREDITS.index(key[2])
+
+
+def _sampling(word: str) -> Sampling:
+    return next(known for known in SAMPLINGS if known == word)
+
+
+def _credit(word: str) -> Credit:
+    return next(known for known in CREDITS if known == word)
