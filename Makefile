@@ -3,6 +3,7 @@
 # make test     the whole test suite, on an embedded PostgreSQL and broker
 # make check    linters, types, migrations, JavaScript
 # make smoke    the demo without a browser until its run has 5 steps; the last line is one JSON object
+# make study    which sampling and which credit learn most, at equal tokens; goes on where it was, writes docs/study
 # make clean    remove .venv and caches; the data folder .arborist/ stays
 #
 # ARGS="…" is passed on:  make demo ARGS="--port 8123"   make test ARGS="tests/trainer -k tree"
@@ -16,7 +17,7 @@ ARGS ?=
 READY := .venv/.ready-$(shell cat pyproject.toml scripts/setup.sh | cksum | tr ' ' '-')
 NODE_READY := node_modules/.ready-$(shell cat package.json 2>/dev/null | cksum | tr ' ' '-')
 
-.PHONY: help setup demo up test check lint types migrations js smoke clean
+.PHONY: help setup demo up test check lint types migrations js smoke study clean
 .DEFAULT_GOAL := help
 
 help:
@@ -36,6 +37,9 @@ up: $(READY)
 
 smoke: $(READY)
 	@exec $(PY) manage.py smoke $(ARGS)
+
+study: $(READY)
+	@exec $(PY) manage.py study $(ARGS)
 
 test: $(READY)
 	@exec $(PY) -m pytest $(ARGS)

@@ -145,6 +145,7 @@ class Stack:
     terminal: Terminal
     port: int | None = None
     show_logs: bool = True
+    runs_at_once: int = 1
     interrupts: Interrupts = field(default_factory=Interrupts)
     services: list[Service] = field(default_factory=list)
     url: str = ""
@@ -290,7 +291,16 @@ class Stack:
 
     def _worker(self, env: dict[str, str]) -> Program:
         argv = [sys.executable, "-m", "celery", "--app", "workers.celery:app", "worker"]
-        argv += ["--pool", "prefork", "--concurrency", "1", "--queues", "cpu", "--loglevel", "INFO"]
+        argv += [
+            "--pool",
+            "prefork",
+            "--concurrency",
+            str(self.runs_at_once),
+            "--queues",
+            "cpu",
+            "--loglevel",
+            "INFO",
+        ]
         argv += ["--hostname", "worker@%h", "--without-gossip", "--without-mingle"]
         log = self.folder.logs / "worker.log"
         return Program("worker", argv, log, env, 30.0, ready=LogSays(log, " ready."))

@@ -73,10 +73,8 @@ def tables(results: Iterable[Result]) -> str:
             "",
             f"Start: {start:.3f} sampled.",
             "",
-            "| sampling | credit | mean accuracy | final | tokens per update | M tokens generated | M "
-            "trained "
-            "| CPU-s | collapsed | seeds |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+            "| sampling | credit | mean accuracy | final | update | M generated | M trained | CPU-s | collapsed |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
         for (_, sampling, credit), runs in rows:
             parts.append(
@@ -86,7 +84,7 @@ def tables(results: Iterable[Result]) -> str:
                 f"| {statistics.fmean(run.curve[-1][0] for run in runs) / 1e6:.2f} "
                 f"| {statistics.fmean(run.trained_tokens for run in runs) / 1e6:.2f} "
                 f"| {statistics.fmean(run.cpu_seconds for run in runs):.0f} "
-                f"| {sum(run.is_collapsed for run in runs)} of {len(runs)} | {len(runs)} |"
+                f"| {sum(run.is_collapsed for run in runs)} of {len(runs)} |"
             )
         parts.append("")
     return "\n".join(parts)
@@ -119,8 +117,8 @@ def figure(results: Iterable[Result], slug: str) -> str:
         f"Mean held-out accuracy over equal generated tokens · {task.errors} errors, k = {task.operations}"
     )
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" '
-        f'font-family="system-ui, sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img">',
+        '<g font-family="system-ui, sans-serif" font-size="12">',
         f"<title>{escape(title)}</title>",
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
         f'<text x="12" y="22" font-size="14" font-weight="600" fill="#1a1a1a">{escape(title)}</text>',
@@ -128,9 +126,10 @@ def figure(results: Iterable[Result], slug: str) -> str:
     ticks = round((high - low) / 0.05)
     for tick in range(0, ticks + 1, max(1, ticks // 6)):
         value = low + 0.05 * tick
+        at = f"{x(value):.1f}"
         lines.append(
-            f'<line x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{_TOP - 8}" y2="{height - 34}" stroke="#e3e3e3"/>'
-            f'<text x="{x(value):.1f}" y="{height - 18}" text-anchor="middle" fill="#555">{value:.2f}</text>'
+            f'<line x1="{at}" x2="{at}" y1="{_TOP - 8}" y2="{height - 34}" stroke="#e3e3e3"/>'
+            f'<text x="{at}" y="{height - 18}" text-anchor="middle" fill="#555">{value:.2f}</text>'
         )
     for number, ((_, sampling, credit), runs) in enumerate(rows):
         y = _TOP + _ROW * number + _ROW / 2
@@ -150,7 +149,7 @@ def figure(results: Iterable[Result], slug: str) -> str:
             for run in runs
         ]
         lines.append(f'<circle cx="{x(found.mean):.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
-    lines.append("</svg>")
+    lines.append("</g></svg>")
     return "\n".join(lines) + "\n"
 
 
