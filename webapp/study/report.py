@@ -73,7 +73,7 @@ def tables(results: Iterable[Result]) -> str:
             "",
             f"Start: {start:.3f} sampled.",
             "",
-            "| sampling | credit | mean accuracy | final | update | M generated | M trained | CPU-s | collapsed |",
+            "| sampling | credit | mean accuracy | final | update | M tokens | M trained | CPU-s | fell |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
         for (_, sampling, credit), runs in rows:
