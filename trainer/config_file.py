@@ -23,7 +23,7 @@ from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.nodes import Node
 
 from trainer.config import RunConfig
-from trainer.presets import PRESETS
+from trainer.presets import find_preset
 
 MAX_CONFIG_BYTES = 256_000
 MAX_NODES = 2000  # keys and values; a complete config has about 150
@@ -71,10 +71,11 @@ def config_from_mapping(given: Mapping[str, Any]) -> RunConfig:
     `Any`: whatever YAML or JSON holds; RunConfig checks it.
     """
     slug = given.get("preset", RunConfig.model_fields["preset"].default)
-    known = ", ".join(PRESETS)
-    if not isinstance(slug, str) or slug not in PRESETS:
-        raise ConfigError.one(f"there is no preset {slug!r}; there are {known}", "preset")
-    merged = _merged(PRESETS[slug].config.model_dump(mode="json"), given)
+    try:
+        preset = find_preset(slug if isinstance(slug, str) else repr(slug))
+    except KeyError as error:
+        raise ConfigError.one(str(error.args[0]), "preset") from None
+    merged = _merged(preset.config.model_dump(mode="json"), {**given, "preset": preset.slug})
     try:
         # As strict JSON: a list counts as a tuple, but "3" does not count as 3, nor `true` as 1.
         return RunConfig.model_validate_json(json.dumps(merged), strict=True)

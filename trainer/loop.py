@@ -23,13 +23,14 @@ from trainer.checkpoint import (
     save_checkpoint,
 )
 from trainer.config import RunConfig
-from trainer.credit import credit_trees
+from trainer.credit import credit_plan, credit_trees
 from trainer.data import load_data
 from trainer.evaluation import evaluate
 from trainer.events import CheckpointSaved, Event, LogLine, Metrics, Progress, Started, TreeSampled
 from trainer.optim import Optimiser, UpdateResult, UpdateStopped
 from trainer.packing import pack
 from trainer.policy import Policy, load_policy
+from trainer.rewards import shape_rewards
 from trainer.rollout_metrics import rollout_metrics
 from trainer.sampling.engine import SamplingStopped, plan_from_config
 from trainer.sampling.local_engine import LocalEngine
@@ -86,7 +87,8 @@ def train(
             )
             clock.lap("sampling")
             trees = verify_trees(trees, run.judge)
-            trees = credit_trees(trees, config.credit)
+            trees = shape_rewards(trees, config.reward, run.credit.budgets)
+            trees = credit_trees(trees, run.credit)
             clock.lap("credit")
             updates = run.update(trees, step)
             run.engine.sync()
@@ -141,6 +143,7 @@ class _Run:
             self.say("warning", warning)
         self.seed = named_seed(config.seed, "sampling")
         self.judge = judge_from_config(config.verifier)
+        self.credit = credit_plan(config)
         self.engine = LocalEngine(self.policy)
         self.optimiser = Optimiser(self.policy, config.training)
         if resume is not None:

@@ -33,6 +33,7 @@ WORDS = {
     "trainer.config",
     "trainer.config_file",
     "trainer.credit",
+    "trainer.explanation",
     "trainer.data",
     "trainer.events",
     "trainer.intervals",

@@ -13,6 +13,8 @@ from tests.trainer.trees import (
     T2,
     Nested,
     children_of,
+    credit_tree,
+    explain,
     leaves_below,
     nested_trees,
     slow_grpo,
@@ -20,7 +22,7 @@ from tests.trainer.trees import (
     slow_value,
     tree_of,
 )
-from trainer.credit import RewardRangeError, credit_tree, credit_trees, explain
+from trainer.credit import CreditPlan, RewardRangeError, credit_trees
 from trainer.presets import PRESETS
 from trainer.schema.credit import (
     CreditConfig,
@@ -244,7 +246,7 @@ def test_treerpo_advantages_of_a_group_sum_to_zero(nested: Nested) -> None:
 
 
 def test_trees_do_not_matter_to_each_other() -> None:
-    together = credit_trees([tree_of(T1), tree_of(T2)], TREERPO)
+    together = credit_trees([tree_of(T1), tree_of(T2)], CreditPlan(TREERPO))
     assert together[1].advantage.tolist()[1:] == credit_tree(tree_of(T2), TREERPO).advantage.tolist()[1:]
 
 

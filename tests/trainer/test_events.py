@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from tests.trainer.trees import T1, tree_of
-from trainer.credit import credit_tree
+from tests.trainer.trees import T1, credit_tree, tree_of
 from trainer.events import (
     CheckpointSaved,
     Event,

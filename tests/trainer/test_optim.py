@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainer.trees import T1, T2, tree_of
-from trainer.credit import credit_tree
+from tests.trainer.trees import T1, T2, credit_tree, tree_of
 from trainer.optim import Optimiser, UpdateStopped
 from trainer.packing import pack
 from trainer.policy import Policy

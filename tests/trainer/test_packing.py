@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.trainer.trees import T1, T2, Nested, nested_trees, tree_of
-from trainer.credit import credit_tree
+from tests.trainer.trees import T1, T2, Nested, credit_tree, nested_trees, tree_of
 from trainer.packing import TrainingBatch, micro_batches, pack
 from trainer.presets import PRESETS
 from trainer.schema.credit import CreditConfig, RangeFilter

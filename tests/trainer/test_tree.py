@@ -10,8 +10,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.trainer.trees import T1, T2, Nested, children_of, leaves_below, nested_trees, tree_of
-from trainer.credit import credit_tree
+from tests.trainer.trees import T1, T2, Nested, children_of, credit_tree, leaves_below, nested_trees, tree_of
 from trainer.presets import PRESETS
 from trainer.tree import ROOT, RolloutTree, Verdict, summarise, zero_variance_share
 

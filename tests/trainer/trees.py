@@ -11,6 +11,10 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from trainer import explanation
+from trainer.credit import CreditPlan, credit_trees
+from trainer.explanation import Explanation
+from trainer.schema.credit import CreditConfig
 from trainer.tree import FinishReason, RolloutTree, Verdict, sampled_tree
 
 Nested = Any  # a reward (leaf), or a list of children
@@ -72,6 +76,15 @@ def nested_trees(
         rewards, lambda below: st.lists(below, min_size=1, max_size=max_children), max_leaves=max_leaves
     )
     return st.lists(inner, min_size=1, max_size=max_children)
+
+
+def credit_tree(tree: RolloutTree, config: CreditConfig, **plan: Any) -> RolloutTree:
+    """One tree as a batch of its own. `plan`: further fields of CreditPlan."""
+    return credit_trees([tree], CreditPlan(config, **plan))[0]
+
+
+def explain(tree: RolloutTree, node: int, config: CreditConfig, **plan: Any) -> Explanation:
+    return explanation.explain(tree, node, CreditPlan(config, **plan))
 
 
 # ---------------------------------------------------------------------------------------------------- slow

@@ -12,7 +12,7 @@ import numpy as np
 from django.db import connection
 from django.test import Client
 
-from trainer.credit import credit_tree
+from tests.trainer.trees import credit_tree
 from trainer.events import TreeSummary
 from trainer.presets import PRESETS
 from trainer.tree import FinishReason, RolloutTree, Verdict, sampled_tree, summarise

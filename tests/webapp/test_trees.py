@@ -16,9 +16,9 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from pytest_django import DjangoAssertNumQueries
 
+from tests.trainer.trees import credit_tree
 from tests.webapp.material import People, add_tree, worked_tree
 from trainer.config import RunConfig
-from trainer.credit import credit_tree
 from trainer.presets import PRESETS
 from trainer.schema.credit import CreditConfig
 from trainer.tree import RolloutTree, sampled_tree, summarise

@@ -12,6 +12,37 @@ from trainer.schema.section import Section, knob
 Group = Literal["siblings", "tree", "prompt"]
 
 
+Ddof = Annotated[
+    Literal[0, 1],
+    Field(
+        title="Degrees of freedom",
+        description="1 divides by n-1 (verl, TRL), 0 by n.",
+        json_schema_extra={"unit": "", "advanced": True},
+    ),
+]
+Eps = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=1,
+        title="Epsilon",
+        description="Added to the standard deviation.",
+        json_schema_extra={"unit": "", "advanced": True},
+    ),
+]
+
+
+Single = Annotated[
+    Literal["none", "reward"],
+    Field(
+        title="Group of one",
+        description="none: no credit, there is nothing to be better than. reward: the baseline is 0, so the "
+        "reward itself (verl).",
+        json_schema_extra={"unit": "", "advanced": True},
+    ),
+]
+
+
 class GroupMeanBaseline(Section):
     """A = V - (mean V of the group + shift). GRPO, TreeRPO; shift -0.1 is AsymRE."""
 
@@ -21,6 +52,7 @@ class GroupMeanBaseline(Section):
         title="Group",
         description="What a node is compared with: its siblings, or all leaves of its tree or prompt.",
     )
+    single: Single = "none"
     shift: float = knob(
         0.0, title="Shift", description="Added to the mean (AsymRE: -0.1).", ge=-10, le=10, advanced=True
     )
@@ -31,6 +63,7 @@ class LeaveOneOutBaseline(Section):
 
     kind: Literal["leave_one_out"] = "leave_one_out"
     group: Group = knob("prompt", title="Group", description="Siblings, or all leaves of the tree or prompt.")
+    single: Single = "none"
 
 
 class LogAvgExpBaseline(Section):
@@ -40,6 +73,7 @@ class LogAvgExpBaseline(Section):
     tau: float = knob(
         1.0, title="Tau", description="Towards 0 the maximum, towards infinity the mean.", gt=0, le=1000
     )
+    single: Single = "none"
 
 
 class ParentValueBaseline(Section):
@@ -81,6 +115,8 @@ class TreeAndPromptBaseline(Section):
     parts: Literal["both", "tree", "prompt"] = knob(
         "both", title="Parts", description="The paper's ablations take one alone.", advanced=True
     )
+    ddof: Ddof = 1
+    eps: Eps = 1e-6
 
 
 class StateBaseline(Section):
@@ -93,12 +129,15 @@ class StateBaseline(Section):
         title="Global term",
         description="step-grpo+; the prompt is dropped when its rewards are all equal.",
     )
+    eps: Eps = 1e-4
 
 
 class BudgetBaseline(Section):
     """A = (mean R of the budget group - beta cos(pi b / 2 L)) + (R - mean R) / std R (HBPO)."""
 
     kind: Literal["budget"] = "budget"
+    ddof: Ddof = 1
+    eps: Eps = 1e-4
 
 
 class NoBaseline(Section):
@@ -119,25 +158,6 @@ Baseline = Annotated[
     | BudgetBaseline
     | NoBaseline,
     Field(discriminator="kind"),
-]
-
-Ddof = Annotated[
-    Literal[0, 1],
-    Field(
-        title="Degrees of freedom",
-        description="1 divides by n-1 (verl, TRL), 0 by n.",
-        json_schema_extra={"unit": "", "advanced": True},
-    ),
-]
-Eps = Annotated[
-    float,
-    Field(
-        ge=0,
-        le=1,
-        title="Epsilon",
-        description="Added to the standard deviation.",
-        json_schema_extra={"unit": "", "advanced": True},
-    ),
 ]
 
 
@@ -311,15 +331,13 @@ class CreditConfig(Section):
             )
         if self.filter.kind == "range" and baseline.kind not in ("group_mean", "leave_one_out"):
             raise ValueError(
-                f"filter range drops groups, and baseline {baseline.kind} compares with none. Use "
-                f"zero_variance, "
-                "nonzero or none."
+                f"filter range drops groups, and baseline {baseline.kind} compares with none. "
+                "Use zero_variance, nonzero or none."
             )
         if scale == "bernoulli_variance" and not (baseline.kind == "group_mean" and baseline.shift == 0):
             raise ValueError(
-                "scale bernoulli_variance is the variance of a group around its mean. Use baseline "
-                "group_mean "
-                "without shift."
+                "scale bernoulli_variance is the variance of a group around its mean. "
+                "Use baseline group_mean without shift."
             )
         if scale == "group_std" and baseline.kind not in (
             "group_mean",
@@ -338,9 +356,8 @@ class CreditConfig(Section):
             )
         if baseline.kind in _PER_LEAF and spread == "node":
             raise ValueError(
-                f"baseline {baseline.kind} compares leaves, so inner segments have no advantage of "
-                f"their own. "
-                "Use spread trajectory or leaf_mean."
+                f"baseline {baseline.kind} compares leaves, so inner segments have no advantage of their "
+                "own. Use spread trajectory or leaf_mean."
             )
         compares_leaves = baseline.kind in _PER_LEAF or (
             baseline.kind in ("group_mean", "leave_one_out") and baseline.group != "siblings"
@@ -354,6 +371,11 @@ class CreditConfig(Section):
         elif baseline.kind in ("parent_value", "root_and_parent", "state") and spread != "node":
             raise ValueError(
                 f"baseline {baseline.kind} gives each segment its own advantage. Use spread node."
+            )
+        if self.scale.kind == "batch_whiten" and self.scale.count == "once" and spread != "node":
+            raise ValueError(
+                "scale batch_whiten counts a shared token once only where it has one advantage. Use spread "
+                "node, or count flat."
             )
         if spread == "leaf_mean" and not (compares_leaves or baseline.kind == "ancestor_mean"):
             raise ValueError("spread leaf_mean needs advantages of leaves. Use group prompt or tree.")

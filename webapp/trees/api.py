@@ -9,10 +9,12 @@ from ninja import Router
 from pydantic import Field
 
 from trainer.config import stored_config
+from trainer.credit import credit_plan
 from webapp.errors import RequestError
 from webapp.projects.access import get_run, get_tree
 from webapp.runs.api import Id, Limit
-from webapp.trees.nodes import columns, estimator_of, find_node, node_json, read_tree
+from webapp.runs.method import method_of
+from webapp.trees.nodes import columns, find_node, node_json, read_tree
 from webapp.trees.querysets import SORTS, steps_with_trees, tree_row, trees_of_step
 
 router = Router(tags=["trees"])
@@ -43,11 +45,12 @@ def list_trees(
 def read_one_tree(request: HttpRequest, tree_id: int) -> Any:
     stored = get_tree(request, tree_id)
     tree = read_tree(stored)
+    method = method_of(stored_config(stored.run.config))
     return {
         **tree_row(stored),
         "run": stored.run_id,
         "project": stored.run.project.slug,
-        "estimator": estimator_of(tree, stored.run.config),
+        "estimator": {"name": method.title, "formula": method.formula},
         "reference_answer": tree.reference_answer,
         "policy_version": tree.policy_version,
     }
@@ -66,4 +69,4 @@ def read_columns(request: HttpRequest, tree_id: int) -> HttpResponse:
 def read_node(request: HttpRequest, tree_id: int, name: str) -> Any:
     stored = get_tree(request, tree_id)
     tree = read_tree(stored)
-    return node_json(tree, find_node(tree, name), stored_config(stored.run.config).credit)
+    return node_json(tree, find_node(tree, name), credit_plan(stored_config(stored.run.config)))

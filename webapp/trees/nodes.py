@@ -1,7 +1,7 @@
 """One rollout tree for people and for the browser's canvas: columns, nodes, outline.
 
-The numbers are the recorded ones; how a number came about is told by `trainer.credit`, the same code that
-trained.
+The numbers are the recorded ones; how a number came about is told by `trainer.explanation`, by the same
+functions that trained.
 """
 
 from __future__ import annotations
@@ -9,25 +9,23 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.config import stored_config
-from trainer.credit import explain
+from trainer.credit import CreditPlan
+from trainer.explanation import explain
 from trainer.intervals import wilson_interval
-from trainer.presets import PRESETS
-from trainer.schema.credit import CreditConfig
 from trainer.tree import ROOT, CreditState, FinishReason, RolloutTree, Verdict
 from webapp.errors import RequestError
 from webapp.trees.models import StoredTree
 
-MAX_SIBLINGS = 200
+MAX_SIBLINGS = 200  # and members of a group, around the node
 MAX_OUTLINE_ROWS = 2000
 TEXT_START_LETTERS = 80
-AGREES_WITHIN = 1e-9
+AGREES_WITHIN = 1e-6  # absolute and relative
 
 
 def read_tree(stored: StoredTree) -> RolloutTree:
@@ -36,19 +34,6 @@ def read_tree(stored: StoredTree) -> RolloutTree:
         return RolloutTree.from_payload(bytes(stored.payload))
     except ValueError as damage:
         raise RequestError(422, f"{damage} Its summary in the list of trees is still right.") from damage
-
-
-def estimator_of(tree: RolloutTree, config: Mapping[str, Any]) -> dict[str, str]:
-    """`name` and `formula` of what gave the tree its credit: its preset's, if the run left the parts as they
-    were.
-    """
-    parsed = stored_config(config)
-    preset = PRESETS.get(parsed.preset)
-    if preset is not None and preset.config.credit == parsed.credit:
-        return {"name": preset.title.partition(" · ")[0], "formula": preset.formula}
-    credit = parsed.credit
-    name = f"{credit.baseline.kind} baseline, {credit.scale.kind} scale, {credit.backup}".replace("_", " ")
-    return {"name": name, "formula": explain(tree, ROOT, credit).formula}
 
 
 # ------------------------------------------------------------------------------------------------ columns
@@ -113,7 +98,7 @@ def find_node(tree: RolloutTree, name: str) -> int:
         raise RequestError(404, str(missing.args[0])[:300]) from missing
 
 
-def node_json(tree: RolloutTree, node: int, config: CreditConfig) -> dict[str, Any]:
+def node_json(tree: RolloutTree, node: int, plan: CreditPlan) -> dict[str, Any]:
     """Everything the inspector and the path reader show of one node. Missing numbers are None."""
     shape = _Shape(tree)
     leaves = shape.leaves_below(node)
@@ -149,7 +134,7 @@ def node_json(tree: RolloutTree, node: int, config: CreditConfig) -> dict[str, A
             }
             for other in shape.siblings_near(node)
         ],
-        "audit": _audit(tree, node, config),
+        "audit": _audit(tree, node, plan),
         "path": [
             {
                 "node": shape.name(part),
@@ -169,19 +154,17 @@ def node_json(tree: RolloutTree, node: int, config: CreditConfig) -> dict[str, A
     }
 
 
-def _audit(tree: RolloutTree, node: int, config: CreditConfig) -> dict[str, Any]:
-    """How the trainer's own code explains the node, and whether it comes to the recorded advantage."""
+def _audit(tree: RolloutTree, node: int, plan: CreditPlan) -> dict[str, Any]:
+    """How the trainer's own code explains the node, and whether it comes to what was recorded."""
     try:
-        told = explain(tree, node, config)
+        told = explain(tree, node, plan)
     except ValueError as error:  # rewards that this estimator refuses
         return {
             "formula": "", "substituted": "", "filter": "", "reason": str(error), "value_formula": "",
-            "value_substituted": "", "recomputed": None, "agrees": None,
+            "value_substituted": "", "group": [], "n_group": 0, "recomputed": None, "agrees": None,
+            "value_recomputed": None, "value_agrees": None,
         }  # fmt: skip
-    recorded = float(tree.advantage[node])
-    agrees = bool(
-        np.isclose(told.advantage, recorded, rtol=AGREES_WITHIN, atol=AGREES_WITHIN, equal_nan=True)
-    )
+    group = _near(told.group, [row.node for row in told.group].index(node) if told.group else 0)
     return {
         "formula": told.formula,
         "substituted": told.numbers,
@@ -189,9 +172,37 @@ def _audit(tree: RolloutTree, node: int, config: CreditConfig) -> dict[str, Any]
         "reason": told.reason,
         "value_formula": told.value_formula,
         "value_substituted": told.value_numbers,
+        "group": [
+            {
+                "node": row.name,
+                "value": _number(row.value),
+                "advantage": _number(tree.advantage[row.node]),
+                "weight": _number(row.weight),
+                "in_group": row.in_group,
+                "text_start": text_start(tree.texts[row.node]),
+            }
+            for row in group
+        ],
+        "n_group": len(told.group),
         "recomputed": _number(told.advantage),
-        "agrees": agrees,
+        "agrees": _equal(told.advantage, tree.advantage[node]),
+        "value_recomputed": _number(told.value),
+        "value_agrees": _equal(told.value, tree.value[node]),
     }
+
+
+def _equal(computed: float, recorded: float) -> bool:
+    """Within 1e-6; two missing numbers are equal."""
+    return bool(np.isclose(computed, recorded, rtol=AGREES_WITHIN, atol=AGREES_WITHIN, equal_nan=True))
+
+
+T = TypeVar("T")
+
+
+def _near(everyone: Sequence[T], at: int) -> Sequence[T]:
+    """At most 200 of them, around place `at`."""
+    start = max(min(at - MAX_SIBLINGS // 2, len(everyone) - MAX_SIBLINGS), 0)
+    return everyone[start : start + MAX_SIBLINGS]
 
 
 def _best_leaf(tree: RolloutTree, leaves: NDArray[np.int64], node: int) -> int:
@@ -221,13 +232,10 @@ class _Shape:
         start = int(self.first[parent])
         return range(start, start + int(self.counts[parent]))
 
-    def siblings_near(self, node: int) -> range:
+    def siblings_near(self, node: int) -> Sequence[int]:
         """At most 200 of them, around the node."""
         everyone = self.siblings(node)
-        if len(everyone) <= MAX_SIBLINGS:
-            return everyone
-        start = min(max(node - MAX_SIBLINGS // 2, everyone.start), everyone.stop - MAX_SIBLINGS)
-        return range(start, start + MAX_SIBLINGS)
+        return _near(everyone, node - everyone.start)
 
     def name(self, node: int) -> str:
         """As `RolloutTree.name`, without working the shape out again."""

@@ -10,14 +10,16 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET
 
 from trainer.config import stored_config
+from trainer.credit import credit_plan
 from trainer.tree import RolloutTree
 from webapp.errors import RequestError
 from webapp.limits import PAGE_SIZE
 from webapp.projects.access import Role, get_tree, may
+from webapp.runs.method import method_of
 from webapp.runs.querysets import run_states
 from webapp.runs.views import page_cursor, run_context
 from webapp.trees.models import StoredTree
-from webapp.trees.nodes import estimator_of, find_node, node_json, outline, read_tree
+from webapp.trees.nodes import find_node, node_json, outline, read_tree
 from webapp.trees.querysets import SORTS, steps_with_trees, tree_row, trees_of_step
 
 VIEWS = ("icicle", "outline")
@@ -60,14 +62,15 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
     if tree is None:
         return _damaged(request, context)
     node = find_or_404(tree, request.GET.get("n", "0"))
+    config = stored_config(stored.run.config)
     rows, is_cut = outline(tree, node)
     view, colour = _one_of(request, "view", VIEWS), _one_of(request, "color", COLOURS)
     for row in rows:
         row["url"] = f"{reverse('tree-detail', args=[stored.id])}?n={row['node']}&view={view}&color={colour}"
     siblings, _ = trees_of_step(stored.run, stored.step, limit=200, icicles=False)
     context |= {
-        "estimator": estimator_of(tree, stored.run.config),
-        "node": node_json(tree, node, stored_config(stored.run.config).credit),
+        "method": method_of(config),
+        "node": node_json(tree, node, credit_plan(config)),
         "outline": rows,
         "outline_cut": is_cut,
         "siblings_of_step": siblings,
@@ -84,7 +87,7 @@ def node_page(request: HttpRequest, tree_id: int, name: str) -> HttpResponse:
     if tree is None:
         return _damaged(request, context)
     node = find_or_404(tree, name)
-    context["node"] = node_json(tree, node, stored_config(stored.run.config).credit)
+    context["node"] = node_json(tree, node, credit_plan(stored_config(stored.run.config)))
     return render(request, "trees/node.html", context)
 
 
