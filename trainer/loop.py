@@ -74,7 +74,7 @@ def train(
     try:
         if run.state.is_evaluation_due:
             run.evaluate()
-        for step in range(run.state.step + 1, config.training.steps + 1):
+        for step in run.steps():
             clock = _Clock()
             problems = run.data.training.batch(step, config.training.problems_per_step)
             trees = run.engine.sample(
@@ -102,6 +102,8 @@ def train(
                 run.evaluate()
             if run.is_due(config.checkpoint.every_steps):
                 run.save()
+            if run.has_spent_its_tokens():
+                return run.ended("succeeded", f"{run.state.unique_tokens:,} tokens are sampled.")
     except (SamplingStopped, UpdateStopped):
         run.save()
         return run.ended(
@@ -167,6 +169,11 @@ class _Run:
 
     # ---- parts of a step
 
+    def steps(self) -> range:
+        """The steps still to be made."""
+        last = self.state.step if self.has_spent_its_tokens() else self.config.training.steps
+        return range(self.state.step + 1, last + 1)
+
     def update(self, trees: Sequence[RolloutTree], step: int) -> list[UpdateResult]:
         """One optimiser update per part of the batch; with one part exactly on-policy."""
         results = []
@@ -220,7 +227,13 @@ class _Run:
     def is_due(self, every_steps: int) -> bool:
         """Whether what comes every so many steps (0: never) and after the last one comes now."""
         step = self.state.step
-        return step == self.config.training.steps or (every_steps > 0 and step % every_steps == 0)
+        is_last = step == self.config.training.steps or self.has_spent_its_tokens()
+        return is_last or (every_steps > 0 and step % every_steps == 0)
+
+    def has_spent_its_tokens(self) -> bool:
+        """Whether the run ends here because it has sampled all that it may."""
+        most = self.config.training.max_sampled_tokens
+        return 0 < most <= self.state.unique_tokens
 
     # ---- what it says
 
@@ -336,11 +349,12 @@ def refuse_other_config(saved: RunConfig, config: RunConfig) -> None:
     """Raise CheckpointError when a resumed run would not be the run that was saved: what samples, scores or
     trains must be equal.
 
-    The number of steps may grow; what is only recorded, evaluated or kept may change.
+    When the run ends may change; what is only recorded, evaluated or kept may change.
     """
     free = {"preset", "model", "evaluation", "checkpoint", "recording", "resources"}
     old, new = saved.model_dump(mode="json", exclude=free), config.model_dump(mode="json", exclude=free)
-    old["training"].pop("steps"), new["training"].pop("steps")
+    for ends in ("steps", "max_sampled_tokens"):
+        old["training"].pop(ends), new["training"].pop(ends)
     differing = sorted(
         f"{section}.{key}" if isinstance(old[section], dict) else section
         for section in old

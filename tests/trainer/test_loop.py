@@ -342,10 +342,10 @@ def test_a_checkpoint_of_another_config_is_refused_by_field(whole: Run, tmp_path
     [
         [
             "sampler={kind: flat, group_size: 6}",
-            "credit={group: prompt, spread: trajectory, filter: {kind: none}, scale: {kind: none}}",
+            "credit={baseline: {kind: group_mean, group: prompt}, spread: trajectory, filter: {kind: none}, scale: {kind: none}}",
         ],
         [
-            "credit={group: prompt, spread: trajectory, scale: {kind: group_std}, filter: {kind: none}}",
+            "credit={baseline: {kind: group_mean, group: prompt}, spread: trajectory, scale: {kind: group_std}, filter: {kind: none}}",
             "objective.aggregate=sequence_mean",
         ],
         ["training.updates_per_step=2", "sampler.temperature=0.8"],
@@ -390,3 +390,21 @@ def test_a_jsonl_run_trains_on_its_own_problems(tmp_path: Path) -> None:
     assert 15 < started.training_problems < 40
     warning = next(e.message for e in run.events if isinstance(e, LogLine))
     assert warning.startswith("set.jsonl: skipped 1 of 41 rows")
+
+
+def test_a_run_ends_when_its_tokens_are_sampled_and_does_not_go_on(whole: Run, tmp_path: Path) -> None:
+    spent = [
+        event.values["tree/unique_tokens_total"]
+        for event in whole.events
+        if isinstance(event, Metrics) and "tree/unique_tokens_total" in event.values
+    ]
+    limited = small(f"training.max_sampled_tokens={int(spent[1])}")
+    run = Run(tmp_path, limited)
+    assert (run.outcome.outcome, run.outcome.step) == ("succeeded", 2)
+    assert "tokens are sampled" in run.outcome.reason
+    assert [event.step for event in run.of(CheckpointSaved)] == [2]
+    assert max(step for step, is_evaluation in run.metrics() if is_evaluation) == 2
+    again = Run(tmp_path, limited, resume=list_checkpoints(tmp_path)[-1])
+    assert (again.outcome.outcome, again.outcome.step) == ("succeeded", 2)
+    more = Run(tmp_path, small(), resume=list_checkpoints(tmp_path)[-1])
+    assert more.outcome.weights_sha256 == whole.outcome.weights_sha256
