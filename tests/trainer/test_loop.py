@@ -342,10 +342,12 @@ def test_a_checkpoint_of_another_config_is_refused_by_field(whole: Run, tmp_path
     [
         [
             "sampler={kind: flat, group_size: 6}",
-            "credit={baseline: {kind: group_mean, group: prompt}, spread: trajectory, filter: {kind: none}, scale: {kind: none}}",
+            "credit={spread: trajectory, filter: {kind: none}, scale: {kind: none}}",
+            "credit.baseline.group=prompt",
         ],
         [
-            "credit={baseline: {kind: group_mean, group: prompt}, spread: trajectory, scale: {kind: group_std}, filter: {kind: none}}",
+            "credit={spread: trajectory, scale: {kind: group_std}, filter: {kind: none}}",
+            "credit.baseline.group=prompt",
             "objective.aggregate=sequence_mean",
         ],
         ["training.updates_per_step=2", "sampler.temperature=0.8"],
