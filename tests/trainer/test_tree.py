@@ -23,6 +23,8 @@ def assert_equal_trees(one: RolloutTree, other: RolloutTree) -> None:
         if isinstance(first, np.ndarray):
             assert first.dtype == second.dtype
             np.testing.assert_array_equal(first, second)
+        elif isinstance(first, float):
+            assert first == second or (math.isnan(first) and math.isnan(second))
         else:
             assert first == second
 

@@ -19,6 +19,7 @@ from pytest_django import DjangoAssertNumQueries
 from tests.trainer.trees import credit_tree
 from tests.webapp.material import People, add_tree, worked_tree
 from trainer.config import RunConfig
+from trainer.credit import credit_plan
 from trainer.presets import PRESETS
 from trainer.schema.credit import CreditConfig
 from trainer.tree import RolloutTree, sampled_tree, summarise
@@ -28,7 +29,7 @@ from webapp.trees.models import StoredTree
 from webapp.trees.nodes import MAX_OUTLINE_ROWS, MAX_SIBLINGS, columns, node_json, outline, text_start
 from webapp.trees.querysets import steps_with_trees, trees_of_step
 
-CREDIT = PRESETS["treerpo-tiny"].config.credit
+PLAN = credit_plan(PRESETS["treerpo-tiny"].config)
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def grown(parent: list[int]) -> RolloutTree:
     leaf = tree.is_leaf()
     reward = np.where(leaf, np.arange(n) % 2, np.nan)
     verdict = np.where(leaf, 2 - np.arange(n) % 2, 0).astype(np.uint8)
-    return credit_tree(tree.with_verdicts(verdict, reward, [""] * n), CREDIT)
+    return credit_tree(tree.with_verdicts(verdict, reward, [""] * n), PLAN.credit)
 
 
 # ------------------------------------------------------------------------------------------------ columns
@@ -165,7 +166,7 @@ def test_no_credit_is_null_and_says_why(stored: StoredTree, client: Client) -> N
 def test_an_audit_that_disagrees_says_so() -> None:
     tree = worked_tree()
     wrong = tree.with_credit(tree.value, tree.advantage * 1.01, tree.credit_state)
-    audit = node_json(wrong, 1, CREDIT)["audit"]
+    audit = node_json(wrong, 1, PLAN)["audit"]
     assert (audit["agrees"], audit["recomputed"]) == (False, pytest.approx(4 / 3))
 
 
@@ -184,7 +185,7 @@ def test_the_interval_of_the_leaf_mean(stored: StoredTree, client: Client) -> No
     assert node["wilson"] == pytest.approx([0.0456, 0.6994], abs=5e-5)
     tree = worked_tree()
     unscored = tree.with_verdicts(tree.verdict, np.full(7, np.nan), tree.answers)
-    assert node_json(unscored, 0, CREDIT)["wilson"] is None
+    assert node_json(unscored, 0, PLAN)["wilson"] is None
 
 
 # ------------------------------------------------------------------------------------------------ shapes
@@ -198,7 +199,7 @@ def test_leaves_below_equal_the_slow_version() -> None:
         leaf = tree.is_leaf()
         for node in range(40):
             wanted = [other for other in range(40) if leaf[other] and node in tree.path(other)]
-            found = node_json(tree, node, CREDIT)
+            found = node_json(tree, node, PLAN)
             assert found["n_leaves"] == len(wanted)
             assert found["node"] == tree.name(node)
             assert found["n_correct"] == int((tree.verdict[wanted] == 1).sum())
@@ -209,15 +210,15 @@ def test_a_path_of_five_thousand_nodes_is_no_recursion() -> None:
     rows, is_cut = outline(tree, 0)
     assert (len(rows), is_cut) == (MAX_OUTLINE_ROWS, True)
     assert rows[-1]["depth"] == MAX_OUTLINE_ROWS - 1
-    assert node_json(tree, 200, CREDIT)["depth"] == 200
+    assert node_json(tree, 200, PLAN)["depth"] == 200
 
 
 def test_fifty_thousand_siblings_are_cut_around_the_node() -> None:
     tree = star(50_000)
-    node = node_json(tree, 30_000, CREDIT)
+    node = node_json(tree, 30_000, PLAN)
     assert (node["n_siblings"], len(node["siblings"])) == (50_000, MAX_SIBLINGS)
     assert "30000" in [sibling["node"] for sibling in node["siblings"]]
-    last = node_json(tree, 50_000, CREDIT)
+    last = node_json(tree, 50_000, PLAN)
     assert last["siblings"][-1]["node"] == "50000"
 
 
@@ -363,7 +364,8 @@ def test_the_tree_page_shows_the_chosen_node(stored: StoredTree, client: Client)
     page = client.get(f"/t/{stored.id}/?n=1.1&view=outline&color=value")
     assert page.context["node"]["node"] == "1.1"
     assert (page.context["view"], page.context["color"]) == ("outline", "value")
-    assert page.context["estimator"] == {"name": "TreeRPO", "formula": PRESETS["treerpo-tiny"].formula}
+    method = page.context["method"]
+    assert (method.title, method.formula) == ("TreeRPO", PRESETS["treerpo-tiny"].formula)
     assert [row["selected"] for row in page.context["outline"]].index(True) == 2
     assert page.context["outline"][2]["url"] == f"/t/{stored.id}/?n=1.1&view=outline&color=value"
     assert [row["id"] for row in page.context["siblings_of_step"]] == [stored.id]
@@ -378,8 +380,7 @@ def test_a_changed_estimator_is_named_by_its_parts(
     changed = config.model_copy(update={"credit": credit})
     Run.objects.filter(id=run.id).update(config=changed.model_dump(mode="json"))
     estimator = client.get(f"/api/v1/trees/{stored.id}").json()["estimator"]
-    assert estimator["name"] == "none scale, siblings group, child mean backup"
-    assert estimator["formula"] == "A = V − μ,  μ = mean V of the siblings"
+    assert estimator == {"name": "TreeRPO, changed", "formula": "A = V − μ,  μ = mean V of the siblings"}
 
 
 def test_one_tree_by_api(stored: StoredTree, run: Run, client: Client) -> None:
