@@ -33,6 +33,8 @@ from trainer.policy import Policy
 
 FORMAT_VERSION = 1
 FOLDER = "checkpoints"
+VALUE_HEAD = "value_head.safetensors"
+
 _NAME = re.compile(r"step-(\d+)")
 _HEADROOM = 1.2
 STATE_BYTES = 511
@@ -155,6 +157,16 @@ def model_folder(path: Path) -> Path:
     return path / "model"
 
 
+def load_value_head(path: Path, policy: Policy) -> None:
+    """Put the value head's weights back. Raises CheckpointError when they are missing or of another size."""
+    if policy.value_head is None:
+        raise CheckpointError("The policy has no value head to load.")
+    try:
+        policy.value_head.load_state_dict(load_file(path / VALUE_HEAD))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{path / VALUE_HEAD} cannot be read: {error}.") from error
+
+
 def load_optimiser(path: Path, policy: Policy, optimiser: Optimiser) -> None:
     """Put AdamW's state back, by parameter name. Raises CheckpointError when the names or shapes differ."""
     try:
@@ -197,6 +209,11 @@ def _write(
         for part, value in optimiser.adamw.state.get(parameter, {}).items():
             tensors[f"{name}/{part}"] = torch.as_tensor(value).detach().cpu().contiguous()
     save_file(tensors, scratch / "optimiser.safetensors")
+    if policy.value_head is not None:
+        head = {
+            name: value.detach().cpu().contiguous() for name, value in policy.value_head.state_dict().items()
+        }
+        save_file(head, scratch / VALUE_HEAD)
     # Padded, so that the size of a checkpoint does not hang on how many digits the CPU time has.
     (scratch / "state.json").write_text(json.dumps(asdict(state)).ljust(STATE_BYTES) + "\n", encoding="utf-8")
     (scratch / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -32,11 +32,14 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question with a reference answer. `prompt` is exactly what the policy continues."""
+    """A question with a reference answer. `prompt` is exactly what the policy continues; `solution` a worked
+    one as a policy would write it, "" if the source has none.
+    """
 
     problem_id: str
     prompt: str
     reference_answer: str
+    solution: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,8 @@ class ChainStream:
 
 def _chain_problem(seed: int, split: str, index: int, operations: int) -> Problem:
     problem = chain.problem_at(seed, split, index, operations)
-    return Problem(f"chain-{operations}-{split}-{seed}-{index}", problem.prompt, str(problem.answer))
+    name = f"chain-{operations}-{split}-{seed}-{index}"
+    return Problem(name, problem.prompt, str(problem.answer), problem.solution)
 
 
 # ---------------------------------------------------------------------------------------------------- JSONL

@@ -106,6 +106,20 @@ class TreeSampled(_Event):
     payload: bytes
 
 
+class PackingChecked(_Event):
+    """The first batch was computed packed (every token once) and flat (every answer written out), and
+    compared:
+    |g_packed - g_flat| / |g_flat|. Emitted once per start of a run.
+    """
+
+    kind: Literal["packing_checked"] = "packing_checked"
+    step: int = Field(ge=0)
+    gradient_difference: float
+    loss_difference: float
+    packed_tokens: int = Field(ge=0)
+    flat_tokens: int = Field(ge=0)
+
+
 class CheckpointSaved(_Event):
     """A whole checkpoint is on disk under `path` (relative to the run's folder)."""
 
@@ -136,7 +150,7 @@ class Finished(_Event):
 
 
 Event = Annotated[
-    Started | Progress | Metrics | TreeSampled | CheckpointSaved | LogLine | Finished,
+    Started | Progress | Metrics | TreeSampled | PackingChecked | CheckpointSaved | LogLine | Finished,
     Field(discriminator="kind"),
 ]
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)

@@ -17,6 +17,7 @@ from trainer.checkpoint import (
     CheckpointError,
     TrainerState,
     load_optimiser,
+    load_value_head,
     model_folder,
     read_checkpoint,
     remove_unfinished,
@@ -24,18 +25,29 @@ from trainer.checkpoint import (
 )
 from trainer.config import RunConfig
 from trainer.credit import credit_plan, credit_trees
-from trainer.data import load_data
+from trainer.data import Problem, load_data
 from trainer.evaluation import evaluate
-from trainer.events import CheckpointSaved, Event, LogLine, Metrics, Progress, Started, TreeSampled
-from trainer.optim import Optimiser, UpdateResult, UpdateStopped
-from trainer.packing import pack
-from trainer.policy import Policy, load_policy
+from trainer.events import (
+    CheckpointSaved,
+    Event,
+    LogLine,
+    Metrics,
+    PackingChecked,
+    Progress,
+    Started,
+    TreeSampled,
+)
+from trainer.experts import expert_count, expert_trees
+from trainer.optim import Optimiser, UpdateData, UpdateResult, UpdateStopped
+from trainer.packing_check import check_packing
+from trainer.policy import Policy, load_policy, load_reference
 from trainer.rewards import shape_rewards
 from trainer.rollout_metrics import rollout_metrics
+from trainer.rollouts import Rollouts, collect
 from trainer.sampling.engine import SamplingStopped, plan_from_config
 from trainer.sampling.local_engine import LocalEngine
 from trainer.seeding import named_seed
-from trainer.tree import RolloutTree, summarise
+from trainer.tree import CreditState, RolloutTree, summarise
 from trainer.verifiers import judge_from_config, verify_trees
 
 SKIPS_IN_A_ROW = 3  # updates that are not finite before a run fails
@@ -76,25 +88,15 @@ def train(
             run.evaluate()
         for step in run.steps():
             clock = _Clock()
-            problems = run.data.training.batch(step, config.training.problems_per_step)
-            trees = run.engine.sample(
-                problems,
-                run.plan,
-                seed=run.seed,
-                step=step,
-                should_stop=should_stop,
-                on_progress=run.progress(step, "sampling"),
-            )
+            rollouts = run.sample(step)
             clock.lap("sampling")
-            trees = verify_trees(trees, run.judge)
-            trees = shape_rewards(trees, config.reward, run.credit.budgets)
-            trees = credit_trees(trees, run.credit)
+            trees = credit_trees(rollouts.trees, run.credit)
             clock.lap("credit")
-            updates = run.update(trees, step)
+            updates = run.update(trees, rollouts.problems, step)
             run.engine.sync()
             clock.lap("training")
             run.count(step, trees, updates, clock)
-            run.tell(trees, updates, clock)
+            run.tell(trees, rollouts, updates, clock)
             if run.state.skipped_in_a_row >= SKIPS_IN_A_ROW:
                 run.save()
                 raise FloatingPointError(f"Loss or gradient was not finite {SKIPS_IN_A_ROW} times in a row.")
@@ -147,7 +149,19 @@ class _Run:
         self.judge = judge_from_config(config.verifier)
         self.credit = credit_plan(config)
         self.engine = LocalEngine(self.policy)
-        self.optimiser = Optimiser(self.policy, config.training)
+        if config.objective.kind == "supervised" and config.objective.value_weight:
+            self.policy.add_value_head(config.seed)
+            if resume is not None:
+                load_value_head(resume, self.policy)
+        self.optimiser = Optimiser(
+            self.policy,
+            config.training,
+            config.objective,
+            config.credit.spread,
+            reference=load_reference(config.model.path, device) if needs_reference(config) else None,
+            temperature=self.plan.temperature,
+        )
+        self.is_packing_checked = False
         if resume is not None:
             load_optimiser(resume, self.policy, self.optimiser)
         emit(
@@ -174,24 +188,83 @@ class _Run:
         last = self.state.step if self.has_spent_its_tokens() else self.config.training.steps
         return range(self.state.step + 1, last + 1)
 
-    def update(self, trees: Sequence[RolloutTree], step: int) -> list[UpdateResult]:
+    def sample(self, step: int) -> Rollouts:
+        """The step's trees, verified and rewarded."""
+        config = self.config
+        rule = config.credit.filter
+        return collect(
+            self.data.training,
+            step,
+            config.training.problems_per_step,
+            lambda problems: self.grow(problems, step),
+            resample_rounds=rule.resample_rounds if rule.kind == "zero_variance" else 0,
+        )
+
+    def grow(self, problems: Sequence[Problem], step: int) -> list[RolloutTree]:
+        """One verified tree with rewards per problem."""
+        trees = self.engine.sample(
+            problems,
+            self.plan,
+            seed=self.seed,
+            step=step,
+            should_stop=self.should_stop,
+            on_progress=self.progress(step, "sampling"),
+        )
+        trees = verify_trees(trees, self.judge)
+        reward = self.config.reward
+        kl = self.optimiser.leaf_log_ratios(trees) if reward.kl_coefficient else None
+        return shape_rewards(trees, reward, self.credit.budgets, kl)
+
+    def update(
+        self, trees: Sequence[RolloutTree], problems: Sequence[Problem], step: int
+    ) -> list[UpdateResult]:
         """One optimiser update per part of the batch; with one part exactly on-policy."""
-        results = []
-        objective, training = self.config.objective, self.config.training
-        parts = np.array_split(np.arange(len(trees)), min(training.updates_per_step, len(trees)))
+        teaching = [tree for tree in trees if (tree.credit_state == CreditState.CREDITED).any()] or list(
+            trees
+        )
+        numbers = np.array_split(
+            np.arange(len(teaching)), min(self.config.training.updates_per_step, len(teaching))
+        )
+        parts = [[teaching[i] for i in part] for part in numbers]
+        batch = self.optimiser.data(parts, self.experts(trees, problems, step), step)
+        if not self.is_packing_checked:
+            self.check_packing(batch[0], step)
         report = self.progress(step, "training")
-        for number, part in enumerate(parts):
-            report(number, len(parts))
-            batch = pack([trees[i] for i in part], self.config.credit.spread, objective.aggregate)
+        results = []
+        for number, data in enumerate(batch):
+            report(number, len(batch))
             # Once the weights have moved within a step, the step is finished: half a step is no state to go
             # on from.
             should_stop = self.should_stop if number == 0 else _never
-            results.append(
-                self.optimiser.update(
-                    batch, objective, step=step, temperature=self.plan.temperature, should_stop=should_stop
-                )
-            )
+            results.append(self.optimiser.update(data, step=step, should_stop=should_stop))
         return results
+
+    def experts(
+        self, trees: Sequence[RolloutTree], problems: Sequence[Problem], step: int
+    ) -> list[RolloutTree]:
+        """Worked solutions for this step, if the objective mixes any in."""
+        objective = self.config.objective
+        if objective.kind != "policy" or objective.expert.kind != "chord":
+            return []
+        answers = sum(int(tree.is_leaf().sum()) for tree in trees)
+        return expert_trees(self.policy, problems, expert_count(answers, objective.expert.share), step)
+
+    def check_packing(self, data: UpdateData, step: int) -> None:
+        """Compute the first batch flat as well, and say how far the two gradients are apart."""
+        found = check_packing(self.policy, self.optimiser, data)
+        if found is None:
+            return
+        self.is_packing_checked = True
+        self.emit(
+            PackingChecked(
+                time=time.time(),
+                step=step,
+                gradient_difference=found.gradient_difference,
+                loss_difference=found.loss_difference,
+                packed_tokens=found.packed_tokens,
+                flat_tokens=found.flat_tokens,
+            )
+        )
 
     def evaluate(self) -> None:
         values = evaluate(
@@ -237,7 +310,13 @@ class _Run:
 
     # ---- what it says
 
-    def tell(self, trees: Sequence[RolloutTree], updates: Sequence[UpdateResult], clock: _Clock) -> None:
+    def tell(
+        self,
+        trees: Sequence[RolloutTree],
+        rollouts: Rollouts,
+        updates: Sequence[UpdateResult],
+        clock: _Clock,
+    ) -> None:
         """The metrics and trees of the step just completed."""
         state = self.state
         for update in updates:
@@ -258,6 +337,7 @@ class _Run:
             "policy/logprob_gap": updates[0].logprob_gap,
             "policy/learning_rate": last.learning_rate,
             "policy/trained_tokens": float(trained),
+            "policy/computed_tokens": float(sum(update.computed_tokens for update in updates)),
             "policy/skipped_updates": float(state.skipped_updates),
             "speed/tokens_per_second": values["tree/unique_tokens"] / clock.wall_seconds(),
             "speed/step_seconds": clock.wall_seconds(),
@@ -265,6 +345,12 @@ class _Run:
             "speed/training_seconds": clock.laps["training"],
             "speed/cpu_seconds_total": state.cpu_seconds,
         }
+        values |= last.figures
+        if self.config.credit.filter.kind == "zero_variance":
+            values |= {
+                "sampling/resample_rounds": float(rollouts.rounds),
+                "sampling/dropped_problems": float(rollouts.dropped),
+            }
         self.emit(Metrics(time=time.time(), step=state.step, values=values))
         for index, tree in enumerate(trees[: self.config.recording.trees_per_step]):
             self.emit(
@@ -339,6 +425,16 @@ class _Clock:
 
     def cpu_seconds(self) -> float:
         return time.process_time() - self._cpu
+
+
+def needs_reference(config: RunConfig) -> bool:
+    """Whether anything compares the policy with the weights that the run started from."""
+    objective = config.objective
+    return (
+        config.reward.kl_coefficient > 0
+        or objective.kind == "preference"
+        or (objective.kind == "policy" and objective.regularizer.kind == "k3")
+    )
 
 
 def _never() -> bool:

@@ -1,4 +1,4 @@
-"""One optimiser update: AdamW over the clipped policy gradient, accumulated over micro-batches.
+"""One optimiser update: AdamW down the gradient of an objective, accumulated over micro-batches.
 
 An update whose loss or gradient is not finite is not applied and says so; what follows from that is decided
 in `loop`.
@@ -7,16 +7,37 @@ in `loop`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from trainer.losses import clipped_policy_loss
-from trainer.packing import TrainingBatch, micro_batches
+from trainer.loss_weights import (
+    Floats,
+    TreeWeights,
+    every_answer,
+    expert_share,
+    expert_weights,
+    weigh,
+)
+from trainer.losses import (
+    LossPart,
+    LossTensors,
+    entropy_bonus,
+    policy_loss,
+    preference_loss,
+    supervised_loss,
+    value_loss,
+)
+from trainer.packing import FlatBatch, LossTokens, PackedBatch, flatten, pack, without_idle_items
 from trainer.policy import Policy
-from trainer.schema.objective import PolicyObjective
+from trainer.schema.objective import Objective, PolicyObjective, PreferenceObjective, SupervisedObjective
 from trainer.schema.training import TrainingConfig
+from trainer.tree import RolloutTree
+
+Batch = PackedBatch | FlatBatch
 
 
 class UpdateStopped(Exception):  # noqa: N818  # an orderly end, not an error
@@ -25,9 +46,11 @@ class UpdateStopped(Exception):  # noqa: N818  # an orderly end, not an error
 
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
-    """`grad_norm` before clipping; `clip_fraction` over tokens with loss; `logprob_gap`: largest |policy -
-    sampling logprob| before the update, nats; `is_applied` False: nothing to train on, or not finite (then
-    `is_finite` is False).
+    """`grad_norm` before clipping; `clip_fraction` over what could be clipped; `logprob_gap`: largest
+    |policy -
+    sampling logprob| before the update, nats, NaN if one is; `trained_tokens`: with a loss, each once;
+    `computed_tokens`: that went through the model, context included. `is_applied` False: nothing to train on,
+    or not finite (then `is_finite` is False). `figures`: of the objective, by metric name.
     """
 
     loss: float
@@ -35,79 +58,292 @@ class UpdateResult:
     clip_fraction: float
     logprob_gap: float
     trained_tokens: int
+    computed_tokens: int
     learning_rate: float
     is_applied: bool
     is_finite: bool
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UpdateData:
+    """What one update trains on: trees with their part of the objective, and expert trees with theirs. old,
+    reference: per tree [T] logprobs, None where the loss needs none (old: exactly on-policy).
+    """
+
+    weights: list[TreeWeights]
+    experts: list[TreeWeights] = field(default_factory=list)
+    old: list[Floats] | None = None
+    reference: list[Floats] | None = None
+    mu: float = 0.0
+
+    @property
+    def everything(self) -> list[TreeWeights]:
+        return [*self.weights, *self.experts]
 
 
 class Optimiser:
-    """AdamW (Loshchilov & Hutter 2019) with linear warm-up and global norm clipping."""
+    """AdamW (Loshchilov & Hutter 2019) with linear warm-up and global norm clipping, for one objective."""
 
-    def __init__(self, policy: Policy, config: TrainingConfig) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        config: TrainingConfig,
+        objective: Objective | None = None,
+        spread: str = "node",
+        *,
+        reference: Policy | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        """`reference`: the frozen model of a KL term or of preference pairs, where the objective has one."""
         self._policy, self._config = policy, config
+        self.objective: Objective = objective or PolicyObjective()
+        self._spread, self._reference, self._temperature = spread, reference, temperature
         self.adamw = torch.optim.AdamW(
-            policy.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            [p for p in policy.named_parameters().values() if p.requires_grad],
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
         )
 
     def learning_rate(self, step: int) -> float:
         """Of step 1, 2, ...: rises linearly over the warm-up steps, then stays."""
         return self._config.learning_rate * min(1.0, step / max(self._config.warmup_steps, 1))
 
-    def update(
+    # ---- what is trained on
+
+    def data(
+        self, parts: Sequence[Sequence[RolloutTree]], experts: Sequence[RolloutTree], step: int
+    ) -> list[UpdateData]:
+        """The step's updates. Old logprobs are computed only if there are several, all before the first: with
+        one update training is exactly on-policy and the old logprobs are the new ones.
+        """
+        mu = 0.0
+        if isinstance(self.objective, PolicyObjective) and self.objective.expert.kind == "chord" and experts:
+            mix = self.objective.expert
+            mu = expert_share(step, mix.peak, mix.valley, mix.warmup_steps, mix.decay_steps)
+        updates = []
+        for number, part in enumerate(parts):
+            own = list(experts[number :: len(parts)])
+            weights = weigh(part, self.objective, self._spread)
+            if mu:
+                weights = [replace(w, token=w.token * (1 - mu), whole=w.whole * (1 - mu)) for w in weights]
+            updates.append(
+                UpdateData(
+                    weights=weights,
+                    experts=expert_weights(own, mu) if mu else [],
+                    old=self.logprobs(self._policy, weights) if self._needs_old(len(parts)) else None,
+                    reference=self._reference_logprobs(weights),
+                    mu=mu,
+                )
+            )
+        return updates
+
+    def _needs_old(self, updates: int) -> bool:
+        return updates > 1 and isinstance(self.objective, PolicyObjective)
+
+    def _reference_logprobs(self, weights: Sequence[TreeWeights]) -> list[Floats] | None:
+        objective = self.objective
+        needed = isinstance(objective, PreferenceObjective) or (
+            isinstance(objective, PolicyObjective) and objective.regularizer.kind == "k3"
+        )
+        if not needed:
+            return None
+        if self._reference is None:
+            raise ValueError("This objective compares with a reference model, and there is none.")
+        return self.logprobs(self._reference, weights)
+
+    def leaf_log_ratios(self, trees: Sequence[RolloutTree]) -> list[Floats]:
+        """Per tree [N], of leaves: log(policy / reference) summed over the answer; the sampler's logprobs
+        stand
+        for the policy, which wrote the tokens.
+        """
+        if self._reference is None:
+            raise ValueError("reward.kl_coefficient compares with a reference model, and there is none.")
+        weights = [every_answer(tree) for tree in trees]
+        ratios = []
+        for own, known in zip(weights, self.logprobs(self._reference, weights), strict=True):
+            tree = own.tree
+            away = np.where(np.isfinite(known), tree.logprobs - known, 0.0)
+            total = np.concatenate(([0.0], np.cumsum(away)))
+            per_node = total[tree.token_offsets[1:]] - total[tree.token_offsets[:-1]]
+            for node in range(1, tree.n_nodes):
+                per_node[node] += per_node[tree.parent[node]]
+            ratios.append(np.where(tree.is_leaf(), per_node, 0.0))
+        return ratios
+
+    @torch.no_grad()
+    def logprobs(self, policy: Policy, weights: Sequence[TreeWeights]) -> list[Floats]:
+        """Per tree [T] logprobs of the tokens that train; NaN elsewhere. By the same packing as the
+        update."""
+        found = [np.full(len(own.tree.tokens), np.nan) for own in weights]
+        for batch in self._batches(weights, None, None):
+            logprobs = policy.outputs(batch, self._temperature).logprobs.double().cpu().numpy()
+            for number in np.unique(batch.loss.tree).tolist():
+                here = batch.loss.tree == number
+                found[number][batch.loss.place[here]] = logprobs[here]
+        return found
+
+    def _batches(
         self,
-        batch: TrainingBatch,
-        objective: PolicyObjective,
-        *,
-        step: int,
-        temperature: float,
-        should_stop: Callable[[], bool],
-    ) -> UpdateResult:
-        """One step down the gradient of `batch`. Raises UpdateStopped with the weights unchanged."""
-        device = self._policy.device
+        weights: Sequence[TreeWeights],
+        old: Sequence[Floats] | None,
+        reference: Sequence[Floats] | None,
+        layout: str = "",
+    ) -> Iterable[Batch]:
+        lean = [without_idle_items(own, keeps_regularized=self._keeps_all()) for own in weights]
+        most = self._config.microbatch_tokens
+        if (layout or self._config.layout) == "flat":
+            return flatten(lean, most, old=old, reference=reference)
+        return pack(lean, most, with_items=self._with_items(), old=old, reference=reference)
+
+    def _keeps_all(self) -> bool:
+        """Whether items without advantage train all the same."""
+        objective = self.objective
+        return isinstance(objective, PolicyObjective) and (
+            objective.regularizer.kind != "none" or objective.entropy_bonus > 0
+        )
+
+    def _with_items(self) -> bool:
+        objective = self.objective
+        return isinstance(objective, PolicyObjective) and (
+            objective.ratio in ("sequence", "geometric")
+            or objective.regularizer.kind in ("squared_log_ratio", "forward_kl")
+        )
+
+    # ---- the update
+
+    def update(self, data: UpdateData, *, step: int, should_stop: Callable[[], bool]) -> UpdateResult:
+        """One step down the gradient. Raises UpdateStopped with the weights unchanged."""
         rate = self.learning_rate(step)
-        self.adamw.zero_grad(set_to_none=True)
-        loss = gap = 0.0
-        clipped = 0
-        for part in micro_batches(batch, self._config.microbatch_tokens):
-            if should_stop():
-                self.adamw.zero_grad(set_to_none=True)
-                raise UpdateStopped
-            logprobs = self._policy.logprobs(
-                torch.from_numpy(part.tokens).to(device),
-                torch.from_numpy(part.rows).to(device),
-                torch.from_numpy(part.columns).to(device),
-                temperature,
-            )
-            result = clipped_policy_loss(
-                logprobs,
-                torch.from_numpy(part.old_logprobs).to(device),
-                torch.from_numpy(part.up).to(device),
-                torch.from_numpy(part.down).to(device),
-                clip_low=objective.clip_low,
-                clip_high=objective.clip_high,
-            )
-            result.loss.backward()  # type: ignore[no-untyped-call]  # torch leaves `Tensor.backward` untyped
-            loss += result.loss.item()
-            clipped += int(result.clipped)
-            gap = max(gap, float(result.gap))
-        if batch.n_rows == 0:
-            return UpdateResult(0.0, 0.0, 0.0, 0.0, 0, rate, is_applied=False, is_finite=True)
-        parameters = list(self._policy.model.parameters())
-        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-        is_finite = math.isfinite(loss) and math.isfinite(norm)
+        result, norm = self.gradient(data, should_stop)
+        result = replace(result, learning_rate=rate, grad_norm=norm)
+        if not result.is_applied:
+            self.adamw.zero_grad(set_to_none=True)
+            return result
+        is_finite = math.isfinite(result.loss) and math.isfinite(norm)
         if is_finite:
+            parameters = [p for group in self.adamw.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm)
             for group in self.adamw.param_groups:
                 group["lr"] = rate
             self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
-        return UpdateResult(
-            loss=loss,
-            grad_norm=norm,
-            clip_fraction=clipped / batch.unique_tokens,
-            logprob_gap=gap,
-            trained_tokens=batch.unique_tokens,
-            learning_rate=rate,
-            is_applied=is_finite,
-            is_finite=is_finite,
+        return replace(result, is_applied=is_finite, is_finite=is_finite)
+
+    def gradient(
+        self, data: UpdateData, should_stop: Callable[[], bool], *, layout: str = ""
+    ) -> tuple[UpdateResult, float]:
+        """Leave the gradient in the parameters' `grad`; the result (not applied) and the gradient's norm.
+        `layout`: "packed" or "flat", else the config's.
+        """
+        self.adamw.zero_grad(set_to_none=True)
+        loss, gap = 0.0, 0.0
+        trained = computed = 0
+        sums: dict[str, float] = {}
+        experts = len(data.experts)
+        old = None if data.old is None else [*data.old, *[_unknown(w) for w in data.experts]]
+        reference = (
+            None if data.reference is None else [*data.reference, *[_unknown(w) for w in data.experts]]
         )
+        for batch in self._batches(data.everything, old, reference, layout):
+            if should_stop():
+                self.adamw.zero_grad(set_to_none=True)
+                raise UpdateStopped
+            part, here = self._loss(batch, with_experts=experts > 0)
+            part.loss.backward()  # type: ignore[no-untyped-call]  # torch leaves `Tensor.backward` untyped
+            loss += part.loss.item()
+            gap = _larger(gap, here)
+            for name, value in part.figures.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+            trained += len(np.unique(np.stack([batch.loss.tree, batch.loss.place]), axis=1).T)
+            computed += batch.tokens.size
+        if not trained and not sums.get("value_error"):
+            return UpdateResult(0.0, 0.0, 0.0, 0.0, 0, 0, 0.0, is_applied=False, is_finite=True), 0.0
+        gradients = [p.grad for p in self._policy.named_parameters().values() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        return (
+            UpdateResult(
+                loss=loss,
+                grad_norm=norm,
+                clip_fraction=sums.get("clipped", 0.0) / max(sums.get("terms", 0.0), 1.0),
+                logprob_gap=gap,
+                trained_tokens=trained,
+                computed_tokens=computed,
+                learning_rate=0.0,
+                is_applied=True,
+                is_finite=True,
+                figures=_figures(sums, self.objective, data.mu),
+            ),
+            norm,
+        )
+
+    def _loss(self, batch: Batch, *, with_experts: bool) -> tuple[LossPart, float]:
+        """The micro-batch's part of the loss, and the largest gap between sampler and policy in it."""
+        objective = self.objective
+        bonus = objective.entropy_bonus if isinstance(objective, PolicyObjective) else 0.0
+        outputs = self._policy.outputs(batch, self._temperature, entropy=bonus > 0)
+        logprobs = outputs.logprobs
+        tokens = LossTensors.of(batch.loss, logprobs.device, logprobs.dtype)
+        unknown = torch.isnan(tokens.old)
+        tokens = replace(tokens, old=torch.where(unknown, logprobs.detach(), tokens.old))
+        parts: list[LossPart] = []
+        if isinstance(objective, PolicyObjective):
+            if objective.regularizer.kind == "k3":  # expert tokens have no reference, and no weight on it
+                missing = torch.isnan(tokens.reference) & (tokens.held == 0)
+                tokens = replace(tokens, reference=torch.where(missing, logprobs.detach(), tokens.reference))
+            parts.append(policy_loss(logprobs, tokens, objective))
+            if bonus and outputs.entropies is not None:
+                parts.append(entropy_bonus(outputs.entropies, tokens, bonus))
+            if with_experts and objective.expert.kind == "chord":
+                parts.append(supervised_loss(logprobs, tokens, token_weights=objective.expert.token_weights))
+        elif isinstance(objective, PreferenceObjective):
+            parts.append(preference_loss(logprobs, tokens, objective))
+        else:
+            parts.append(supervised_loss(logprobs, tokens))
+            if outputs.values is not None:
+                target, weight = (
+                    torch.from_numpy(x).to(outputs.values) for x in (batch.value_target, batch.value_weight)
+                )
+                parts.append(value_loss(outputs.values, target, weight))
+        loss = torch.stack([part.loss for part in parts]).sum()
+        figures = {name: value for part in parts for name, value in part.figures.items()}
+        return LossPart(loss, figures), _gap(logprobs, batch.loss)
+
+
+def _unknown(weights: TreeWeights) -> Floats:
+    return np.full(len(weights.tree.tokens), np.nan)
+
+
+def _gap(logprobs: Tensor, tokens: LossTokens) -> float:
+    """Largest |policy - sampling logprob| over tokens that the engine sampled (an expert's have 0 there)."""
+    sampled = torch.from_numpy(tokens.sampled).to(logprobs)
+    told = torch.from_numpy((tokens.held != 0) | (tokens.sampled != 0)).to(logprobs.device)
+    away = (logprobs.detach() - sampled).abs()[told]
+    return float(away.max()) if len(away) else 0.0
+
+
+def _larger(left: float, right: float) -> float:
+    """The larger one; NaN if one is."""
+    return math.nan if math.isnan(left) or math.isnan(right) else max(left, right)
+
+
+def _figures(sums: dict[str, float], objective: Objective, mu: float) -> dict[str, float]:
+    """Metrics of the objective from the sums over micro-batches, whose weights hold the normalisers."""
+    found = {}
+    if "kl" in sums:
+        found["policy/kl"] = sums["kl"]
+    if isinstance(objective, PolicyObjective) and objective.expert.kind == "chord":
+        found["expert/mu"] = mu
+        if mu:
+            found["expert/loss"] = sums.get("supervised", 0.0) / mu
+    if isinstance(objective, PreferenceObjective):
+        found["preference/pairs"] = sums.get("pairs", 0.0)
+        if sums.get("pairs"):
+            found["preference/margin"] = sums["margin"]
+            found["preference/accuracy"] = sums["preferred"]
+    if isinstance(objective, SupervisedObjective):
+        if objective.policy_weight:
+            found["supervised/loss"] = sums.get("supervised", 0.0) / objective.policy_weight
+        if objective.value_weight:
+            found["supervised/value_error"] = sums.get("value_error", 0.0) / objective.value_weight
+    return found

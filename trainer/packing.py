@@ -1,179 +1,588 @@
-"""From credited trees to rows of tokens with loss weights: every trained segment's tokens stand in exactly
-one row.
+"""From weighted trees to micro-batches: packed, every unique token once, or flat, every item written out.
 
-A row is a path from the root. Rows are chosen so that they cover all segments that carry weight (a path
-cover); a segment shared by several rows has its weight in the first and only serves as context in the others.
-Segments with nothing trained at or below them are in no row. Pure numpy; the loss that the weights make is in
-`losses`.
+Packed (`pack`): all trees of a micro-batch in depth-first order in one row; a token's position is its depth
+in tokens, and it sees the tokens of its own path alone (`trainer.attention`). Segments with nothing that
+trains at or below them are left out. Flat (`flatten`): one padded row per item, prompt first: what packing is
+measured against, and what is computed where packing cannot win.
+
+Both give the same `LossTokens`: which tokens carry a loss and how much (`losses`). Pure numpy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.tree import CreditState, RolloutTree
-
-Aggregate = Literal["token_mean", "sequence_mean"]
-Spread = Literal["node", "trajectory"]
+from trainer.loss_weights import Floats, Ints, TreeWeights
+from trainer.tree import ROOT
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TrainingBatch:
-    """What one optimiser update trains on: R rows, T tokens end to end.
+class LossTokens:
+    """M tokens with a loss, and what losses on whole items need of them.
 
-    row_offsets   [R+1] int64    row r is tokens[row_offsets[r]:row_offsets[r+1]], prompt first
-    tokens        [T] int32      ids
-    old_logprobs  [T] float32    under the sampling policy; 0 in the prompt
-    up, down      [T] float64    loss weights (`losses.clipped_policy_loss`), normaliser included; 0: no
-    loss normaliser    what the sum of |A| was divided by: tokens (token_mean) or segments / answers
-    (sequence_mean) unique_tokens tokens that carry a weight, each once
+    tree, place       [M] which tree of the update, and which of its tokens
+    up, down, held    [M] weights of a ratio loss (`TreeWeights`); 0 where a token has none
+    supervised        [M] weights of the cross-entropy
+    sampled, old, reference  [M] logprobs: of the engine, of the policy before the update, of the reference
+                      model; NaN where they were not asked for
+    group             [M] number of the token's segment within the batch, 0 .. S-1
+    item_of, item_group      [E] item number and segment: which segments an item is made of
+    item_up, item_down, item_held, item_length   [I] W max(A, 0), W min(A, 0), W, trained tokens
+    chosen_of, chosen_group, rejected_of, rejected_group   segments of each pair's branches
+    smoothing, pair_weight, chosen_length, rejected_length [P]
     """
 
-    row_offsets: NDArray[np.int64]
-    tokens: NDArray[np.int32]
-    old_logprobs: NDArray[np.float32]
-    up: NDArray[np.float64]
-    down: NDArray[np.float64]
-    normaliser: int
-    unique_tokens: int
-
-    @property
-    def n_rows(self) -> int:
-        return len(self.row_offsets) - 1
+    tree: Ints
+    place: Ints
+    up: Floats
+    down: Floats
+    held: Floats
+    supervised: Floats
+    sampled: Floats
+    old: Floats
+    reference: Floats
+    group: Ints
+    n_groups: int
+    item_of: Ints
+    item_group: Ints
+    item_up: Floats
+    item_down: Floats
+    item_held: Floats
+    item_length: Floats
+    chosen_of: Ints
+    chosen_group: Ints
+    rejected_of: Ints
+    rejected_group: Ints
+    smoothing: Floats
+    pair_weight: Floats
+    chosen_length: Floats
+    rejected_length: Floats
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class MicroBatch:
-    """Rows padded on the right to one width. tokens [B, T] int64; rows, columns [M] int64 name the places
-    with loss, and old_logprobs, up, down [M] float32 belong to them.
+class Runs:
+    """The packed row as runs: stretches of tokens without a fork. Run r is tokens start[r]:end[r] and goes on
+    from run parent[r] (-1: a tree's beginning), which stands before it. path[r]: tokens before it on its
+    path.
     """
 
-    tokens: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    columns: NDArray[np.int64]
-    old_logprobs: NDArray[np.float32]
-    up: NDArray[np.float32]
-    down: NDArray[np.float32]
+    start: Ints
+    end: Ints
+    parent: Ints
+    path: Ints
 
 
-def segment_weights(
-    tree: RolloutTree, spread: Spread, aggregate: Aggregate
-) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
-    """[N] up and [N] down weight of every token of a segment, before the batch's normaliser, and this tree's
-    part of it.
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedBatch:
+    """One row of U unique tokens.
 
-    Spread node: w max(A, 0) and w min(A, 0) of the segment's own advantage. Spread trajectory: the sums of
-    these over all credited leaves below, so that a shared segment counts once per answer it stands in, as if
-    the answers were written out. w is 1 for token_mean, 1 / tokens of the segment (or of the answer) for
-    sequence_mean.
+    tokens, positions [U]; source [M] the place whose hidden state predicts loss token m; values_at [Q] places
+    whose hidden state the value head reads, value_target, value_weight [Q].
     """
-    credited = tree.credit_state == CreditState.CREDITED
-    tokens = tree.token_counts().astype(np.float64)
-    tokens[0] = 0  # the prompt has no loss
-    if spread == "trajectory":
-        for node in range(1, tree.n_nodes):  # of a path up to here; a leaf's is its whole answer
-            tokens[node] += tokens[tree.parent[node]]
-    credited &= tokens > 0
-    advantage = np.where(credited, tree.advantage, 0.0)
-    if aggregate == "sequence_mean":
-        advantage = np.divide(advantage, tokens, out=np.zeros_like(advantage), where=credited)
-        normaliser = int(credited.sum())
-    else:
-        normaliser = int(tokens[credited].sum())
-    up, down = np.maximum(advantage, 0.0), np.minimum(advantage, 0.0)
-    if spread == "trajectory":
-        up, down = tree.sum_over_leaves(up), tree.sum_over_leaves(down)
-    return up, down, normaliser
+
+    tokens: Ints
+    positions: Ints
+    runs: Runs
+    source: Ints
+    target: Ints
+    loss: LossTokens
+    values_at: Ints
+    value_target: Floats
+    value_weight: Floats
 
 
-def pack(trees: Sequence[RolloutTree], spread: Spread, aggregate: Aggregate) -> TrainingBatch:
-    """The batch of these trees, whose credit is filled; no rows if none of them has any."""
-    tokens: list[NDArray[np.int32]] = []
-    logprobs: list[NDArray[np.float32]] = []
-    up: list[NDArray[np.float64]] = []
-    down: list[NDArray[np.float64]] = []
-    lengths: list[int] = []
-    normaliser = unique_tokens = 0
-    for tree in trees:
-        node_up, node_down, part = segment_weights(tree, spread, aggregate)
-        normaliser += part
-        counts = tree.token_counts()
-        trained = (node_up != 0) | (node_down != 0)
-        trained[0] = False
-        unique_tokens += int(counts[trained].sum())
-        for path, own in _path_cover(tree, trained):
-            for node in path:
-                part_of = slice(int(tree.token_offsets[node]), int(tree.token_offsets[node + 1]))
-                tokens.append(tree.tokens[part_of])
-                logprobs.append(tree.logprobs[part_of])
-                weighs = node in own
-                up.append(np.full(counts[node], node_up[node] if weighs else 0.0))
-                down.append(np.full(counts[node], node_down[node] if weighs else 0.0))
-            lengths.append(int(counts[path].sum()))
-    divisor = max(normaliser, 1)
-    return TrainingBatch(
-        row_offsets=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
-        tokens=np.concatenate(tokens) if tokens else np.empty(0, np.int32),
-        old_logprobs=np.concatenate(logprobs) if tokens else np.empty(0, np.float32),
-        up=np.concatenate(up) / divisor if tokens else np.empty(0),
-        down=np.concatenate(down) / divisor if tokens else np.empty(0),
-        normaliser=normaliser,
-        unique_tokens=unique_tokens,
+@dataclass(frozen=True, slots=True, eq=False)
+class FlatBatch:
+    """Padded rows [B, T]; row, column [M] name the token that is predicted, value_row, value_column [Q] what
+    the value head reads.
+    """
+
+    tokens: Ints
+    row: Ints
+    column: Ints
+    loss: LossTokens
+    value_row: Ints
+    value_column: Ints
+    value_target: Floats
+    value_weight: Floats
+
+
+class _Losses:
+    """Collects loss tokens segment by segment."""
+
+    def __init__(self, old: Sequence[Floats] | None, reference: Sequence[Floats] | None) -> None:
+        self._old, self._reference = old, reference
+        self.parts: dict[str, list[NDArray[np.float64]]] = {
+            name: [] for name in ("up", "down", "held", "supervised", "sampled", "old", "reference")
+        }
+        self.tree: list[Ints] = []
+        self.place: list[Ints] = []
+        self.group: list[Ints] = []
+        self.n_groups = 0
+        self.items: dict[str, list[float]] = {name: [] for name in ("up", "down", "held", "length")}
+        self.item_of: list[int] = []
+        self.item_group: list[int] = []
+        self.pairs: dict[str, list[float]] = {
+            name: [] for name in ("smoothing", "weight", "chosen_length", "rejected_length")
+        }
+        self.chosen: list[tuple[int, int]] = []
+        self.rejected: list[tuple[int, int]] = []
+
+    def segment(
+        self,
+        number: int,
+        weights: TreeWeights,
+        node: int,
+        up: float,
+        down: float,
+        held: float,
+        supervised: float,
+    ) -> Ints:
+        """The trained tokens of a segment become loss tokens of the next group. Returns their places in the
+        segment.
+        """
+        tree = weights.tree
+        first, last = int(tree.token_offsets[node]), int(tree.token_offsets[node + 1])
+        inside = np.flatnonzero(weights.trains[first:last])
+        place = first + inside
+        for name, value in (("up", up), ("down", down), ("held", held), ("supervised", supervised)):
+            self.parts[name].append(np.full(len(place), value))
+        self.parts["sampled"].append(tree.logprobs[place].astype(np.float64))
+        for name, known in (("old", self._old), ("reference", self._reference)):
+            self.parts[name].append(np.full(len(place), np.nan) if known is None else known[number][place])
+        self.tree.append(np.full(len(place), number))
+        self.place.append(place)
+        self.group.append(np.full(len(place), self.n_groups))
+        self.n_groups += 1
+        return inside
+
+    def item(self, weights: TreeWeights, item: int, groups: Sequence[int]) -> None:
+        whole, advantage = float(weights.whole[item]), float(weights.advantage[item])
+        number = len(self.items["up"])
+        self.items["up"].append(whole * max(advantage, 0.0))
+        self.items["down"].append(whole * min(advantage, 0.0))
+        self.items["held"].append(whole)
+        self.items["length"].append(float(weights.length[item]))
+        self.item_of += [number] * len(groups)
+        self.item_group += groups
+
+    def pair(
+        self, weights: TreeWeights, smoothing: float, chosen: Sequence[int], rejected: Sequence[int],
+        chosen_length: int, rejected_length: int,
+    ) -> None:  # fmt: skip
+        number = len(self.pairs["weight"])
+        self.pairs["smoothing"].append(smoothing)
+        self.pairs["weight"].append(weights.pair_weight)
+        self.pairs["chosen_length"].append(max(chosen_length, 1))
+        self.pairs["rejected_length"].append(max(rejected_length, 1))
+        self.chosen += [(number, group) for group in chosen]
+        self.rejected += [(number, group) for group in rejected]
+
+    def done(self) -> LossTokens:
+        joined = {name: _joined(parts) for name, parts in self.parts.items()}
+        chosen = np.array(self.chosen, np.int64).reshape(-1, 2)
+        rejected = np.array(self.rejected, np.int64).reshape(-1, 2)
+        return LossTokens(
+            tree=_joined_ints(self.tree),
+            place=_joined_ints(self.place),
+            group=_joined_ints(self.group),
+            n_groups=self.n_groups,
+            item_of=np.array(self.item_of, np.int64),
+            item_group=np.array(self.item_group, np.int64),
+            item_up=np.array(self.items["up"]),
+            item_down=np.array(self.items["down"]),
+            item_held=np.array(self.items["held"]),
+            item_length=np.array(self.items["length"]),
+            chosen_of=chosen[:, 0],
+            chosen_group=chosen[:, 1],
+            rejected_of=rejected[:, 0],
+            rejected_group=rejected[:, 1],
+            smoothing=np.array(self.pairs["smoothing"]),
+            pair_weight=np.array(self.pairs["weight"]),
+            chosen_length=np.array(self.pairs["chosen_length"]),
+            rejected_length=np.array(self.pairs["rejected_length"]),
+            **joined,
+        )
+
+
+def _joined(parts: Sequence[Floats]) -> Floats:
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
+def _joined_ints(parts: Sequence[Ints]) -> Ints:
+    return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
+
+
+# ------------------------------------------------------------------------------------------------ packed
+
+
+def trained_nodes(weights: TreeWeights) -> NDArray[np.bool_]:
+    """[N] segments that carry a loss of any kind."""
+    tree = weights.tree
+    trained = np.zeros(tree.n_nodes, np.bool_)
+    if len(weights.end):
+        trained |= weights.over_nodes((weights.token != 0).astype(np.float64)) > 0
+    if len(weights.supervised):
+        trained |= weights.supervised != 0
+    for pair in weights.pairs:
+        trained[list(pair.chosen + pair.rejected)] = True
+    if len(weights.value_target):
+        trained |= np.isfinite(weights.value_target)
+    return trained
+
+
+def without_idle_items(weights: TreeWeights, *, keeps_regularized: bool) -> TreeWeights:
+    """The weights less the items whose advantage is 0, unless something else than the advantage trains
+    them."""
+    if keeps_regularized or not len(weights.end):
+        return weights
+    kept = weights.advantage != 0
+    if kept.all():
+        return weights
+    return replace(
+        weights,
+        end=weights.end[kept],
+        token=weights.token[kept],
+        whole=weights.whole[kept],
+        advantage=weights.advantage[kept],
+        length=weights.length[kept],
     )
 
 
-def _path_cover(tree: RolloutTree, trained: NDArray[np.bool_]) -> list[tuple[list[int], set[int]]]:
-    """The fewest root paths that hold every trained node: [(path, the trained nodes that are weighed in it)].
+_Part = tuple[int, NDArray[np.bool_], NDArray[np.bool_]]  # tree, computed [N], weighed [N]
 
-    One path ends at each trained node that has no trained node below it.
+
+def pack(
+    weights: Sequence[TreeWeights],
+    most_tokens: int,
+    *,
+    with_items: bool = False,
+    old: Sequence[Floats] | None = None,
+    reference: Sequence[Floats] | None = None,
+) -> list[PackedBatch]:
+    """Micro-batches of whole trees, each of at most `most_tokens` unique tokens. A tree that is larger is
+    split
+    into parts of its answers; what the parts share is computed again as context, but weighed once.
+
+    with_items: whether the loss looks at whole items. old, reference: per tree [T] logprobs. Trees with
+    nothing to train are in no batch; one with pairs is not split, as a pair needs both of its branches.
     """
-    has_trained_below = np.zeros(tree.n_nodes, np.bool_)
+    parts: list[_Part] = []
+    for number, own in enumerate(weights):
+        trained = trained_nodes(own)
+        if trained.any():
+            parts += [(number, kept, fresh) for kept, fresh in _parts(own, trained, most_tokens)]
+    batches: list[PackedBatch] = []
+    waiting: list[_Part] = []
+    size = 0
+    for part in parts:
+        tokens = int(weights[part[0]].tree.token_counts()[part[1]].sum())
+        if waiting and size + tokens > most_tokens:
+            batches.append(_packed(weights, waiting, old, reference, with_items=with_items))
+            waiting, size = [], 0
+        waiting.append(part)
+        size += tokens
+    if waiting:
+        batches.append(_packed(weights, waiting, old, reference, with_items=with_items))
+    return batches
+
+
+def _parts(
+    weights: TreeWeights, trained: NDArray[np.bool_], most_tokens: int
+) -> list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """[(computed [N], weighed [N])]: one part if the tree fits, else groups of its branches in depth-first
+    order.
+    """
+    tree = weights.tree
+    kept = trained.copy()
     for node in range(tree.n_nodes - 1, 0, -1):
-        if trained[node] or has_trained_below[node]:
-            has_trained_below[tree.parent[node]] = True
-    cover = []
-    done: set[int] = set()
-    for end in np.flatnonzero(trained & ~has_trained_below).tolist():
-        path = tree.path(end)
-        own = {node for node in path if trained[node] and node not in done}
-        done |= own
-        cover.append((path, own))
-    return cover
+        if kept[node]:
+            kept[tree.parent[node]] = True
+    counts = tree.token_counts()
+    if weights.pairs or int(counts[kept].sum()) <= most_tokens:
+        return [(kept, trained)]
+    has_kept_child = np.zeros(tree.n_nodes, np.bool_)
+    has_kept_child[tree.parent[np.flatnonzero(kept)[1:]]] = True
+    ends = [node for node in _depth_first(tree.parent, kept) if not has_kept_child[node]]
+    parts = []
+    weighed = np.zeros(tree.n_nodes, np.bool_)
+    here, size = np.zeros(tree.n_nodes, np.bool_), 0
+    for end in ends:
+        path = np.array(tree.path(end))
+        new = path[~here[path]]
+        if size and size + int(counts[new].sum()) > most_tokens:
+            parts.append((here, here & trained & ~weighed))
+            weighed |= here
+            here, size = np.zeros(tree.n_nodes, np.bool_), 0
+            new = path
+        here[new] = True
+        size += int(counts[new].sum())
+    parts.append((here, here & trained & ~weighed))
+    return parts
 
 
-def micro_batches(batch: TrainingBatch, max_tokens: int) -> list[MicroBatch]:
-    """All rows, in groups of like length whose padded size is at most `max_tokens` (one row may be longer by
-    itself).
+def _depth_first(parent: NDArray[np.int32], kept: NDArray[np.bool_]) -> list[int]:
+    """The kept nodes, each before its children and these before its next sibling."""
+    children: dict[int, list[int]] = {}
+    for node in np.flatnonzero(kept).tolist():
+        if node != ROOT:
+            children.setdefault(int(parent[node]), []).append(node)
+    order, waiting = [], [ROOT]
+    while waiting:
+        node = waiting.pop()
+        order.append(node)
+        waiting += reversed(children.get(node, []))
+    return order
+
+
+def _packed(
+    weights: Sequence[TreeWeights],
+    parts: Sequence[_Part],
+    old: Sequence[Floats] | None,
+    reference: Sequence[Floats] | None,
+    *,
+    with_items: bool,
+) -> PackedBatch:
+    losses = _Losses(old, reference)
+    tokens: list[Ints] = []
+    positions: list[Ints] = []
+    source: list[Ints] = []
+    target: list[Ints] = []
+    run_start: list[int] = []
+    run_end: list[int] = []
+    run_parent: list[int] = []
+    run_path: list[int] = []
+    values_at: list[int] = []
+    value_target: list[float] = []
+    value_weight: list[float] = []
+    used = 0
+    for number, kept, fresh in parts:
+        own = weights[number]
+        tree = own.tree
+        n = tree.n_nodes
+        up, down, held = own.up, own.down, own.held
+        supervised = own.supervised if len(own.supervised) else np.zeros(n)
+        wanted = fresh & ((held != 0) | (supervised != 0))
+        if with_items:
+            wanted |= kept & (held != 0)
+        for pair in own.pairs:
+            wanted[list(pair.chosen + pair.rejected)] = True
+        counts = tree.token_counts()
+        kept_children = np.bincount(tree.parent[np.flatnonzero(kept & (np.arange(n) > 0))], minlength=n)
+        last = np.full(
+            n, -1
+        )  # packed place of each segment's last token, or of its nearest ancestor's with tokens
+        depth = np.zeros(n, np.int64)  # tokens of the path up to and with the segment
+        run_of = np.full(n, -1)
+        group_of: dict[int, int] = {}
+        for node in _depth_first(tree.parent, kept):
+            above = int(tree.parent[node])
+            length = int(counts[node])
+            before = 0 if node == ROOT else int(depth[above])
+            depth[node] = before + length
+            if (
+                node != ROOT
+                and kept_children[above] == 1
+                and run_of[above] >= 0
+                and run_end[run_of[above]] == used
+            ):
+                run_of[node] = run_of[above]
+                run_end[run_of[node]] = used + length
+            else:
+                run_of[node] = len(run_start)
+                run_start.append(used)
+                run_end.append(used + length)
+                run_parent.append(-1 if node == ROOT else int(run_of[above]))
+                run_path.append(before)
+            tokens.append(
+                tree.tokens[tree.token_offsets[node] : tree.token_offsets[node + 1]].astype(np.int64)
+            )
+            positions.append(np.arange(before, before + length))
+            last[node] = used + length - 1 if length else (last[above] if node != ROOT else -1)
+            if wanted[node] and length:
+                weighs = bool(fresh[node])
+                inside = losses.segment(
+                    number,
+                    own,
+                    node,
+                    up[node] if weighs else 0.0,
+                    down[node] if weighs else 0.0,
+                    held[node] if weighs else 0.0,
+                    supervised[node] if weighs else 0.0,
+                )
+                group_of[node] = losses.n_groups - 1
+                source.append(np.where(inside > 0, used + inside - 1, last[above]).astype(np.int64))
+                target.append(used + inside)
+            if (
+                len(own.value_target)
+                and fresh[node]
+                and np.isfinite(own.value_target[node])
+                and last[node] >= 0
+            ):
+                values_at.append(int(last[node]))
+                value_target.append(float(own.value_target[node]))
+                value_weight.append(own.value_weight)
+            used += length
+        for item, end in enumerate(own.end.tolist()):
+            if with_items and kept[end] and fresh[end]:
+                losses.item(own, item, [group_of[node] for node in own.item_nodes(item) if node in group_of])
+        for pair in own.pairs:
+            sides = [[group_of[m] for m in side if m in group_of] for side in (pair.chosen, pair.rejected)]
+            lengths = [int(counts[list(side)].sum()) for side in (pair.chosen, pair.rejected)]
+            losses.pair(own, pair.smoothing, sides[0], sides[1], lengths[0], lengths[1])
+    return PackedBatch(
+        tokens=_joined_ints(tokens),
+        positions=_joined_ints(positions),
+        runs=Runs(*(np.array(column, np.int64) for column in (run_start, run_end, run_parent, run_path))),
+        source=_joined_ints(source),
+        target=_joined_ints(target),
+        loss=losses.done(),
+        values_at=np.array(values_at, np.int64),
+        value_target=np.array(value_target),
+        value_weight=np.array(value_weight),
+    )
+
+
+# ------------------------------------------------------------------------------------------------ flat
+
+
+def flatten(
+    weights: Sequence[TreeWeights],
+    most_tokens: int,
+    *,
+    old: Sequence[Floats] | None = None,
+    reference: Sequence[Floats] | None = None,
+) -> list[FlatBatch]:
+    """The same loss with every item written out: one row per answer or segment (with its path as context),
+    per
+    supervised branch, per pair's branch, per value. Rows of like length share a micro-batch of at most
+    `most_tokens` padded tokens.
     """
-    lengths = np.diff(batch.row_offsets)
-    groups: list[list[int]] = []
-    for row in np.argsort(-lengths, kind="stable").tolist():
-        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= max_tokens:
+    rows: list[_Row] = []
+    for number, own in enumerate(weights):
+        rows += _rows(number, own)
+    rows.sort(key=lambda row: -row.length)
+    groups: list[list[_Row]] = []
+    for row in rows:
+        if groups and (sum(r.rows for r in groups[-1]) + row.rows) * groups[-1][0].length <= most_tokens:
             groups[-1].append(row)
         else:
             groups.append([row])
-    return [_padded(batch, group) for group in groups]
+    return [_padded(weights, group, old, reference) for group in groups]
 
 
-def _padded(batch: TrainingBatch, group: list[int]) -> MicroBatch:
-    starts, ends = batch.row_offsets[group], batch.row_offsets[np.asarray(group) + 1]
-    width = int((ends - starts).max())
-    place = np.arange(width)
-    filled = place < (ends - starts)[:, None]  # [B, T]
-    source = np.where(filled, starts[:, None] + place, 0)  # [B, T] index into the batch's tokens
-    weighted = filled & ((batch.up[source] != 0) | (batch.down[source] != 0))
-    rows, columns = np.nonzero(weighted)
-    at = source[rows, columns]
-    return MicroBatch(
-        tokens=np.where(filled, batch.tokens[source], 0).astype(np.int64),
-        rows=rows,
-        columns=columns,
-        old_logprobs=batch.old_logprobs[at],
-        up=batch.up[at].astype(np.float32),
-        down=batch.down[at].astype(np.float32),
+@dataclass(frozen=True, slots=True, eq=False)
+class _Row:
+    """One item; a pair makes two rows of one batch. branches: root paths; own: which of their nodes weigh."""
+
+    tree: int
+    branches: tuple[tuple[int, ...], ...]
+    own: tuple[frozenset[int], ...]
+    length: int
+    item: int = -1
+    pair: int = -1
+    supervised: bool = False
+    value: int = -1
+
+    @property
+    def rows(self) -> int:
+        return len(self.branches)
+
+
+def _rows(number: int, weights: TreeWeights) -> list[_Row]:
+    tree = weights.tree
+    counts = tree.token_counts()
+    rows = []
+
+    def length(*paths: tuple[int, ...]) -> int:
+        return max(int(counts[list(path)].sum()) for path in paths)
+
+    for item, end in enumerate(weights.end.tolist()):
+        path = tuple(tree.path(end))
+        own = frozenset(weights.item_nodes(item))
+        rows.append(_Row(number, (path,), (own,), length(path), item=item))
+    if len(weights.supervised):
+        done: set[int] = set()
+        trained = weights.supervised != 0
+        has_below = np.zeros(tree.n_nodes, np.bool_)
+        for node in range(tree.n_nodes - 1, 0, -1):
+            if trained[node] or has_below[node]:
+                has_below[tree.parent[node]] = True
+        for end in np.flatnonzero(trained & ~has_below).tolist():
+            path = tuple(tree.path(end))
+            own = frozenset(node for node in path if trained[node]) - done
+            done |= own
+            rows.append(_Row(number, (path,), (own,), length(path), supervised=True))
+    for index, pair in enumerate(weights.pairs):
+        paths = tuple(tuple(tree.path(side[-1])) for side in (pair.chosen, pair.rejected))
+        sides = (frozenset(pair.chosen), frozenset(pair.rejected))
+        rows.append(_Row(number, paths, sides, length(*paths), pair=index))
+    if len(weights.value_target):
+        for node in np.flatnonzero(np.isfinite(weights.value_target)).tolist():
+            path = tuple(tree.path(node))
+            if length(path):
+                rows.append(_Row(number, (path,), (frozenset(),), length(path), value=node))
+    return rows
+
+
+def _padded(
+    weights: Sequence[TreeWeights],
+    rows: Sequence[_Row],
+    old: Sequence[Floats] | None,
+    reference: Sequence[Floats] | None,
+) -> FlatBatch:
+    losses = _Losses(old, reference)
+    width = max(row.length for row in rows)
+    tokens = np.zeros((sum(row.rows for row in rows), width), np.int64)
+    at_row: list[Ints] = []
+    at_column: list[Ints] = []
+    values: list[tuple[int, int, float, float]] = []
+    number = 0
+    for row in rows:
+        own = weights[row.tree]
+        tree = own.tree
+        groups: list[list[int]] = []
+        lengths: list[int] = []
+        for path, weighed in zip(row.branches, row.own, strict=True):
+            column, mine = 0, []
+            trained = 0
+            for node in path:
+                part = tree.tokens[tree.token_offsets[node] : tree.token_offsets[node + 1]]
+                tokens[number, column : column + len(part)] = part
+                if node in weighed and len(part):
+                    up = down = held = supervised = 0.0
+                    if row.item >= 0:
+                        weight, advantage = float(own.token[row.item]), float(own.advantage[row.item])
+                        up, down, held = weight * max(advantage, 0.0), weight * min(advantage, 0.0), weight
+                    if row.supervised:
+                        supervised = float(own.supervised[node])
+                    inside = losses.segment(row.tree, own, node, up, down, held, supervised)
+                    mine.append(losses.n_groups - 1)
+                    trained += len(inside)
+                    at_row.append(np.full(len(inside), number))
+                    at_column.append(column + inside)
+                column += len(part)
+            groups.append(mine)
+            lengths.append(trained)
+            if row.value >= 0:
+                values.append((number, column - 1, float(own.value_target[row.value]), own.value_weight))
+            number += 1
+        if row.item >= 0:
+            losses.item(own, row.item, groups[0])
+        if row.pair >= 0:
+            losses.pair(own, own.pairs[row.pair].smoothing, groups[0], groups[1], lengths[0], lengths[1])
+    read = np.array(values, np.float64).reshape(-1, 4)
+    return FlatBatch(
+        tokens=tokens,
+        row=_joined_ints(at_row),
+        column=_joined_ints(at_column),
+        loss=losses.done(),
+        value_row=read[:, 0].astype(np.int64),
+        value_column=read[:, 1].astype(np.int64),
+        value_target=read[:, 2],
+        value_weight=read[:, 3],
     )

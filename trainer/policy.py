@@ -8,6 +8,7 @@ folder is run.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,28 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trainer.attention import NAME as PACKED
+from trainer.attention import PathLayout, attention_of
 from trainer.detokenizer import SegmentDecoder
+from trainer.packing import FlatBatch, PackedBatch
 from trainer.sampling.decoder import UnsupportedModelError, refuse_unsupported
+from trainer.seeding import generator
 
 TINY_REASONER = "tiny-reasoner"
 _ASSETS = Path(__file__).parent / "assets"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outputs:
+    """Of a micro-batch: logprobs [M] and entropies [M] of its loss tokens, nats, float32; values [Q] in
+    [0, 1].
+    None where they were not asked for.
+    """
+
+    logprobs: Tensor
+    entropies: Tensor | None
+    values: Tensor | None
 
 
 class ModelError(ValueError):
@@ -43,6 +60,7 @@ class Policy:
         self.decoder = SegmentDecoder(tokenizer, end_ids)
         vocabulary: int = self.model.config.vocab_size
         self.newline_tokens: NDArray[np.bool_] = self.decoder.newline_tokens(vocabulary)
+        self.value_head: nn.Linear | None = None
 
     @property
     def device(self) -> torch.device:
@@ -60,11 +78,14 @@ class Policy:
         return len(self.encode(prompt)) + most_tokens <= positions
 
     def parameter_count(self) -> int:
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return sum(parameter.numel() for parameter in self.named_parameters().values())
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """Trainable parameters by name, each tied weight once."""
-        return dict(self.model.named_parameters())
+        """Trainable parameters by name, each tied weight once; those of the value head as `value_head.…`."""
+        named: dict[str, nn.Parameter] = dict(self.model.named_parameters())
+        if self.value_head is not None:
+            named |= {f"value_head.{name}": own for name, own in self.value_head.named_parameters()}
+        return named
 
     def weights_sha256(self) -> str:
         """Hash of all parameters: names, shapes, dtypes and bytes, in the order of names."""
@@ -77,19 +98,65 @@ class Policy:
             )
         return hashed.hexdigest()
 
-    def logprobs(self, tokens: Tensor, rows: Tensor, columns: Tensor, temperature: float) -> Tensor:
-        """Logprobs, with gradient, of chosen tokens given all before them in their row.
-
-        tokens [B, T] int64, padded on the right (causal attention never sees the padding); rows, columns [M]
-        int64 name the chosen tokens, columns >= 1. Returns [M] float32 under softmax(logits / temperature),
-        the distribution that is sampled from. Logits are made for these M places only.
+    def add_value_head(self, seed: int) -> None:
+        """A head that reads a value in [0, 1] off a hidden state: sigmoid(w h + b), at .5 everywhere to begin
+        with. Nothing happens if there is one.
         """
-        hidden: Tensor = self.model.model(input_ids=tokens, use_cache=False).last_hidden_state  # [B, T, H]
-        logits: Tensor = self.model.lm_head(hidden[rows, columns - 1]).float()  # [M, V]
+        if self.value_head is None:
+            head = nn.Linear(self.model.config.hidden_size, 1)
+            drawn = generator(seed, "value head").random(head.in_features, dtype=np.float32)
+            with torch.no_grad():
+                head.weight.copy_(torch.from_numpy((drawn - 0.5) * 1e-3)[None])
+                head.bias.zero_()
+            self.value_head = head.to(self.device)
+
+    def outputs(
+        self, batch: PackedBatch | FlatBatch, temperature: float, *, entropy: bool = False
+    ) -> Outputs:
+        """What the losses of a micro-batch need, with gradient, under softmax(logits / temperature), the
+        distribution that is sampled from. Logits are made for the places with a loss only, and once for
+        tokens that follow the same place.
+        """
+        device = self.device
+        if isinstance(batch, FlatBatch):
+            tokens = torch.from_numpy(batch.tokens).to(
+                device
+            )  # [B, T]; causal attention never sees the padding
+            hidden = self.model.model(input_ids=tokens, use_cache=False).last_hidden_state  # [B, T, H]
+            width = tokens.shape[1]
+            hidden = hidden.reshape(-1, hidden.shape[-1])  # [B * T, H]
+            source = batch.row * width + batch.column - 1
+            target = batch.row * width + batch.column
+            values_at = batch.value_row * width + batch.value_column
+            tokens = tokens.reshape(-1)
+        else:
+            tokens = torch.from_numpy(batch.tokens).to(device)  # [U]
+            layout = PathLayout.of(batch.runs, device)
+            with attention_of(self.model, PACKED):
+                hidden = self.model.model(
+                    input_ids=tokens[None],
+                    position_ids=torch.from_numpy(batch.positions).to(device)[None],
+                    use_cache=False,
+                    path_layout=layout,
+                ).last_hidden_state[0]  # [U, H]
+            source, target, values_at = batch.source, batch.target, batch.values_at
+        places, back = np.unique(source, return_inverse=True)
+        logits = self.model.lm_head(hidden.index_select(0, torch.from_numpy(places).to(device))).float()
         if temperature != 1:
-            logits = logits / temperature
-        chosen = logits.gather(1, tokens[rows, columns][:, None])[:, 0]  # [M]
-        return chosen - logits.logsumexp(-1)
+            logits = logits / temperature  # [S, V], S places
+        total = logits.logsumexp(-1)  # [S]
+        of = torch.from_numpy(back.reshape(-1)).to(device)  # [M]
+        chosen = tokens[torch.from_numpy(target).to(device)]
+        logprobs = logits[of, chosen] - total[of]
+        entropies = None
+        if entropy:
+            log_p = logits - total[:, None]
+            entropies = -(log_p.exp() * log_p).sum(-1)[of]
+        values = None
+        if len(values_at) and self.value_head is not None:
+            read = hidden.index_select(0, torch.from_numpy(values_at).to(device))
+            values = torch.sigmoid(self.value_head(read).float()[:, 0])
+        return Outputs(logprobs, entropies, values)
 
 
 def resolve_model(path: str) -> Path:
@@ -136,6 +203,13 @@ def load_policy(path: str | Path, device: torch.device | str = "cpu") -> Policy:
     model.to(device)
     model.eval()  # no dropout: the sampling policy and the trained policy are one function
     return Policy(model, tokenizer, _end_ids(folder, config, model, tokenizer))
+
+
+def load_reference(path: str | Path, device: torch.device | str = "cpu") -> Policy:
+    """The same as `load_policy`, frozen: what a KL term and preference pairs compare with."""
+    reference = load_policy(path, device)
+    reference.model.requires_grad_(False)  # torch's own signature
+    return reference
 
 
 def _refuse_unsafe(folder: Path) -> dict[str, Any]:

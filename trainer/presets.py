@@ -340,7 +340,8 @@ _ALGORITHMS = (
         objective=PolicyObjective(
             ratio="none",
             clip="none",
-            aggregate="sequence_mean",
+            aggregate="fixed_length",
+            fixed_length=1,
             regularizer=SquaredLogRatioRegularizer(beta=0.1),
         ),
         tiny=_TINY_FLAT,
@@ -362,7 +363,7 @@ _ALGORITHMS = (
         credit=_prompt(
             baseline=GroupMeanBaseline(group="prompt", shift=-0.1, single="reward"), scale=NoScale()
         ),
-        objective=PolicyObjective(ratio="none", clip="none", aggregate="sequence_mean"),
+        objective=PolicyObjective(ratio="none", clip="none", aggregate="fixed_length", fixed_length=1),
         tiny=_TINY_FLAT,
         tiny_problems=56,
         differences="Equivalent: no shift, objective.regularizer forward_kl with β 0.1.",

@@ -1,0 +1,170 @@
+"""Attention of a packed row: every token sees the tokens of its own path, and nothing else.
+
+On a CPU by gathering: the runs of a row (`packing.Runs`) are sorted into buckets of like size; in each bucket
+one call of scaled dot-product attention lets every run's queries look at the keys of its path and of itself.
+Linear layers see every token once; only keys and values are copied. The dense mask that would do the same is
+0.5 to 4 % full and slower than no packing. On a GPU FlexAttention takes the rule as a block mask
+(k <= q < end of k's subtree), where the row is long enough.
+
+It is one of transformers' attention functions, so that any model of theirs that calls them can use it;
+dropout is 0. Letters: U tokens, B runs of a bucket, Q and W its longest run and path with run, K key-value
+heads, G query heads for each, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface
+
+from trainer.packing import Runs
+
+NAME: Final = "arborist_packed"
+# A bucket is closed when padding would make it so much larger than what it holds, unless it is small anyway.
+MOST_PADDING: Final = 1.25
+SMALL_BUCKET: Final = 1 << 14  # query-key pairs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bucket:
+    """queries [B * Q], keys [B * W]: places in the row; hidden [B, 1, Q, W]: True where a query must not
+    look;
+    rows [n]: which of the B * Q results are real.
+    """
+
+    runs: int
+    queries: Tensor
+    keys: Tensor
+    mask: Tensor
+    rows: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PathLayout:
+    """All buckets of a row; order [U]: result u of the buckets' real rows, one after the other, is token
+    u's."""
+
+    buckets: tuple[Bucket, ...]
+    order: Tensor
+
+    @classmethod
+    def of(cls, runs: Runs, device: torch.device) -> PathLayout:
+        """Sort runs into buckets; no run may be empty of tokens but have children (they are skipped)."""
+        length = runs.end - runs.start
+        seen = [np.empty(0, np.int64)] * len(length)  # places of a run's path, its own included
+        for run in range(len(length)):
+            above = seen[runs.parent[run]] if runs.parent[run] >= 0 else np.empty(0, np.int64)
+            seen[run] = np.concatenate((above, np.arange(runs.start[run], runs.end[run])))
+        width = runs.path + length
+        order = [run for run in np.lexsort((length, width)).tolist() if length[run]]
+        buckets: list[Bucket] = []
+        places: list[np.ndarray[Any, Any]] = []
+        for chosen in _grouped(order, length, width):
+            q, w = int(length[chosen].max()), int(width[chosen].max())
+            b = len(chosen)
+            queries = np.zeros((b, q), np.int64)
+            keys = np.zeros((b, w), np.int64)
+            real = np.zeros((b, q), np.bool_)
+            hidden = np.ones((b, q, w), np.bool_)
+            for row, run in enumerate(chosen):
+                n, total = int(length[run]), int(width[run])
+                queries[row, :n] = np.arange(runs.start[run], runs.end[run])
+                queries[row, n:] = runs.start[run]
+                keys[row, :total] = seen[run]
+                keys[row, total:] = seen[run][0]
+                real[row, :n] = True
+                hidden[row, :n] = np.arange(w) > (total - n + np.arange(n))[:, None]
+                hidden[row, n:, 0] = False  # a padded query looks somewhere, so that nothing is NaN
+            places.append(queries[real])
+            mask = np.where(hidden, -np.inf, 0.0).astype(np.float32)
+            buckets.append(
+                Bucket(
+                    b,
+                    torch.from_numpy(queries.ravel()).to(device),
+                    torch.from_numpy(keys.ravel()).to(device),
+                    torch.from_numpy(mask[:, None]).to(device),
+                    torch.from_numpy(np.flatnonzero(real.ravel())).to(device),
+                )
+            )
+        back = np.concatenate(places).argsort(kind="stable") if places else np.empty(0, np.int64)
+        return cls(tuple(buckets), torch.from_numpy(back).to(device))
+
+
+def _grouped(
+    order: list[int], length: np.ndarray[Any, Any], width: np.ndarray[Any, Any]
+) -> Iterator[list[int]]:
+    """Runs in groups whose padded size stays near their real one."""
+    group: list[int] = []
+    real = q = w = 0
+    for run in order:
+        n, total = int(length[run]), int(width[run])
+        larger = (len(group) + 1) * max(q, n) * max(w, total)
+        if group and larger > max(MOST_PADDING * (real + n * total), SMALL_BUCKET):
+            yield group
+            group, real, q, w = [], 0, 0, 0
+        group.append(run)
+        real, q, w = real + n * total, max(q, n), max(w, total)
+    if group:
+        yield group
+
+
+def path_attention(
+    _module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    path_layout: PathLayout | None = None,
+    **_: Any,  # what other attention functions take
+) -> tuple[Tensor, None]:
+    """query [1, K*G, U, D], key and value [1, K, U, D]. Returns [1, U, K*G, D]. Raises ValueError without a
+    layout.
+    """
+    if path_layout is None or attention_mask is not None or dropout:
+        raise ValueError("Packed attention needs a path layout, and knows no other mask and no dropout.")
+    heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[3]
+    groups = heads // kv_heads
+    # One row of all heads per token, so that a gather copies whole rows.
+    q = query[0].transpose(0, 1).reshape(query.shape[2], heads * size)
+    k = key[0].transpose(0, 1).reshape(key.shape[2], kv_heads * size)
+    v = value[0].transpose(0, 1).reshape(key.shape[2], kv_heads * size)
+    found = []
+    for bucket in path_layout.buckets:
+        b = bucket.runs
+        # The query heads of a key-value head stand side by side in the query length: [B, K, Q*G, D].
+        mine = q.index_select(0, bucket.queries).view(b, -1, kv_heads, groups, size)
+        mine = mine.permute(0, 2, 1, 3, 4).reshape(b, kv_heads, -1, size)
+        keys = k.index_select(0, bucket.keys).view(b, -1, kv_heads, size).transpose(1, 2)
+        values = v.index_select(0, bucket.keys).view(b, -1, kv_heads, size).transpose(1, 2)
+        mask = bucket.mask.to(mine.dtype)
+        if groups > 1:
+            mask = mask.repeat_interleave(groups, 2)
+        mixed = functional.scaled_dot_product_attention(mine, keys, values, attn_mask=mask, scale=scaling)
+        mixed = mixed.view(b, kv_heads, -1, groups, size).permute(0, 2, 1, 3, 4).reshape(-1, heads * size)
+        found.append(mixed.index_select(0, bucket.rows))
+    rows = torch.cat(found).index_select(0, path_layout.order)
+    return rows.view(1, -1, heads, size), None
+
+
+AttentionInterface.register(NAME, path_attention)
+
+
+@contextmanager
+def attention_of(model: Any, name: str) -> Iterator[None]:
+    """Inside, the model calls the attention function of this name. `Any`: transformers' models."""
+    before = model.config._attn_implementation
+    model.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
