@@ -11,6 +11,8 @@ from typing import Any
 
 from django import template
 from django.utils import timezone
+from django.utils.html import conditional_escape, format_html, format_html_join
+from django.utils.safestring import SafeString
 
 register = template.Library()
 
@@ -36,6 +38,17 @@ def _finite(value: Any) -> float | None:
         return None
     number = float(value)
     return number if math.isfinite(number) else None
+
+
+@register.filter
+def ticks(text: str) -> SafeString:
+    """What stands between backticks as code; everything is escaped."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # one tick is missing: show what is there
+        return conditional_escape(text)
+    return format_html_join(
+        "", "{}", ((format_html("<code>{}</code>", part) if n % 2 else part,) for n, part in enumerate(parts))
+    )
 
 
 @register.filter

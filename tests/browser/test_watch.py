@@ -69,10 +69,14 @@ def test_a_login_link_logs_in_once(site: Site, visit: Callable[..., Watched]) ->
 def test_the_form_checks_while_typing_and_says_what_a_run_costs(page: Page) -> None:
     page.goto("/p/lab/new?preset=treerpo-tiny")
     cost = page.locator("#consequence")
-    expect(cost).to_contain_text("Leaves per tree16")
+    leaves = cost.locator("[data-estimate=leaves_per_tree]")
+    expect(leaves).to_have_text("16")
     page.locator('[name="sampler.branching_per_depth"]').fill("4, 4, 4")
-    expect(cost).to_contain_text("Leaves per tree64")
-    expect(cost).to_contain_text("Nodes per tree84")
+    expect(leaves).to_have_text("64")
+    expect(cost.locator("[data-estimate=nodes_per_tree]")).to_have_text("84")
+    expect(page.locator("#branching-preview")).to_have_attribute(
+        "aria-label", "Shape of one tree: 4, then 16, then 64 nodes"
+    )
     expect(page.locator("#changes-list")).to_contain_text("sampler.branching_per_depth 4, 2, 2 → 4, 4, 4")
 
     page.locator('[name="training.learning_rate"]').fill("7")
@@ -86,11 +90,53 @@ def test_the_form_checks_while_typing_and_says_what_a_run_costs(page: Page) -> N
     expect(wrong.locator(".field-error")).to_be_hidden()
     expect(cost).to_contain_text("ready to queue")
 
-    # Another kind of sampler has other fields; what was typed elsewhere stays.
+    # Another kind of sampler has other fields, with that kind's defaults; what was typed elsewhere stays.
     page.locator('[name="training.steps"]').fill("77")
-    page.locator('[name="sampler.kind"]').select_option("flat")
-    expect(page.locator('[name="sampler.group_size"]')).to_be_visible()
+    page.locator('[name="sampler.depth"]').fill("2")
+    page.locator('[name="sampler.kind"]').select_option("search_tree")
+    expect(page.locator('[name="sampler.depth"]')).to_have_value("3")
     expect(page.locator('[name="training.steps"]')).to_have_value("77")
+    expect(cost).to_contain_text("All are at most")
+    expect(page.locator("#changes-count")).to_have_text("(2)")
+
+
+def test_parts_inside_parts_are_switched_and_parts_that_do_not_fit_are_linked(page: Page) -> None:
+    page.goto("/p/lab/new?preset=grpo-tiny")
+    advanced = page.locator('[data-advanced="objective"]')
+    advanced.locator("summary").click()
+    page.locator('[name="objective.expert.kind"]').select_option("chord")
+    expect(page.locator('[name="objective.expert.peak"]')).to_have_value("0.9")
+    weights = page.locator("#field-objective-expert-token_weights")
+    weights.check()
+    expect(advanced).to_have_attribute("open", "")
+    expect(page.locator("#changes-list")).to_contain_text("objective.expert.token_weights false → true")
+
+    page.locator('[name="objective.kind"]').select_option("preference")
+    problem = page.locator("#form-problems")
+    expect(problem).to_contain_text("Set credit.baseline to none")
+    problem.get_by_role("link", name="credit.baseline").click()
+    expect(page.locator('[name="credit.baseline.kind"]')).to_be_focused()
+    page.locator('[name="credit.baseline.kind"]').select_option("none")
+    page.locator('[name="credit.scale.kind"]').select_option("none")
+    page.locator('[name="credit.spread"]').select_option("node")
+    expect(page.locator("#consequence")).to_contain_text("ready to queue")
+    expect(problem).to_be_empty()
+
+
+def test_presets_are_found_by_typing_and_opened_by_key(page: Page) -> None:
+    page.goto("/p/lab/new")
+    picker = page.locator("#picker")
+    expect(picker.get_by_role("link", name="TreeRPO", exact=True)).to_have_attribute("aria-current", "true")
+    page.locator("#preset-filter").fill("mcts dpo")
+    expect(picker.locator("[data-preset-text]:visible")).to_have_count(1)
+    expect(picker.get_by_role("heading", name="Flat answers")).to_be_hidden()
+    page.locator("#preset-filter").fill("nothing like it")
+    expect(page.locator("#preset-none")).to_contain_text("nothing like it")
+    page.locator("#preset-filter").fill("step-grpo+")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile(r"preset=step-grpo%2B-tiny"))
+    expect(page.locator(".preset-title")).to_have_text("step-GRPO+ · tiny")
+    expect(page.locator("#consequence")).to_contain_text("ready to queue")
 
 
 def test_a_refused_form_leads_to_what_is_wrong(visit: Callable[..., Watched]) -> None:

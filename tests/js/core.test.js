@@ -1,8 +1,10 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { shapeOf } from "../../webapp/static/js/core/branching.js";
+import { cells, rowsOf, shapeInWords } from "../../webapp/static/js/core/branching.js";
 import { duration, figure, number, percent, short, signed } from "../../webapp/static/js/core/format.js";
+import { sameValue, shown } from "../../webapp/static/js/core/knobs.js";
+import { filterPresets } from "../../webapp/static/js/core/presets.js";
 import { codePoint, parts } from "../../webapp/static/js/core/text.js";
 import { changed } from "../../webapp/static/js/core/url_state.js";
 
@@ -41,9 +43,54 @@ test("the query leaves defaults out and keeps commas readable", () => {
   assert.equal(changed("?x=tokens", { x: null }), "");
 });
 
-test("a branching is read from what is typed, or it is not one yet", () => {
-  assert.deepEqual(shapeOf("4, 2, 2", 3), [4, 2, 2]);
-  assert.deepEqual(shapeOf("4", 3), [4, 4, 4]);
-  assert.deepEqual(shapeOf("8", 1), [8]);
-  for (const [text, depth] of [["", 3], ["4,2", 3], ["4,x,2", 3], ["0", 2], ["2.5", 2], ["64", 16], ["4", NaN]]) assert.equal(shapeOf(text, depth), null, text);
+test("a picture's rows are the server's, and nothing is drawn of nonsense", () => {
+  assert.deepEqual(rowsOf("4 8 16"), [4, 8, 16]);
+  for (const text of ["", " ", "x", "0", "-3", "2.5"]) assert.deepEqual(rowsOf(text), [], text);
+});
+
+test("cells fill the row from edge to edge, and a row that is too fine is one bar", () => {
+  const four = cells(4, 100);
+  assert.deepEqual(four.map((cell) => cell.left), [0, 25, 50, 75]);
+  assert.ok(four.every((cell) => cell.width > 20 && cell.width < 25));
+  for (const count of [1, 3, 49, 50]) {
+    const made = cells(count, 100);
+    assert.equal(made.length, count);
+    const last = made[made.length - 1];
+    assert.ok(last.left + last.width <= 100 && last.left + last.width > 97);
+  }
+  assert.deepEqual(cells(51, 100), [{ left: 0, width: 100 }]);
+});
+
+test("a shape is told in words, and a guess is called one", () => {
+  assert.equal(shapeInWords([4, 8], false), "Shape of one tree: 4, then 8 nodes");
+  assert.match(shapeInWords([2, 4], true), /for example 2, then 4/);
+  assert.match(shapeInWords([], false), /not known yet/);
+});
+
+test("knobs are compared by what they mean", () => {
+  for (const [kind, one, other] of [
+    ["number", "3e-4", "0.0003"], ["integer", " 150 ", "150"], ["integers", "4,2  2", "4, 2, 2"], ["integers", "", " "], ["integers", "04", "4"],
+    ["text", " a ", "a"], ["lines", "a\r\nb\n", "a\nb\n"], ["boolean", "true", "true"], ["number", "x", "x"], ["number", "", " "],
+  ]) assert.ok(sameValue(kind, one, other), `${kind} ${one}`);
+  for (const [kind, one, other] of [
+    ["number", "3e-5", "0.0003"], ["integers", "4, 2", "4, 2, 2"], ["text", "a", "b"], ["lines", "a\n", "a"], ["lines", " a", "a"],
+    ["boolean", "true", "false"], ["number", "", "0"], ["number", "x", "0"],
+  ]) assert.ok(!sameValue(kind, one, other), `${kind} ${one}`);
+});
+
+test("a long value is shown short, on one line, and an empty one as missing", () => {
+  assert.equal(shown("{question}\n"), "{question}⏎");
+  assert.equal(shown(""), "—");
+  assert.equal(shown("x".repeat(4000)).length, 60);
+});
+
+test("presets are found by any of their words", () => {
+  const texts = ["treerpo · tiny treerpo-tiny treerpo trees of lines arxiv:2506.05183", "dr. grpo · tiny dr-grpo-tiny dr-grpo", "rest-mcts* rest-mcts search"];
+  assert.deepEqual(filterPresets(texts, ""), [true, true, true]);
+  assert.deepEqual(filterPresets(texts, "GRPO"), [false, true, false]);
+  assert.deepEqual(filterPresets(texts, "drgrpo"), [false, true, false]);
+  assert.deepEqual(filterPresets(texts, "dr grpo"), [false, true, false]);
+  assert.deepEqual(filterPresets(texts, "2506 lines"), [true, false, false]);
+  assert.deepEqual(filterPresets(texts, "mcts*"), [false, false, true]);
+  assert.deepEqual(filterPresets(texts, "(["), [false, false, false]);
 });

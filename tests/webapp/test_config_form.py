@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -30,14 +30,14 @@ def fields_of(config: RunConfig, **typed: str) -> dict[str, FormField]:
 
 
 def knobs(model: BaseModel, before: str = "") -> set[str]:
-    """Paths of every knob, by walking the config itself and not its schema."""
+    """Paths of every knob and every kind, by walking the config itself and not its schema."""
     found: set[str] = set()
-    for name, info in type(model).model_fields.items():
+    for name in type(model).model_fields:
         value = getattr(model, name)
         path = f"{before}{name}"
         if isinstance(value, BaseModel):
             found |= knobs(value, f"{path}.")
-        elif name != "kind" or len(get_args(info.annotation)) > 1:
+        else:
             found.add(path)
     return found
 
@@ -45,8 +45,7 @@ def knobs(model: BaseModel, before: str = "") -> set[str]:
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda preset: preset.slug)
 def test_every_knob_is_in_the_form_once(preset: Any) -> None:
     fields = fields_of(preset.config)
-    kinds = {"data.kind", "sampler.kind", "credit.scale.kind", "credit.filter.kind"}
-    assert set(fields) == (knobs(preset.config) - set(HIDDEN)) | kinds
+    assert set(fields) == knobs(preset.config) - set(HIDDEN)
     assert all(item.label and not item.error for item in fields.values())
     assert {item.path for item in fields.values() if not item.help} == set()
 
@@ -57,7 +56,7 @@ def test_bounds_units_and_choices_come_from_the_schema() -> None:
     assert (depth.kind, depth.minimum, depth.maximum, depth.unit, depth.value) == (
         "integer",
         1,
-        16,
+        64,
         "levels",
         "3",
     )
@@ -69,6 +68,13 @@ def test_bounds_units_and_choices_come_from_the_schema() -> None:
         "4, 2, 2",
     )
     assert [value for value, _ in fields["sampler.split"].choices] == ["newline", "none"]
+    assert [value for value, _ in fields["sampler.kind"].choices] == [
+        "flat",
+        "segment_tree",
+        "fork_tree",
+        "lookahead",
+        "search_tree",
+    ]
     assert fields["training.learning_rate"].value == "0.0003"
     assert fields["sampler.temperature"].advanced
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from html import unescape
+from html.parser import HTMLParser
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from django.db import connection
@@ -277,8 +280,12 @@ def test_method_override_headers_are_ignored(people: People, run: Run) -> None:
         ({"training": {"steps": 5.5}}, "training.steps", "5.5"),
         ({"training": {"steps": True}}, "training.steps", "true"),
         ({"seed": 18446744073709551616}, "seed", "from 0 to 2,147,483,647"),
-        ({"sampler": {"kind": "segment_tree", "depth": 10**18}}, "sampler.depth", "from 1 to 16"),
-        ({"sampler": {"kind": "beam"}}, "sampler", "“beam”. Use one of: flat, segment_tree."),
+        ({"sampler": {"kind": "segment_tree", "depth": 10**18}}, "sampler.depth", "from 1 to 64"),
+        (
+            {"sampler": {"kind": "beam"}},
+            "sampler",
+            "“beam”. Use one of: flat, segment_tree, fork_tree, lookahead, search_tree.",
+        ),
         ({"sampler": {"kind": "flat", "depth": 3}}, "sampler.depth", "no setting 'depth'"),
         (
             {"sampler": {"kind": "segment_tree", "depth": 3, "branching_per_depth": [4, 2]}},
@@ -291,8 +298,8 @@ def test_method_override_headers_are_ignored(people: People, run: Run) -> None:
             "nodes per tree",
         ),
         ({"extra_engine_args": "--trust-remote-code"}, "extra_engine_args", "no setting"),
-        ({"verifier": {"kind": '__import__("os").system("id")'}}, "verifier.kind", "gsm8k"),
-        ({"schema_version": 2}, "schema_version", "1"),
+        ({"verifier": {"kind": '__import__("os").system("id")'}}, "verifier", "Use one of: gsm8k, boxed"),
+        ({"schema_version": 1}, "schema_version", "2"),
         (
             {"credit": {"scale": {"kind": "bernoulli_variance"}, "filter": {"kind": "none"}}},
             "credit",
@@ -337,6 +344,28 @@ def test_models_are_chosen_by_name_from_a_list(people: People, model: str) -> No
     ]
 
 
+@pytest.mark.parametrize(
+    ("data", "field"),
+    [
+        ({"kind": "parquet", "path": "/etc"}, "path"),
+        ({"kind": "parquet", "path": "/data/ours.jsonl"}, "path"),  # theirs, but of another kind
+        ({"kind": "datasets", "name": "someone/their-set"}, "name"),
+        ({"kind": "datasets", "name": "/root/.ssh"}, "name"),
+    ],
+)
+def test_no_kind_of_data_leads_out_of_the_project(
+    people: People, project: Project, data: dict[str, str], field: str
+) -> None:
+    spec = JsonlData(path="/data/ours.jsonl").model_dump(mode="json")
+    Dataset.objects.create(project=project, slug="o", name="Ours", spec=spec)
+    response = post(people.client("editor"), {"name": "x", "config": {"data": data}})
+    assert response.status_code == 400
+    (error,) = response.json()["errors"]
+    assert error["path"] == f"data.{field}"
+    assert "is not a dataset of Lab" in error["message"]
+    assert Run.objects.count() == 0
+
+
 def test_data_must_be_a_dataset_of_this_project(people: People, project: Project) -> None:
     elsewhere = Project.objects.get(slug="elsewhere")
     theirs, ours = JsonlData(path="/data/theirs.jsonl"), JsonlData(path="/data/ours.jsonl")
@@ -356,17 +385,49 @@ def test_data_must_be_a_dataset_of_this_project(people: People, project: Project
 # ------------------------------------------------------------------------------------------------ the form
 
 
+class SentForm(HTMLParser):
+    """What a browser sends of a page's form: ticked boxes alone, line breaks as CR LF, and of a textarea all
+    but the line break that its tag is followed by."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.values: dict[str, str] = {}  # of two with one name the last, as Django reads them
+        self._select = self._textarea = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        name = given.get("name", "")
+        if tag == "input" and name and (given["type"] != "checkbox" or "checked" in given):
+            self.values[name] = given.get("value", "on")
+        elif tag == "select":
+            self._select = name
+        elif tag == "option" and (self._select not in self.values or "selected" in given):
+            self.values[self._select] = given["value"]
+        elif tag == "textarea":
+            self._textarea = name
+            self.values[name] = ""
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "textarea":
+            text = self.values[self._textarea].removeprefix("\n")
+            self.values[self._textarea] = text.replace("\n", "\r\n")
+            self._textarea = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._textarea:
+            self.values[self._textarea] += data
+
+
 def form_values(client: Client, preset: str) -> dict[str, str]:
     """What a browser would send back if nobody touched the form."""
-    page = client.get(f"/p/lab/new?preset={preset}")
+    page = client.get("/p/lab/new", {"preset": preset})
     assert page.status_code == 200
-    values = {"preset": preset, "idempotency_key": page.context["idempotency_key"]}
-    values["name"] = page.context["name_field"].value
     for section in page.context["sections"]:
         for field in (*section.fields, *section.advanced):
-            values[field.path] = field.value
             assert not field.changed
-            assert f'name="{field.path}"' in page.content.decode()
+    values = SentForm(page.content.decode()).values
+    del values["csrfmiddlewaretoken"]
     return values
 
 
@@ -395,6 +456,79 @@ def test_what_was_typed_is_what_runs(people: People) -> None:
     assert config.sampler.branching == (8, 4)
     assert config.sampler.segment_tokens == (32, 64)
     assert (config.seed, config.training.steps, config.training.learning_rate) == (9, 12, 1e-4)
+
+
+def test_boxes_and_texts_with_line_breaks_come_through_a_browser_as_they_are(people: People) -> None:
+    client = people.client("editor")
+    values = form_values(client, "hbpo-tiny")
+    assert values["sampler.budget_sentence"] == "Answer in {budget} tokens.\r\n"
+    assert (values["checkpoint.keep_best"], values["objective.mask_truncated"]) == ("true", "false")
+    values |= {
+        "sampler.budget_sentence": "\r\n  Use {budget} tokens.\r\n\r\n",
+        "sampler.budgets": "",
+        "reward.shaping.kind": "none",
+        "credit.baseline.kind": "group_mean",
+        "credit.baseline.group": "prompt",
+        "credit.baseline.single": "none",
+        "credit.baseline.shift": "0",
+        "checkpoint.keep_best": "false",
+        "objective.mask_truncated": "true",
+    }
+    assert client.post("/p/lab/new", values).status_code == 302
+    config = RunConfig.model_validate(Run.objects.get().config)
+    assert config.sampler.model_dump()["budget_sentence"] == "\n  Use {budget} tokens.\n\n"
+    assert config.sampler.model_dump()["budgets"] == ()
+    assert config.checkpoint.keep_best is False
+    assert config.objective.model_dump()["mask_truncated"] is True
+
+
+def test_a_box_that_was_not_in_the_form_is_asked_for_and_not_taken_as_empty(people: People) -> None:
+    client = people.client("editor")
+    values = form_values(client, "treerpo-tiny")
+    del values["checkpoint.keep_best"]
+    page = client.post("/p/lab/new", values)
+    assert page.status_code == 400
+    assert [path for path, _, _ in page.context["errors"]] == ["checkpoint.keep_best"]
+
+
+def test_a_text_that_is_too_long_is_refused_and_not_cut(people: People) -> None:
+    client = people.client("editor")
+    values = form_values(client, "hbpo-tiny") | {"sampler.budget_sentence": "{budget}" + "x" * 5000}
+    page = client.post("/p/lab/new", values)
+    assert page.status_code == 400
+    assert [path for path, _, _ in page.context["errors"]] == ["sampler.budget_sentence"]
+
+
+def test_rules_across_sections_are_told_at_the_top_with_links(people: People) -> None:
+    client = people.client("editor")
+    values = form_values(client, "treerpo-tiny") | {"reward.incorrect": "-1"}
+    page = client.post("/p/lab/new", values)
+    assert page.status_code == 400
+    (error,) = page.context["general"]
+    links = dict(piece for piece in error["pieces"] if piece[1])
+    assert links["credit.scale"] == "field-credit-scale-kind"
+    assert links["reward.correct"] == "field-reward-correct"
+    assert "".join(text for text, _ in error["pieces"]) == page.context["errors"][0][1]
+    html = page.content.decode()
+    assert '<a href="#field-credit-scale-kind">credit.scale</a>' in html
+    # Of one section, names are taken inside it.
+    values |= {"reward.incorrect": "0", "credit.filter.kind": "none"}
+    (error,) = client.get("/p/lab/new", values).context["general"]
+    assert ("filter", "field-credit-filter-kind") in error["pieces"]
+
+
+def test_the_picker_lists_every_preset_once_and_marks_the_chosen_one(people: People) -> None:
+    page = people.client("editor").get("/p/lab/new", {"preset": "step-grpo+-tiny"})
+    groups = page.context["preset_groups"]
+    listed = [slug for g in groups for row in g.rows for slug in (row.first, *(s for _, s in row.others))]
+    assert sorted(listed) == sorted(PRESETS)
+    assert [row.name for g in groups for row in g.rows if row.current] == ["step-GRPO+"]
+    html = page.content.decode()
+    for slug in PRESETS:
+        assert f'href="?preset={quote(slug)}"' in html
+    picker = html[html.index('id="picker"') : html.index('id="run-form"')]
+    assert picker.count('aria-current="true"') == 1
+    assert PRESETS["step-grpo+-tiny"].formula in unescape(html)
 
 
 def test_a_double_click_on_the_form_makes_one_run(people: People) -> None:
@@ -461,7 +595,13 @@ def test_a_change_of_kind_shows_its_fields_before_anything_runs(people: People) 
     values = form_values(client, "treerpo-tiny") | {"sampler.kind": "flat"}
     page = client.post("/p/lab/new", values)
     assert page.status_code == 400
-    assert {path for path, _, _ in page.context["errors"]} == {"sampler.group_size", "sampler.max_tokens"}
+    assert {path for path, _, _ in page.context["errors"]} == {
+        "sampler.group_size",
+        "sampler.max_tokens",
+        "sampler.merge",
+        "sampler.budgets",
+        "sampler.budget_sentence",
+    }
     assert Run.objects.count() == 0
     shown = {f.path: f.value for s in page.context["sections"] for f in (*s.fields, *s.advanced)}
     assert "sampler.depth" not in shown
@@ -471,6 +611,9 @@ def test_a_change_of_kind_shows_its_fields_before_anything_runs(people: People) 
         "kind": "flat",
         "group_size": 5,
         "max_tokens": 96,
+        "merge": "none",
+        "budgets": [],
+        "budget_sentence": "Answer in {budget} tokens.\n",
         "temperature": 1.0,
     }
 
@@ -494,7 +637,7 @@ def test_datasets_are_offered_by_name(people: People, project: Project) -> None:
     client = people.client("editor")
     page = client.get("/p/lab/new?data.kind=jsonl")
     kinds = next(f for s in page.context["sections"] for f in s.fields if f.path == "data.kind")
-    assert [value for value, _ in kinds.choices] == ["chain"]
+    assert [value for value, _ in kinds.choices] == ["chain", "graph"]
     spec = JsonlData(path="/data/ours.jsonl").model_dump(mode="json")
     Dataset.objects.create(project=project, slug="o", name="Ours", spec=spec)
     page = client.get("/p/lab/new?data.kind=jsonl&data.path=/data/ours.jsonl")

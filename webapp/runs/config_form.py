@@ -2,14 +2,16 @@
 
 There is no list of fields here: a new knob in `trainer.config` shows up by itself. A field is named by its
 path in the config, `sampler.depth`. Of a part that can be one of several kinds only the chosen kind's knobs
-are shown; the choice is a field of its own, `sampler.kind`.
+are shown; the choice is a field of its own, `sampler.kind`. Parts may stand in parts: `sampler.score.kind`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import groupby
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -19,15 +21,19 @@ from trainer.text import storable
 
 Schema = Mapping[str, Any]  # a JSON schema is open by nature
 Options = Mapping[str, Sequence[tuple[str, str]]]
-Kind = Literal["number", "integer", "text", "choice", "integers"]
+# "lines": a text that may have line breaks, and whose blanks at the ends count.
+Kind = Literal["number", "integer", "text", "lines", "choice", "integers", "boolean"]
 
-MAX_VALUE_LETTERS = 4096
+MAX_VALUE_LETTERS = 4096  # no text of a config may be longer
 HIDDEN = ("schema_version", "preset")  # the page's address says which preset; the version is the program's
 
 
 @dataclass(frozen=True, slots=True)
 class FormField:
-    """One knob. `value` is text, as typed; `minimum` and `maximum` are as far as the browser can check."""
+    """One knob. `value` is text, as typed; `minimum` and `maximum` are as far as the browser can check.
+
+    `part`: the part inside its section that it belongs to, `credit.baseline`; "" for the section itself.
+    """
 
     path: str
     id: str
@@ -44,9 +50,25 @@ class FormField:
     changed: bool = False
     preset_value: str = ""
     advanced: bool = False
+    part: str = ""
+    part_title: str = ""
     meanings: Mapping[str, Any] = field(
         default_factory=dict
     )  # of a choice: text -> config value, where they differ
+
+    @property
+    def is_on(self) -> bool:
+        """Of a boolean: whether its box is ticked."""
+        return self.value == "true"
+
+
+@dataclass(frozen=True, slots=True)
+class FormGroup:
+    """Fields that stand together. `head`: the choice that they belong to, if it is among these fields."""
+
+    title: str
+    head: FormField | None
+    fields: list[FormField]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +78,30 @@ class FormSection:
     description: str
     fields: list[FormField] = field(default_factory=list)
     advanced: list[FormField] = field(default_factory=list)
+
+    @property
+    def groups(self) -> list[FormGroup]:
+        return _groups(self.fields)
+
+    @property
+    def advanced_groups(self) -> list[FormGroup]:
+        return _groups(self.advanced)
+
+
+def _groups(fields: Sequence[FormField]) -> list[FormGroup]:
+    """Neighbours of the same part together; a part without knobs of its own is a plain field."""
+    groups: list[FormGroup] = []
+    for part, members in groupby(fields, lambda item: item.part):
+        found = list(members)
+        head = found[0] if found[0].path == f"{part}.kind" else None
+        alone = not part or (head is not None and len(found) == 1)
+        if not alone:
+            groups.append(FormGroup(found[0].part_title, head, found[1:] if head else found))
+        elif groups and not groups[-1].title:
+            groups[-1].fields.extend(found)
+        else:
+            groups.append(FormGroup("", None, found))
+    return groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +132,20 @@ def _resolve(schema: Schema) -> Schema:
 
 
 def _variants(schema: Schema) -> dict[str, Schema]:
-    """The kinds a part may be, by name; empty when it is no union."""
-    mapping = schema.get("discriminator", {}).get("mapping", {})
-    return {kind: _resolve({"$ref": reference}) for kind, reference in mapping.items()}
+    """The kinds a part may be, by name, in the order of the union; empty when it is no union."""
+    names = {ref: kind for kind, ref in schema.get("discriminator", {}).get("mapping", {}).items()}
+    return {names[member["$ref"]]: _resolve(member) for member in schema.get("oneOf", ()) if names}
 
 
 def _known(schema: Schema) -> list[str]:
     return list(schema.get("properties", {}))
 
 
+_CAPITALS = {"dpo", "ipo", "uct", "puct", "lora", "gsm8k", "chord", "k3", "cpu", "gpu", "jsonl", "ppo"}
+
+
 def _title(name: str) -> str:
-    return name.replace("_", " ").capitalize()
+    return name.upper() if name in _CAPITALS else name.replace("_", " ").capitalize()
 
 
 # ------------------------------------------------------------------------------------------------ form
@@ -124,7 +173,7 @@ def build_form(
         if name in HIDDEN:
             continue
         resolved = _resolve(schema)
-        fields = list(_fields(name, schema, values[name], typed, options))
+        fields = list(_fields(_Place(name), schema, values[name], typed, options))
         fields = [replace(item, error=_error_for(item.path, by_path)) for item in fields]
         if not fields:
             continue
@@ -147,60 +196,83 @@ def _error_for(path: str, by_path: Mapping[str, str]) -> str:
     return next((message for place, message in by_path.items() if place.startswith(f"{path}.")), "")
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where in the config the walk stands; `part` as in `FormField`."""
+
+    path: str
+    advanced: bool = False
+    part: str = ""
+    part_title: str = ""
+
+
 def _fields(
-    path: str, schema: Schema, value: Any, typed: Mapping[str, str], options: Options, advanced: bool = False
+    place: _Place, schema: Schema, value: Any, typed: Mapping[str, str], options: Options
 ) -> Iterator[FormField]:
     """The fields of one place in the config, depth first. `value` is the preset's."""
     schema = _resolve(schema)
-    advanced = advanced or bool(schema.get("advanced", False))
+    place = replace(place, advanced=place.advanced or bool(schema.get("advanced", False)))
     if variants := _variants(schema):
-        choices = options.get(f"{path}.kind") or [(name, _title(name)) for name in variants]
-        kind = typed.get(f"{path}.kind", value["kind"])
-        if kind not in [name for name, _ in choices]:
-            kind = value["kind"]
-        yield FormField(
-            path=f"{path}.kind",
-            id=_id(f"{path}.kind"),
-            label=str(schema.get("title") or _title(path.rpartition(".")[2])),
-            help=" ".join(
-                filter(None, (str(schema.get("description", "")), str(variants[kind].get("description", ""))))
-            ),
-            unit="",
-            kind="choice",
-            value=kind,
-            choices=choices,
-            changed=kind != value["kind"],
-            preset_value=value["kind"],
-            advanced=advanced,
-        )
-        chosen = variants[kind]
-        defaults = value if kind == value["kind"] else _defaults(chosen)
-        yield from _members(path, chosen, defaults, typed, options, advanced)
+        yield from _union(place, schema, variants, value, typed, options)
     elif schema.get("type") == "object":
-        yield from _members(path, schema, value, typed, options, advanced)
+        yield from _members(place, schema, value, typed, options)
     elif "const" not in schema:
-        yield _leaf(path, schema, value, typed, options, advanced)
+        yield _leaf(place, schema, value, typed, options)
+
+
+def _union(
+    place: _Place,
+    schema: Schema,
+    variants: Mapping[str, Schema],
+    value: Any,
+    typed: Mapping[str, str],
+    options: Options,
+) -> Iterator[FormField]:
+    """The choice among kinds, then the knobs of the chosen one: the preset's values if it has that kind too,
+    else the kind's defaults."""
+    path = place.path
+    choices = options.get(f"{path}.kind") or [(name, _title(name)) for name in variants]
+    kind = typed.get(f"{path}.kind", value["kind"])
+    if kind not in [name for name, _ in choices]:
+        kind = value["kind"]
+    label = str(schema.get("title") or _title(path.rpartition(".")[2]))
+    if "." in path:  # a part inside a section
+        place = replace(place, part=path, part_title=f"{label}: {_title(kind)}")
+    yield FormField(
+        path=f"{path}.kind",
+        id=_id(f"{path}.kind"),
+        label=label,
+        help=" ".join(
+            filter(None, (str(schema.get("description", "")), str(variants[kind].get("description", ""))))
+        ),
+        unit="",
+        kind="choice",
+        value=kind,
+        choices=choices,
+        changed=kind != value["kind"],
+        preset_value=value["kind"],
+        advanced=place.advanced,
+        part=place.part,
+        part_title=place.part_title,
+    )
+    chosen = variants[kind]
+    yield from _members(place, chosen, value if kind == value["kind"] else _defaults(chosen), typed, options)
 
 
 def _members(
-    path: str,
-    schema: Schema,
-    values: Mapping[str, Any],
-    typed: Mapping[str, str],
-    options: Options,
-    advanced: bool,
+    place: _Place, schema: Schema, values: Mapping[str, Any], typed: Mapping[str, str], options: Options
 ) -> Iterator[FormField]:
     for name, member in schema.get("properties", {}).items():
-        yield from _fields(f"{path}.{name}", member, values.get(name), typed, options, advanced)
+        inside = replace(place, path=f"{place.path}.{name}")
+        yield from _fields(inside, member, values.get(name), typed, options)
 
 
 def _defaults(schema: Schema) -> dict[str, Any]:
     return {name: member.get("default", "") for name, member in schema["properties"].items()}
 
 
-def _leaf(
-    path: str, schema: Schema, value: Any, typed: Mapping[str, str], options: Options, advanced: bool
-) -> FormField:
+def _leaf(place: _Place, schema: Schema, value: Any, typed: Mapping[str, str], options: Options) -> FormField:
+    path = place.path
     preset_value = to_text(value)
     kind: Kind
     choices: Sequence[tuple[str, str]] = ()
@@ -215,10 +287,10 @@ def _leaf(
         meanings = {to_text(name): name for name in schema["enum"] if not isinstance(name, str)}
     elif schema.get("type") == "array":
         kind = "integers"
-    elif schema.get("type") in ("integer", "number"):
+    elif schema.get("type") in ("integer", "number", "boolean"):
         kind = schema["type"]
     else:
-        kind = "text"
+        kind = "lines" if "\n" in preset_value or "\n" in str(schema.get("default", "")) else "text"
     bounds = schema.get("items", {}) if kind == "integers" else schema
     shown = typed.get(path, preset_value)
     return FormField(
@@ -235,7 +307,9 @@ def _leaf(
         step="1" if kind == "integer" else "any",
         changed=_normal(shown, kind) != _normal(preset_value, kind),
         preset_value=preset_value,
-        advanced=advanced,
+        advanced=place.advanced,
+        part=place.part,
+        part_title=place.part_title,
         meanings=meanings,
     )
 
@@ -245,9 +319,11 @@ def _id(path: str) -> str:
 
 
 def to_text(value: Any) -> str:
-    """A config value as a form shows it: `4, 2, 2`, `0.0003`, `newline`."""
+    """A config value as a form shows it: `4, 2, 2`, `0.0003`, `newline`, `true`."""
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, list | tuple):
         return ", ".join(map(to_text, value))
     if isinstance(value, float):
@@ -260,17 +336,22 @@ def _normal(text: str, kind: Kind) -> object:
     try:
         if kind == "integers":
             return [int(part) for part in _parts(text)]
-        return float(text) if kind in ("integer", "number") else text
+        return float(text) if kind in ("integer", "number") else _as_typed(text, kind)
     except ValueError:
         return text
+
+
+def _as_typed(text: str, kind: Kind) -> str:
+    """What was meant: of a text with lines every letter, of all else no blanks around it. Browsers send line
+    breaks as two letters."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if kind == "lines" else text.strip()
 
 
 def _parts(text: str) -> list[str]:
     return text.replace(",", " ").split()
 
 
-# ------------------------------------------------------------------------------------------------ reading a
-# form
+# ------------------------------------------------------------------------------------------------ reading
 
 
 def read_form(preset: RunConfig, typed: Mapping[str, str], options: Options | None = None) -> dict[str, Any]:
@@ -281,7 +362,8 @@ def read_form(preset: RunConfig, typed: Mapping[str, str], options: Options | No
     config: dict[str, Any] = {name: getattr(preset, name) for name in HIDDEN}
     for section in build_form(preset, typed=typed, options=options):
         for item in (*section.fields, *section.advanced):
-            value: Any = storable(item.value.strip()[:MAX_VALUE_LETTERS])
+            # One letter too many is kept, so that a text that is too long is refused and not cut.
+            value: Any = storable(_as_typed(item.value, item.kind)[: MAX_VALUE_LETTERS + 1])
             if item.kind == "integers":
                 value = _parts(value)
             value = item.meanings.get(value, value) if item.meanings else value
@@ -311,6 +393,31 @@ def unseen_fields(
 
 
 MAX_ERRORS = 100
+_NAMED = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)*")
+
+
+def linked_message(error: ConfigError, sections: Sequence[FormSection]) -> list[tuple[str, str]]:
+    """The error's sentence in pieces: text, and the id of the field or section that the piece names, or "".
+
+    A place is named by its path, `credit.scale`, or from within the section that the error is about, `scale`.
+    """
+    ids = {section.slug: f"section-{section.slug}" for section in sections}
+    for section in sections:
+        for item in (*section.fields, *section.advanced):
+            ids[item.path] = item.id
+            if item.path.endswith(".kind") and item.path.count(".") > 1:
+                ids[item.path.removesuffix(".kind")] = item.id
+    pieces: list[tuple[str, str]] = []
+    done = 0
+    for found in _NAMED.finditer(error.message):
+        word = found[0]
+        inside = f"{error.path}.{word}" if error.path else ""
+        target = ids.get(inside) or ids.get(word, "")
+        if target:
+            pieces += [(error.message[done : found.start()], ""), (word, target)]
+            done = found.end()
+    pieces.append((error.message[done:], ""))
+    return [piece for piece in pieces if piece[0]]
 
 
 def config_errors(error: ValidationError) -> list[ConfigError]:
@@ -385,6 +492,8 @@ def _expected(schema: Schema) -> str:
     """`Use a whole number from 1 to 16.`"""
     if "enum" in schema:
         return f"Use one of: {', '.join(map(to_text, schema['enum']))}."
+    if schema.get("type") == "boolean":
+        return "Use true or false."
     if "const" in schema:
         return f"It must be {to_text(schema['const'])}."
     if schema.get("type") == "array":

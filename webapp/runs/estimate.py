@@ -5,32 +5,75 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainer.config import RunConfig
+from trainer.schema.sampler import Sampler
+
+MOST_CELLS = 4096  # of one row of a picture
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """For one tree, but `tokens_per_step_max`. `flat_tokens_max`: the same leaves as independent answers.
+    """For one tree, or for all of a step. `flat_tokens_max`: the same leaves as independent answers.
 
     nodes = sum over depths d of b_1 ... b_d; leaves = b_1 ... b_D; tokens <= sum over d of (b_1 ... b_d) L_d;
     flat = leaves * (L_1 + ... + L_D); saving = 1 - tokens / flat, which for equal L is 1 - nodes / (leaves
-    D).
+    D). `is_loose`: how much is shared is decided while sampling, so the bounds may be far above what comes,
+    and `saving` is None. `rows`: nodes at depth 1, 2, ... as a picture shows them.
     """
 
     nodes_per_tree: int
     leaves_per_tree: int
     tokens_per_tree_max: int
     flat_tokens_max: int
-    saving: float
+    saving: float | None
+    leaves_per_step: int
+    nodes_per_step: int
     tokens_per_step_max: int
+    flat_tokens_per_step_max: int
+    is_loose: bool
+    rows: tuple[int, ...]
 
 
 def estimate(config: RunConfig) -> Estimate:
     bounds = config.sampler.bounds
+    trees = config.training.problems_per_step
+    loose = is_loose(config.sampler)
     return Estimate(
         nodes_per_tree=bounds.nodes,
         leaves_per_tree=bounds.leaves,
         tokens_per_tree_max=bounds.tokens,
         flat_tokens_max=bounds.flat_tokens,
-        saving=1 - bounds.tokens / bounds.flat_tokens,
-        tokens_per_step_max=config.training.problems_per_step * bounds.tokens,
+        saving=None if loose else 1 - bounds.tokens / bounds.flat_tokens,
+        leaves_per_step=trees * bounds.leaves,
+        nodes_per_step=trees * bounds.nodes,
+        tokens_per_step_max=trees * bounds.tokens,
+        flat_tokens_per_step_max=trees * bounds.flat_tokens,
+        is_loose=loose,
+        rows=tuple(min(row, MOST_CELLS) for row in picture_rows(config.sampler)),
     )
+
+
+def is_loose(sampler: Sampler) -> bool:
+    """Whether the shape of a tree is decided while it is sampled, answers that end early aside."""
+    if sampler.kind == "flat":
+        return sampler.merge != "none"
+    if sampler.kind == "segment_tree":
+        return sampler.fallback != "none" or sampler.root_branching_max > sampler.branching[0]
+    return True
+
+
+def picture_rows(sampler: Sampler) -> tuple[int, ...]:
+    """Nodes at depth 1, 2, ...: planned, or for samplers without a plan the widest that is typical."""
+    if sampler.kind == "flat" and sampler.budgets:
+        return len(sampler.budgets), sampler.group_size
+    if sampler.kind == "fork_tree":
+        return sampler.trees, sampler.bounds.leaves
+    if sampler.kind == "lookahead":
+        rows = [2]
+        while rows[-1] < sampler.group_size:
+            rows.append(min(2 * rows[-1], sampler.group_size))
+        return tuple(rows)
+    if sampler.kind == "search_tree":
+        return tuple(
+            min(sampler.expand**depth, sampler.bounds.nodes) for depth in range(1, sampler.depth + 1)
+        )
+    return sampler.bounds.per_depth

@@ -9,7 +9,7 @@ from django.db import IntegrityError, connection, transaction
 from django.db.models.functions import Now
 
 from trainer.config import RunConfig
-from trainer.schema.data import JsonlData
+from trainer.schema.data import Data, HubData, JsonlData, ParquetData
 from trainer.text import storable
 from webapp import broker
 from webapp.accounts.models import User
@@ -50,14 +50,26 @@ def check_sources(project: Project, config: RunConfig) -> None:
         raise _wrong(
             "model.path", f"There is no base model called {config.model.path[:80]!r}. Known: {known}."
         )
-    if isinstance(config.data, JsonlData):
-        datasets = Dataset.objects.filter(project=project, spec__kind="jsonl")
-        if not datasets.filter(spec__path=config.data.path).exists():
-            raise _wrong(
-                "data.path",
-                f"{config.data.path[:200]!r} is not a dataset of {project.name}. "
-                f"Import it first: manage.py import_dataset {project.slug} FILE.",
-            )
+    source = source_of(config.data)
+    if source is None:
+        return
+    field, value = source
+    datasets = Dataset.objects.filter(project=project, spec__kind=config.data.kind)
+    if not datasets.filter(**{f"spec__{field}": value}).exists():
+        raise _wrong(
+            f"data.{field}",
+            f"{value[:200]!r} is not a dataset of {project.name}. "
+            f"Import it first: manage.py import_dataset {project.slug} FILE.",
+        )
+
+
+def source_of(data: Data) -> tuple[str, str] | None:
+    """The knob that says where the problems come from, and its value; None when they are generated."""
+    if isinstance(data, JsonlData | ParquetData):
+        return "path", data.path
+    if isinstance(data, HubData):
+        return "name", data.name
+    return None
 
 
 def create_run(

@@ -29,21 +29,34 @@ from webapp.runs import services
 from webapp.runs.config_form import (
     ConfigError,
     FormField,
+    FormSection,
     build_form,
     config_errors,
+    linked_message,
     read_form,
     unseen_fields,
 )
 from webapp.runs.estimate import estimate
 from webapp.runs.events import told_events
+from webapp.runs.method import source_url
 from webapp.runs.models import CLAIMABLE, Run, Worker
 from webapp.runs.panels import panels
+from webapp.runs.picker import preset_groups
 from webapp.runs.querysets import attempts_of, run_states, runs_page
 
 if TYPE_CHECKING:
     from webapp.projects.access import ProjectSeen
 
 DEFAULT_PRESET = "treerpo-tiny"
+FIRST_PRESETS = ("treerpo-tiny", "grpo-tiny", "treepo-tiny")  # what an empty project offers
+GENERATED = ("chain", "graph")
+DATA_KINDS = {
+    "chain": "Chain (generated)",
+    "graph": "Graph (generated)",
+    "jsonl": "JSONL file",
+    "parquet": "Parquet",
+    "datasets": "Data set by name",
+}
 MAX_OVERLAYS = 9
 
 
@@ -56,7 +69,8 @@ def run_list(request: HttpRequest, slug: str) -> HttpResponse:
         "role": project.role,
         "runs": runs,
         "next_before": next_before,
-        "presets": list(PRESETS.values()),
+        "presets": [PRESETS[slug] for slug in FIRST_PRESETS if slug in PRESETS],
+        "n_presets": len(PRESETS),
     }
     return render(request, "runs/list.html", context)
 
@@ -84,7 +98,7 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponseBase:
     if preset is None:
         raise Http404
     typed = {key: value for key, value in sent.items() if isinstance(value, str)}
-    options = _options(project)
+    options = _options(project, typed, preset)
     name = typed.get("name", f"{preset.slug}-{Run.objects.filter(project=project).count() + 1}")
     key = typed.get("idempotency_key", secrets.token_urlsafe(16))
     config, errors = _read(preset, typed, options, is_final=request.method == "POST")
@@ -99,15 +113,21 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponseBase:
     return _show_form(request, project, preset, typed, options, name, key, config, errors)
 
 
-def _options(project: Project) -> dict[str, list[tuple[str, str]]]:
-    """What the text fields of a form may name here."""
-    datasets = Dataset.objects.filter(project=project, spec__kind="jsonl").order_by("name")
-    files = [(str(dataset.spec["path"]), dataset.name) for dataset in datasets]
+def _options(project: Project, typed: Mapping[str, str], preset: Preset) -> dict[str, list[tuple[str, str]]]:
+    """What the text fields of a form may name here: base models, and the project's data. Two queries."""
     models = [(source.slug, source.name) for source in ModelSource.objects.all()[:200]]
-    options = {"model.path": models, "data.path": files}
-    if not files:
-        options["data.kind"] = [("chain", "Chain")]
-    return options
+    sources: dict[str, list[tuple[str, str]]] = {}
+    for dataset in Dataset.objects.filter(project=project).order_by("name"):
+        source = str(dataset.spec.get("path") or dataset.spec.get("name") or "")
+        sources.setdefault(str(dataset.spec.get("kind")), []).append((source, dataset.name))
+    kind = typed.get("data.kind", preset.config.data.kind)
+    kinds = [*GENERATED, *(name for name in ("jsonl", "parquet", "datasets") if name in sources)]
+    return {
+        "model.path": models,
+        "data.kind": [(name, DATA_KINDS[name]) for name in kinds],
+        "data.path": sources.get(kind, []),
+        "data.name": sources.get(kind, []),
+    }
 
 
 def _read(
@@ -154,18 +174,40 @@ def _show_form(
         error=name_error,
     )
     fields = [name_field, *(item for section in sections for item in (*section.fields, *section.advanced))]
+    by_path = {item.path: item for item in fields}
+    told = [_told(error, sections, by_path) for error in errors]
     context = {
         "project": project,
         "role": project.role,
         "preset": preset,
-        "presets": list(PRESETS.values()),
+        "source_url": source_url(preset.source),
+        "unverified": [(path, _field_id(path, fields)) for path in preset.unverified],
+        "preset_groups": preset_groups(PRESETS.values(), preset),
+        "n_algorithms": len({one.algorithm for one in PRESETS.values()}),
         "sections": sections,
         "errors": [(error.path, error.message, _field_id(error.path, fields)) for error in errors],
+        "told": told,
+        "general": [one for one in told if one["general"]],
+        "is_final": request.method == "POST",
         "estimate": asdict(estimate(config)) if config is not None else None,
         "name_field": name_field,
         "idempotency_key": key,
     }
     return render(request, "runs/form.html", context, status=400 if request.method == "POST" else 200)
+
+
+def _told(error: ConfigError, sections: list[FormSection], fields: Mapping[str, FormField]) -> dict[str, Any]:
+    """An error as the page tells it. `general`: it stands beside no field, so the top of the form tells it,
+    with links to all that it names.
+    """
+    place = _field_id(error.path, list(fields.values()))
+    general = error.path not in fields and not any(error.path.startswith(f"{path}.") for path in fields)
+    return {
+        "path": error.path,
+        "field_id": place,
+        "general": general,
+        "pieces": linked_message(error, sections) if general else [(error.message, "")],
+    }
 
 
 def _field_id(path: str, fields: list[FormField]) -> str:

@@ -1,16 +1,24 @@
-// The branching a form's text means. Pure. Only for a picture: the server reads and checks the same text.
+// The picture of one tree: rows of cells, one row per depth. Pure. The server says how many nodes stand in a row.
 
-/** More leaves than this are not worth a picture, and far more are a typing error. */
-const MOST_LEAVES = 100_000;
+/** More cells than this in a row are drawn as one bar. */
+const LEAST_PIXELS = 2;
+
+/** `4 8 16` → [4, 8, 16]; [] when nothing is known. @param {string} text */
+export const rowsOf = (text) => text.split(" ").filter(Boolean).map(Number).filter((row) => Number.isInteger(row) && row > 0);
 
 /**
- * `4, 2, 2` with depth 3 → [4, 2, 2]; one number stands for every depth; null when the text is not (yet) a branching.
- * @param {string} text @param {number} depth @returns {number[] | null}
+ * Left edge and width of every cell of a row, in pixels; a row that is too fine is one bar.
+ * @param {number} count @param {number} width @returns {{left: number, width: number}[]}
  */
-export function shapeOf(text, depth) {
-  const parts = text.split(/[\s,;·×]+/).filter(Boolean).map(Number);
-  if (!parts.length || parts.some((part) => !Number.isInteger(part) || part < 1) || !Number.isInteger(depth) || depth < 1 || depth > 16) return null;
-  const shape = parts.length === 1 ? /** @type {number[]} */ (Array(depth).fill(parts[0])) : parts;
-  if (shape.length !== depth) return null;
-  return shape.reduce((leaves, children) => leaves * children, 1) > MOST_LEAVES ? null : shape;
+export function cells(count, width) {
+  const step = width / count;
+  if (step < LEAST_PIXELS) return [{ left: 0, width }];
+  const gap = step > 4 ? 1.5 : 0.5;
+  return Array.from({ length: count }, (_, i) => ({ left: i * step, width: Math.max(1, step - gap) }));
+}
+
+/** What a screen reader hears of it. @param {number[]} rows @param {boolean} loose */
+export function shapeInWords(rows, loose) {
+  if (!rows.length) return "Shape of one tree: not known yet";
+  return `Shape of one tree: ${loose ? "for example " : ""}${rows.join(", then ")} nodes`;
 }
