@@ -43,6 +43,11 @@ class Outputs:
     values: Tensor | None
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision widened; float32 and float64 as they are."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
 class ModelError(ValueError):
     """A model folder cannot be used; the message says why and what to do."""
 
@@ -141,7 +146,9 @@ class Policy:
                 ).last_hidden_state[0]  # [U, H]
             source, target, values_at = batch.source, batch.target, batch.values_at
         places, back = np.unique(source, return_inverse=True)
-        logits = self.model.lm_head(hidden.index_select(0, torch.from_numpy(places).to(device))).float()
+        logits = at_least_float32(
+            self.model.lm_head(hidden.index_select(0, torch.from_numpy(places).to(device)))
+        )
         if temperature != 1:
             logits = logits / temperature  # [S, V], S places
         total = logits.logsumexp(-1)  # [S]
@@ -155,7 +162,7 @@ class Policy:
         values = None
         if len(values_at) and self.value_head is not None:
             read = hidden.index_select(0, torch.from_numpy(values_at).to(device))
-            values = torch.sigmoid(self.value_head(read).float()[:, 0])
+            values = torch.sigmoid(at_least_float32(self.value_head(read))[:, 0])
         return Outputs(logprobs, entropies, values)
 
 
