@@ -16,7 +16,17 @@ from typing import Any
 from django.db import connection, transaction
 from psycopg.types.json import Jsonb
 
-from trainer.events import CheckpointSaved, Event, Finished, LogLine, Metrics, Progress, Started, TreeSampled
+from trainer.events import (
+    CheckpointSaved,
+    Event,
+    Finished,
+    LogLine,
+    Metrics,
+    PackingChecked,
+    Progress,
+    Started,
+    TreeSampled,
+)
 from trainer.text import storable
 from webapp.limits import MAX_SERIES_PER_RUN
 from webapp.live.poke import poke
@@ -185,6 +195,10 @@ class Recorder:
                 body = event.model_dump(mode="json", exclude={"kind", "time", "step"})
                 rows.event("started", event.step, event.time, body)
                 rows.step = event.step
+            case PackingChecked():
+                # As JSON text: what is not finite is a word there, and the database takes nothing else.
+                body = json.loads(event.model_dump_json(exclude={"kind", "time", "step"}))
+                rows.event("packing_checked", event.step, event.time, body)
             case Finished():
                 body = event.model_dump(mode="json", exclude={"kind", "time", "step"})
                 rows.event("finished", event.step, event.time, body)

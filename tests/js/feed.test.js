@@ -155,3 +155,11 @@ test("a curve that grew too long asks for buckets", () => {
   assert.equal(apply(emptyFeed(7), frame(events.slice(0, -1))).wants, "");
   assert.equal(apply(emptyFeed(7), frame(events)).wants, "reload");
 });
+
+test("the check of packed training is noticed once, by its number", () => {
+  const check = { seq: 2, kind: "packing_checked", step: 1, at: 1, epoch: 1 };
+  const feed = apply(emptyFeed(7), frame([metrics(1, 1, { a: 1 }), check]));
+  assert.equal(feed.packingSeq, 2);
+  assert.equal(feed.cursor, 2);
+  assert.equal(apply(feed, frame([metrics(3, 2, { a: 2 })])).packingSeq, 2);
+});

@@ -20,7 +20,7 @@ from tests.workers.factories import (
     started,
     tree,
 )
-from trainer.events import Progress
+from trainer.events import PackingChecked, Progress
 from webapp import limits
 from webapp.runs.models import Attempt, Checkpoint, Event, Point, Run, Series
 from webapp.trees.models import StoredTree
@@ -125,6 +125,27 @@ def test_stream_becomes_rows() -> None:
     assert run.ended_at is not None
     assert bytes(StoredTree.objects.filter(run=run).order_by("seq")[0].payload) == b"payload"
     assert (recorded.through, recorded.last_seq, recorded.ended) == (11, 15, True)
+
+
+def test_what_the_check_of_packing_found_is_an_event_with_its_numbers() -> None:
+    run = make_run()
+    found = PackingChecked(
+        time=1001.0,
+        step=1,
+        gradient_difference=math.nan,
+        loss_difference=1e-9,
+        packed_tokens=10,
+        flat_tokens=31,
+    )
+    Recorder(claimed(run)).record(numbered([started(), found]))
+    row = Event.objects.get(run=run, kind="packing_checked")
+    assert row.step == 1
+    assert row.body == {
+        "gradient_difference": "NaN",
+        "loss_difference": 1e-9,
+        "packed_tokens": 10,
+        "flat_tokens": 31,
+    }
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))

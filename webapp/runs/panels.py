@@ -28,9 +28,15 @@ _SECTIONS = {
     "reward": "Learning",
     "eval": "Learning",
     "tree": "Tree",
+    "search": "Tree",
     "credit": "Credit",
     "policy": "Policy",
+    "preference": "Policy",
+    "value": "Policy",
+    "expert": "Policy",
     "sampling": "Sampling health",
+    "data": "Sampling health",
+    "verifier": "Sampling health",
     "speed": "Speed",
 }
 

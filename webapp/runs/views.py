@@ -37,8 +37,8 @@ from webapp.runs.config_form import (
     unseen_fields,
 )
 from webapp.runs.estimate import estimate
-from webapp.runs.events import told_events
-from webapp.runs.method import source_url
+from webapp.runs.events import packing_check, told_events
+from webapp.runs.method import method_of, source_url
 from webapp.runs.models import CLAIMABLE, Run, Worker
 from webapp.runs.panels import panels
 from webapp.runs.picker import preset_groups
@@ -225,14 +225,20 @@ def run_context(request: HttpRequest, run_id: int, tab: str) -> dict[str, Any]:
     """What every tab of a run's page shows above the tab. Raises Http404 for strangers."""
     run = get_run(request, run_id)
     (state,) = run_states([run])
-    preset = PRESETS.get(run.preset)
+    try:
+        config = stored_config(run.config)
+    except (
+        ValidationError
+    ):  # stored by another version of this program; the run itself can still be looked at
+        config = None
     return {
         "project": run.project,
         "role": run.role,
         "run": run,
         "state": state,
         "tab": tab,
-        "preset": preset,
+        "method": None if config is None else method_of(config),
+        "packing": None if config is None else packing_check(run, config.training.precision),
         "can_control": may(run.role, Role.EDITOR),
     }
 

@@ -20,7 +20,7 @@ from webapp.runs.querysets import run_states
 from webapp.runs.views import page_cursor, run_context
 from webapp.trees.models import StoredTree
 from webapp.trees.nodes import find_node, node_json, outline, read_tree
-from webapp.trees.querysets import SORTS, steps_with_trees, tree_row, trees_of_step
+from webapp.trees.querysets import MAX_STEP_CELLS, SORTS, steps_with_trees, tree_row, trees_of_step
 
 VIEWS = ("icicle", "outline")
 COLOURS = ("advantage", "value", "verdict", "entropy")
@@ -34,8 +34,10 @@ def run_trees(request: HttpRequest, run_id: int) -> HttpResponse:
     steps = steps_with_trees(run)
     step = page_cursor(request, "step")
     if step is None and steps:
-        newest = run.trees.filter(superseded=False).order_by("-step").values_list("step", flat=True).first()
-        step = steps[-1]["step"] if newest is None else newest
+        step = steps[-1]["step"]
+        if step - steps[0]["step"] >= MAX_STEP_CELLS // 2:  # a cell may name the first of several steps
+            newest = run.trees.filter(superseded=False).order_by("-step")
+            step = newest.values_list("step", flat=True).first() or step
     sort = _one_of(request, "sort", tuple(SORTS))
     trees: list[dict[str, Any]] = []
     following = None

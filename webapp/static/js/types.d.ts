@@ -50,7 +50,7 @@ interface Icicle {
 
 interface WireEvent {
   seq: number;
-  kind: "status" | "started" | "metrics" | "tree" | "checkpoint" | "log" | "finished";
+  kind: "status" | "started" | "metrics" | "tree" | "packing_checked" | "checkpoint" | "log" | "finished";
   step: number | null;
   at: number;
   epoch: number;
@@ -120,6 +120,8 @@ interface Feed {
   marks: readonly Mark[];
   /** Trees stored per step since the page was opened: how many, and the mean value of their roots. */
   trees: ReadonlyMap<number, { n: number; value: number | null }>;
+  /** The newest event that told what packed training's check found; 0 while the page has seen none. */
+  packingSeq: number;
   /** Unix seconds at which the newest event happened, by the server's clock. */
   lastAt: number | null;
   /** What the page has to do before the feed can go on. */

@@ -6,7 +6,7 @@ export const MAX_POINTS = 6000;
 
 /** @param {number} run @returns {Feed} */
 export const emptyFeed = (run) => ({
-  run, cursor: 0, serverSeq: 0, state: null, series: new Map(), marks: [], trees: new Map(), lastAt: null, wants: "",
+  run, cursor: 0, serverSeq: 0, state: null, series: new Map(), marks: [], trees: new Map(), packingSeq: 0, lastAt: null, wants: "",
 });
 
 /**
@@ -56,7 +56,7 @@ function frame(feed, message) {
   const trees = new Map(feed.trees);
   /** Series that are ours to change in this call. @type {Set<string>} */
   const copied = new Set();
-  let marks = feed.marks;
+  let { marks, packingSeq } = feed;
   let lastAt = feed.lastAt;
   for (const event of message.events) {
     if (event.seq <= feed.cursor) continue;
@@ -83,6 +83,8 @@ function frame(feed, message) {
       }
       for (const step of [...trees.keys()]) if (step > event.step) trees.delete(step);
       if (event.step > 0) marks = [...marks, { seq: event.seq, step: event.step, kind: "started", text: `resumed from step ${event.step}` }];
+    } else if (event.kind === "packing_checked") {
+      packingSeq = event.seq;
     } else if (event.kind === "checkpoint" && event.step !== null) {
       marks = [...marks, { seq: event.seq, step: event.step, kind: "checkpoint", text: `checkpoint of step ${event.step}` }];
     } else if (event.kind === "status" && event.step !== null) {
@@ -90,7 +92,7 @@ function frame(feed, message) {
     }
   }
   const long = [...copied].some((name) => /** @type {Series} */ (series.get(name)).step.length > MAX_POINTS);
-  const next = { ...feed, series, trees, marks, lastAt, cursor: message.last_seq };
+  const next = { ...feed, series, trees, marks, packingSeq, lastAt, cursor: message.last_seq };
   return { ...withState(next, message.state), wants: long ? "reload" : feed.wants === "resubscribe" ? "" : feed.wants };
 }
 

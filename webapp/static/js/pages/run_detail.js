@@ -6,6 +6,7 @@ import { stylesOf } from "../charts/styles.js";
 import { byId, data, make, setText, typed } from "../core/dom.js";
 import { statusGlyph, statusWord } from "../core/format.js";
 import { onKeys } from "../core/keys.js";
+import { load } from "../core/regions.js";
 import { onTheme } from "../core/theme.js";
 import { read, write } from "../core/url_state.js";
 import { announce, RunHead, showWords } from "../live/head.js";
@@ -29,6 +30,7 @@ const hidden = new Set((read("hide") ?? "").split(",").filter(Boolean).map(Numbe
 /** @type {[number, number] | null} */
 let window_ = readWindow();
 
+let packingSeq = 0;
 const head = new RunHead();
 const session = new Session(
   {
@@ -44,6 +46,7 @@ const session = new Session(
         head.show(feed.state);
         document.title = document.title.replace(/· step \d+ ·/, `· step ${feed.state.step} ·`);
         waiting(feed.state);
+        if (feed.packingSeq > packingSeq) void showPacking(feed.packingSeq);
       }
       for (const run of changed) showLegendState(run);
       renew();
@@ -236,6 +239,17 @@ for (const run of runs) {
   byId("run-legend").append(item);
 }
 if (runs.length === 1) byId("run-legend").hidden = true;
+
+/** What the check of packed training found, in the server's words. @param {number} seq */
+async function showPacking(seq) {
+  packingSeq = seq;
+  try {
+    await load(location.pathname, ["run-method"]);
+  } catch (error) {
+    if (!(error instanceof Error)) throw error;
+    // The next reload of the page tells it; the curves go on.
+  }
+}
 
 /** @param {number} run */
 function showLegendState(run) {
