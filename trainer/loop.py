@@ -346,6 +346,8 @@ class _Run:
             "speed/cpu_seconds_total": state.cpu_seconds,
         }
         values |= last.figures
+        if self.config.sampler.kind == "flat" and self.config.sampler.merge != "none":
+            values["tree/merged_share"] = 1 - values["tree/unique_tokens"] / values["tree/flat_tokens"]
         if self.config.credit.filter.kind == "zero_variance":
             values |= {
                 "sampling/resample_rounds": float(rollouts.rounds),

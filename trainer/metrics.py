@@ -14,6 +14,7 @@ class Metric:
     unit: str
     formula: str
     better: str = ""  # "higher", "lower" or "" when neither is better
+    only_with: str = ""  # the part of the config that logs it; "" for every run
 
 
 _ALL = (
@@ -100,7 +101,92 @@ _ALL = (
         "lower",
     ),
     Metric("policy/learning_rate", "Learning rate", "", "AdamW's learning rate at this step"),
-    Metric("policy/trained_tokens", "Trained tokens", "tokens", "tokens with loss in this step"),
+    Metric("policy/trained_tokens", "Trained tokens", "tokens", "tokens with loss in this step, each once"),
+    Metric(
+        "policy/computed_tokens",
+        "Computed tokens",
+        "tokens",
+        "tokens that went through the model in training, context included",
+    ),
+    Metric(
+        "policy/kl",
+        "KL to the reference",
+        "nats",
+        "weighted mean of exp(u) - u - 1 over trained tokens, u = log pi_ref - log pi",
+        "lower",
+        "objective.regularizer k3",
+    ),
+    Metric("expert/mu", "Expert weight", "", "CHORD's mu at this step", only_with="objective.expert chord"),
+    Metric(
+        "expert/loss",
+        "Expert loss",
+        "nats",
+        "mean cross-entropy of the worked solutions' tokens",
+        "lower",
+        "objective.expert chord",
+    ),
+    Metric(
+        "preference/pairs",
+        "Pairs",
+        "pairs",
+        "preference pairs of the last update",
+        only_with="objective preference",
+    ),
+    Metric(
+        "preference/margin",
+        "Preference margin",
+        "",
+        "mean of beta (log pi/pi_ref of the chosen - the same of the rejected)",
+        "higher",
+        "objective preference",
+    ),
+    Metric(
+        "preference/accuracy",
+        "Preference accuracy",
+        "",
+        "share of pairs whose chosen branch has the larger log-ratio",
+        "higher",
+        "objective preference",
+    ),
+    Metric(
+        "supervised/loss",
+        "Supervised loss",
+        "nats",
+        "mean cross-entropy of the tokens of correct answers",
+        "lower",
+        "objective supervised",
+    ),
+    Metric(
+        "supervised/value_error",
+        "Value error",
+        "",
+        "mean squared error of the value head at the ends of segments",
+        "lower",
+        "objective supervised",
+    ),
+    Metric(
+        "sampling/resample_rounds",
+        "Resample rounds",
+        "rounds",
+        "further rounds of sampling until the batch was full",
+        "lower",
+        "credit.filter zero_variance",
+    ),
+    Metric(
+        "sampling/dropped_problems",
+        "Dropped problems",
+        "problems",
+        "problems of this step whose answers all have the same reward",
+        "lower",
+        "credit.filter zero_variance",
+    ),
+    Metric(
+        "tree/merged_share",
+        "Merged tokens",
+        "",
+        "1 - unique tokens / flat tokens: what answers have in common",
+        only_with="sampler.merge newline",
+    ),
     Metric(
         "policy/skipped_updates",
         "Skipped updates",

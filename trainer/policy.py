@@ -103,6 +103,18 @@ class Policy:
             )
         return hashed.hexdigest()
 
+    def logprobs(self, tokens: Tensor, rows: Tensor, columns: Tensor, temperature: float) -> Tensor:
+        """Logprobs of chosen tokens given all before them in their row, the plain way: what other ways of
+        computing them are compared with.
+
+        tokens [B, T] int64, padded on the right (causal attention never sees the padding); rows, columns [M]
+        int64 name the chosen tokens, columns >= 1. Returns [M] under softmax(logits / temperature).
+        """
+        hidden: Tensor = self.model.model(input_ids=tokens, use_cache=False).last_hidden_state  # [B, T, H]
+        logits = at_least_float32(self.model.lm_head(hidden[rows, columns - 1])) / temperature  # [M, V]
+        chosen = logits.gather(1, tokens[rows, columns][:, None])[:, 0]  # [M]
+        return chosen - logits.logsumexp(-1)
+
     def add_value_head(self, seed: int) -> None:
         """A head that reads a value in [0, 1] off a hidden state: sigmoid(w h + b), at .5 everywhere to begin
         with. Nothing happens if there is one.

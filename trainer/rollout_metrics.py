@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trainer.tree import CreditState, RolloutTree, Verdict, zero_variance_share
+from trainer.tree import CreditState, FinishReason, RolloutTree, Verdict, zero_variance_share
 
 
 def rollout_metrics(trees: Sequence[RolloutTree]) -> dict[str, float]:
     """`reward/`, `sampling/`, `tree/`, `credit/` and `policy/entropy` of these trees; NaN where nothing was
-    counted.
+    counted. An answer that was sampled several times (merged samples) counts as often; a branch that a search
+    gave up is no answer.
     """
     rewards, correct, leaves, answer_tokens = [], [], 0, 0
     verdicts = np.zeros(len(Verdict), np.int64)
@@ -20,17 +21,19 @@ def rollout_metrics(trees: Sequence[RolloutTree]) -> dict[str, float]:
     entropy = 0.0
     magnitudes: list[float] = []
     for tree in trees:
-        is_leaf = tree.is_leaf()
-        scored = is_leaf & np.isfinite(tree.reward)
+        is_answer = tree.is_leaf() & (tree.finish != FinishReason.PRUNED)
+        copies = np.where(is_answer, tree.copies, 0)
+        scored = is_answer & np.isfinite(tree.reward)
         if scored.any():
-            rewards.append(float(tree.reward[scored].mean()))
-            correct.append(float((tree.verdict[scored] == Verdict.CORRECT).mean()))
-        verdicts += np.bincount(tree.verdict[is_leaf], minlength=len(Verdict))
-        leaves += int(is_leaf.sum())
+            rewards.append(float(np.average(tree.reward[scored], weights=copies[scored])))
+            is_correct = tree.verdict[scored] == Verdict.CORRECT
+            correct.append(float(np.average(is_correct, weights=copies[scored])))
+        verdicts += np.bincount(tree.verdict, copies, minlength=len(Verdict)).astype(np.int64)
+        leaves += int(copies.sum())
         tokens = tree.token_counts()
         tokens[0] = 0
         unique += int(tokens.sum())
-        answer_tokens += int((tokens * tree.leaf_counts()).sum())
+        answer_tokens += int((tokens * tree.sum_over_leaves(copies.astype(np.float64))).sum())
         entropy += float(tree.entropies[tree.token_offsets[1] :].sum()) if tree.n_nodes > 1 else 0.0
         carries = _carries_credit(tree)
         credited += int(tokens[carries].sum())

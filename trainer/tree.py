@@ -444,7 +444,7 @@ def summarise(tree: RolloutTree) -> TreeSummary:
         n_errors=int(verdicts[Verdict.ERROR]),
         depth=int(tree.depths().max()),
         tokens=int(tokens[1:].sum()),
-        tokens_flat=int((tokens[1:] * tree.leaf_counts()[1:]).sum()),
+        tokens_flat=int((tokens[1:] * tree.answer_counts()[1:]).sum()),
         value=float(tree.value[ROOT]),
         advantage_min=float(credited.min()) if len(credited) else float("nan"),
         advantage_max=float(credited.max()) if len(credited) else float("nan"),

@@ -98,9 +98,12 @@ def test_an_unknown_key_names_the_nearest_one() -> None:
 
 def test_an_unknown_kind_or_preset_names_those_there_are() -> None:
     assert "'flat', 'segment_tree'" in problems("sampler: {kind: bush}")["sampler"]
-    assert problems("preset: magic") == {
-        "preset": "there is no preset 'magic'; there are treerpo-tiny, grpo-tiny"
-    }
+    found = problems("preset: magic")["preset"]
+    assert found.startswith("there is no preset 'magic'; there are treerpo, grpo, ")
+    assert found.endswith("step-grpo+, each also with -tiny")
+    assert config_from_yaml("preset: TreeRPO").preset == "treerpo"
+    assert config_from_yaml("preset: Tree GRPO").preset == "tree-grpo"
+    assert config_from_yaml("preset: TreeAdv").preset == "treeadv-tiny"  # no source gives its setting
     assert problems("preset: [1]")["preset"].startswith("there is no preset [1]")
 
 

@@ -245,6 +245,7 @@ def test_chain_streams_without_end_and_never_meets_its_evaluation() -> None:
             f"chain-3-train-4-{i}",
             problem_at(4, "train", i, 3).prompt,
             str(problem_at(4, "train", i, 3).answer),
+            problem_at(4, "train", i, 3).solution,
         )
         for i in range(40, 60)
     ]

@@ -147,7 +147,7 @@ def test_digest_sees_order_and_can_be_read_on_the_way() -> None:
 
 def test_event_schema_can_be_written_down() -> None:
     schema = TypeAdapter(Event).json_schema()
-    assert len(schema["oneOf"]) == 7
+    assert len(schema["oneOf"]) == 8
 
 
 def test_metrics_have_names_that_events_accept() -> None:

@@ -3,10 +3,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from trainer.checkpoint import CheckpointError, list_checkpoints
 from trainer.config import RunConfig
@@ -23,7 +23,7 @@ from trainer.events import (
     TreeSampled,
 )
 from trainer.loop import Outcome, train
-from trainer.losses import PolicyLoss, clipped_policy_loss
+from trainer.losses import LossPart, policy_loss
 from trainer.metrics import METRICS
 from trainer.policy import ModelError, Policy, load_policy
 from trainer.tree import CreditState, RolloutTree, Verdict, summarise
@@ -93,7 +93,7 @@ def test_a_run_says_what_happened_in_order(whole: Run) -> None:
         return [("metrics", n), ("tree", n), ("tree", n), ("tree", n)]
 
     assert said == [
-        ("started", 0), ("metrics", 0),
+        ("started", 0), ("metrics", 0), ("packing_checked", 1),
         *step(1), *step(2), ("metrics", 2), ("checkpoint", 2),
         *step(3), *step(4), ("metrics", 4), ("checkpoint", 4),
     ]  # fmt: skip
@@ -103,7 +103,7 @@ def test_a_run_says_what_happened_in_order(whole: Run) -> None:
 
 def test_every_metric_is_logged_under_its_documented_name(whole: Run) -> None:
     seen = {name for e in whole.events if isinstance(e, Metrics) for name in e.values}
-    assert seen == set(METRICS)
+    assert seen == {metric.name for metric in METRICS.values() if not metric.only_with}
     per_step = [set(e.values) for e in whole.events if isinstance(e, Metrics) and "policy/loss" in e.values]
     assert all(names == per_step[0] for names in per_step)
 
@@ -249,13 +249,15 @@ def poisoned_updates(monkeypatch: pytest.MonkeyPatch, *bad: int) -> None:
     """Make the losses of these updates (counted from 1) NaN."""
     count = 0
 
-    def sometimes(*args: torch.Tensor, clip_low: float, clip_high: float) -> PolicyLoss:
+    def sometimes(*args: Any) -> LossPart:
         nonlocal count
         count += 1
-        found = clipped_policy_loss(*args, clip_low=clip_low, clip_high=clip_high)
-        return PolicyLoss(found.loss * math.nan, found.clipped, found.gap) if count in bad else found
+        found = policy_loss(*args)
+        return LossPart(found.loss * math.nan, found.figures) if count in bad else found
 
-    monkeypatch.setattr("trainer.optim.clipped_policy_loss", sometimes)
+    monkeypatch.setattr("trainer.optim.policy_loss", sometimes)
+    # The comparison of packed and flat is no update, and is not counted.
+    monkeypatch.setattr("trainer.loop.check_packing", lambda *_: None)
 
 
 def test_an_update_that_is_not_finite_is_skipped_counted_and_told(

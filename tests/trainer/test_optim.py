@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -9,12 +11,11 @@ import pytest
 import torch
 
 from tests.trainer.trees import T1, T2, credit_tree, tree_of
-from trainer.optim import Optimiser, UpdateStopped
-from trainer.packing import pack
+from trainer.optim import Optimiser, UpdateData, UpdateStopped
 from trainer.policy import Policy
 from trainer.presets import PRESETS
 from trainer.schema.credit import CreditConfig
-from trainer.schema.objective import PolicyObjective
+from trainer.schema.objective import K3Regularizer, PolicyObjective
 from trainer.schema.training import TrainingConfig
 from trainer.tree import CreditState, RolloutTree
 
@@ -62,9 +63,17 @@ def flat_loss(
     return -torch.stack(terms).sum() / (sum(counts) if aggregate == "token_mean" else len(counts))
 
 
-def recording(policy: Policy, training: TrainingConfig) -> tuple[Optimiser, list[torch.Tensor]]:
+def sampled_data(optimiser: Optimiser, trees: list[RolloutTree]) -> UpdateData:
+    """One update whose old logprobs are the sampler's, here random ones."""
+    (data,) = optimiser.data([trees], [], 1)
+    return replace(data, old=[tree.logprobs.astype(np.float64) for tree in trees])
+
+
+def recording(
+    policy: Policy, training: TrainingConfig, objective: PolicyObjective | None = None, spread: str = "node"
+) -> tuple[Optimiser, list[torch.Tensor]]:
     """An optimiser that notes the gradients it would step along, and where it notes them."""
-    optimiser = Optimiser(policy, training)
+    optimiser = Optimiser(policy, training, objective, spread)
     seen: list[torch.Tensor] = []
 
     def step() -> None:
@@ -87,15 +96,8 @@ def test_packed_loss_and_gradient_equal_the_flattened_ones(
     norm = torch.nn.utils.get_total_norm(gradients)
 
     training = TrainingConfig(microbatch_tokens=microbatch_tokens, max_grad_norm=1000)
-    optimiser, seen = recording(policy, training)
-    batch = pack(trees, config.spread, aggregate)
-    result = optimiser.update(
-        batch,
-        PolicyObjective(aggregate=aggregate),
-        step=1,
-        temperature=1.0,
-        should_stop=lambda: False,
-    )
+    optimiser, seen = recording(policy, training, PolicyObjective(aggregate=aggregate), config.spread)
+    result = optimiser.update(sampled_data(optimiser, trees), step=1, should_stop=lambda: False)
     assert result.is_applied
     assert result.loss == pytest.approx(float(expected.detach()), rel=1e-5)
     assert result.grad_norm == pytest.approx(float(norm), rel=1e-5)
@@ -106,24 +108,18 @@ def test_packed_loss_and_gradient_equal_the_flattened_ones(
 
 
 def update(policy: Policy, optimiser: Optimiser, stop: bool = False) -> Any:
-    return optimiser.update(
-        pack(forest(TREERPO), "node", "token_mean"),
-        PolicyObjective(),
-        step=1,
-        temperature=1.0,
-        should_stop=lambda: stop,
-    )
+    data = sampled_data(optimiser, forest(TREERPO))
+    return optimiser.update(data, step=1, should_stop=lambda: stop)
 
 
 def test_an_update_that_is_not_finite_leaves_the_weights_alone(policy: Policy) -> None:
     optimiser = Optimiser(policy, TrainingConfig())
     tree = forest(TREERPO)[0]
-    tree.logprobs[-3:] = -np.inf
-    tree.logprobs[-6:] = -np.inf
-    batch = pack([tree], "node", "token_mean")
-    batch.old_logprobs[:] = -np.inf
+    data = sampled_data(optimiser, [tree])
+    assert data.old is not None
+    data.old[0][:] = -np.inf
     before = policy.weights_sha256()
-    result = optimiser.update(batch, PolicyObjective(), step=1, temperature=1.0, should_stop=lambda: False)
+    result = optimiser.update(data, step=1, should_stop=lambda: False)
     assert not result.is_finite
     assert not result.is_applied
     assert policy.weights_sha256() == before
@@ -141,10 +137,9 @@ def test_a_stop_leaves_the_weights_alone(policy: Policy) -> None:
 
 def test_a_batch_without_credit_is_no_update(policy: Policy) -> None:
     before = policy.weights_sha256()
-    batch = pack([credit_tree(tree_of([[1, 1]]), TREERPO)], "node", "token_mean")
-    result = Optimiser(policy, TrainingConfig()).update(
-        batch, PolicyObjective(), step=1, temperature=1.0, should_stop=lambda: False
-    )
+    optimiser = Optimiser(policy, TrainingConfig())
+    (data,) = optimiser.data([[credit_tree(tree_of([[1, 1]]), TREERPO)]], [], 1)
+    result = optimiser.update(data, step=1, should_stop=lambda: False)
     assert result.is_finite
     assert not result.is_applied
     assert result.trained_tokens == 0
@@ -173,3 +168,38 @@ def test_gradient_is_clipped_to_its_limit(policy: Policy) -> None:
     result = update(policy, optimiser)
     assert result.grad_norm > 1e-2
     assert float(torch.nn.utils.get_total_norm(seen)) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_gap_that_is_not_a_number_stays_one(policy: Policy) -> None:
+    optimiser = Optimiser(policy, TrainingConfig())
+    trees = forest(TREERPO)
+    (data,) = optimiser.data([trees], [], 1)
+    result, _ = optimiser.gradient(data, lambda: False)
+    assert result.logprob_gap > 0
+    trees[0].logprobs[:] = np.nan
+    (data,) = optimiser.data([trees], [], 1)
+    result, _ = optimiser.gradient(data, lambda: False)
+    assert math.isnan(result.logprob_gap)
+
+
+def test_a_kl_term_without_a_reference_is_refused(policy: Policy) -> None:
+    optimiser = Optimiser(policy, TrainingConfig(), PolicyObjective(regularizer=K3Regularizer()))
+    with pytest.raises(ValueError, match="reference model"):
+        optimiser.data([forest(TREERPO)], [], 1)
+
+
+def test_log_ratios_to_the_reference_are_summed_over_answers(policy: Policy) -> None:
+    optimiser = Optimiser(policy, TrainingConfig(), reference=policy)
+    tree = forest(GRPO)[0]
+    (ratios,) = optimiser.leaf_log_ratios([tree])
+    leaf = int(np.flatnonzero(tree.is_leaf())[1])
+    path = tree.path(leaf)
+    ids = np.concatenate([tree.tokens[tree.token_offsets[n] : tree.token_offsets[n + 1]] for n in path])
+    old = np.concatenate([tree.logprobs[tree.token_offsets[n] : tree.token_offsets[n + 1]] for n in path])
+    start = int(tree.token_counts()[0])
+    columns = torch.arange(start, len(ids))
+    row = torch.from_numpy(ids.astype(np.int64))[None]
+    with torch.no_grad():
+        known = policy.logprobs(row, torch.zeros_like(columns), columns, 1.0)
+    assert ratios[leaf] == pytest.approx(float(old[start:].sum() - known.sum()), abs=1e-4)
+    assert (ratios[~tree.is_leaf()] == 0).all()
