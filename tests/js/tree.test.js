@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import { decodeColumns } from "../../webapp/static/js/tree/columns.js";
+import { look, lookOf, signalOf, spoken, times, withoutCredit } from "../../webapp/static/js/tree/signals.js";
 import { hit } from "../../webapp/static/js/tree/hit.js";
 import { firstRightOf, layout, visibleBoxes } from "../../webapp/static/js/tree/layout.js";
 import { around, bringIn, fit, transformOf, viewOf } from "../../webapp/static/js/tree/viewport.js";
@@ -185,7 +186,7 @@ test("correct leaves below each node", () => {
 /** The binary form, written by hand as the contract has it. */
 function binary(parent, changes = {}) {
   const n = parent.length;
-  const kinds = { parent: "int32", n_leaves: "int32", tokens: "int32", value: "float32", advantage: "float32", entropy: "float32", logprob: "float32", verdict: "uint8", finish: "uint8", credit_state: "uint8" };
+  const kinds = { parent: "int32", n_leaves: "int32", tokens: "int32", copies: "int32", visits: "int32", value: "float32", advantage: "float32", entropy: "float32", logprob: "float32", verdict: "uint8", finish: "uint8", credit_state: "uint8" };
   const size = { int32: 4, float32: 4, uint8: 1 };
   let offset = 0;
   const columns = Object.entries(kinds).map(([name, dtype]) => {
@@ -221,4 +222,36 @@ test("columns that do not fit together are refused with a reason", () => {
   assert.throws(() => decodeColumns(binary([-1, 0, 2, 1])), /breadth-first/);
   assert.throws(() => decodeColumns(binary([-1, 0, 1, 0])), /Node 3 has parent 0/);
   assert.throws(() => decodeColumns(binary([0, 0])), /Node 0 has parent 0/);
+});
+
+/** A root and a node for every credit state, as `trainer.tree.CreditState` numbers them. */
+function states() {
+  const words = ["none", "credited", "dropped_by_filter", "only_child", "no_reward", "per_path", "not_selected", "given", "no_advantage"];
+  const n = 1 + words.length;
+  const advantage = Float32Array.from([NaN, NaN, 0.5, ...Array(n - 3).fill(NaN)]);
+  return {
+    n, advantage, parent: Int32Array.from([-1, ...Array(n - 1).fill(0)]),
+    credit_state: Uint8Array.from([0, ...words.keys()]), value: Float32Array.from([0.5, ...Array(n - 1).fill(NaN)]), entropy: new Float32Array(n),
+    copies: Int32Array.from([0, 1, 3, ...Array(n - 3).fill(1)]), visits: new Int32Array(n).fill(4), n_leaves: new Int32Array(n).fill(1), tokens: new Int32Array(n).fill(2),
+    verdict: new Uint8Array(n), finish: new Uint8Array(n), logprob: new Float32Array(n),
+    labels: { verdict: ["none"], finish: ["none"], credit_state: words, credit: words.map((word) => (word === "credited" || word === "none" ? "" : `say ${word}`)) },
+  };
+}
+
+test("only what could have had credit and has none is hatched", () => {
+  const columns = states();
+  const byAdvantage = [...Array(columns.n).keys()].map((node) => look(columns, signalOf(columns, "advantage", "light"), node));
+  assert.deepEqual(byAdvantage, ["context", "hatched", "credit", "hatched", "hatched", "hatched", "plain", "hatched", "context", "plain"]);
+  const byValue = [...Array(columns.n).keys()].map((node) => look(columns, signalOf(columns, "value", "light"), node));
+  assert.equal(byValue[8], "context", "what was given is context whatever the colour is");
+  assert.equal(byValue[6], "hatched", "a missing value has one reason");
+  assert.deepEqual([lookOf(5, false), lookOf(7, false), lookOf(8, false), lookOf(2, false), lookOf(2, true)], ["plain", "context", "plain", "hatched", "context"]);
+});
+
+test("equal answers, visits and missing credit are said", () => {
+  const columns = states();
+  assert.deepEqual([times(columns, 1), times(columns, 2)], ["", "×3"]);
+  assert.match(spoken(columns, 2, "2", 0), /advantage plus 0.50, 3 equal answers, 2 tokens, 4 visits$/);
+  assert.match(spoken(columns, 6, "6", 0), /say per_path/);
+  assert.equal(withoutCredit(columns, 1), "no credit");
 });

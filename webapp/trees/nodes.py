@@ -21,6 +21,7 @@ from trainer.intervals import wilson_interval
 from trainer.tree import ROOT, CreditState, FinishReason, RolloutTree, Verdict
 from webapp.errors import RequestError
 from webapp.trees.models import StoredTree
+from webapp.trees.words import CREDIT_WORDS, FINISH_WORDS
 
 MAX_SIBLINGS = 200  # and members of a group, around the node
 MAX_OUTLINE_ROWS = 2000
@@ -49,6 +50,8 @@ def columns(tree: RolloutTree) -> bytes:
         "parent": tree.parent.astype("<i4"),
         "n_leaves": tree.leaf_counts().astype("<i4"),
         "tokens": tree.token_counts().astype("<i4"),
+        "copies": tree.copies.astype("<i4"),
+        "visits": tree.visits.astype("<i4"),
         "value": tree.value.astype("<f4"),
         "advantage": tree.advantage.astype("<f4"),
         "entropy": _mean_per_node(tree, tree.entropies).astype("<f4"),
@@ -69,6 +72,7 @@ def columns(tree: RolloutTree) -> bytes:
         "verdict": [member.word for member in Verdict],
         "finish": [member.word for member in FinishReason],
         "credit_state": [member.word for member in CreditState],
+        "credit": [CREDIT_WORDS[member] for member in CreditState],
     }
     header = json.dumps(
         {"n_nodes": tree.n_nodes, "columns": listed, "labels": labels, "names_from": "parent"},
@@ -103,44 +107,59 @@ def node_json(tree: RolloutTree, node: int, plan: CreditPlan) -> dict[str, Any]:
     shape = _Shape(tree)
     leaves = shape.leaves_below(node)
     scored = leaves[np.isfinite(tree.reward[leaves])]
-    n_correct = int((tree.verdict[leaves] == Verdict.CORRECT).sum())
-    verdict = Verdict(int(tree.verdict[node]))
+    n_scored = int(tree.copies[scored].sum())
+    correct = leaves[tree.verdict[leaves] == Verdict.CORRECT]
+    n_correct = int(tree.copies[correct].sum())
+    audit = _audit(tree, node, plan)
+    siblings = shape.siblings_near(node)
     return {
         "node": shape.name(node),
         "depth": len(tree.path(node)) - 1,
         "text": tree.texts[node],
         "tokens": int(tree.token_counts()[node]),
         "value": _number(tree.value[node]),
-        "leaf_mean": _number(tree.reward[scored].mean()) if len(scored) else None,
+        "leaf_mean": _number(np.average(tree.reward[scored], weights=tree.copies[scored]))
+        if n_scored
+        else None,
         "n_leaves": len(leaves),
+        "n_answers": int(tree.copies[leaves].sum()),
         "n_correct": n_correct,
-        "n_scored": len(scored),
-        "wilson": wilson_interval(n_correct, len(scored)) if len(scored) else None,
+        "n_scored": n_scored,
+        "wilson": wilson_interval(n_correct, n_scored) if n_scored else None,
         "parent_value": None if node == ROOT else _number(tree.value[tree.parent[node]]),
         "advantage": _number(tree.advantage[node]),
-        "credit_state": CreditState(int(tree.credit_state[node])).word,
-        "verdict": verdict.word,
+        **_credit_words(tree, node),
+        "verdict": Verdict(int(tree.verdict[node])).word,
         "finish": FinishReason(int(tree.finish[node])).word,
+        "finish_words": FINISH_WORDS[FinishReason(int(tree.finish[node]))],
+        "reward": _number(tree.reward[node]),
+        "copies": int(tree.copies[node]),
+        "visits": int(tree.visits[node]),
+        "subgroup": _subgroup(tree, node, plan),
         "answer": tree.answers[node],
         "reference_answer": tree.reference_answer,
         "n_siblings": len(shape.siblings(node)),
+        "group_is_siblings": {row["node"] for row in audit["group"]} == {shape.name(s) for s in siblings},
         "siblings": [
             {
                 "node": shape.name(other),
                 "value": _number(tree.value[other]),
                 "advantage": _number(tree.advantage[other]),
+                **_credit_words(tree, other),
                 "text_start": text_start(tree.texts[other]),
                 "n_leaves": int(shape.n_leaves[other]),
+                "copies": int(tree.copies[other]),
             }
-            for other in shape.siblings_near(node)
+            for other in siblings
         ],
-        "audit": _audit(tree, node, plan),
+        "audit": audit,
         "path": [
             {
                 "node": shape.name(part),
                 "text": tree.texts[part],
                 "value": _number(tree.value[part]),
                 "advantage": _number(tree.advantage[part]),
+                **_credit_words(tree, part),
                 "verdict": Verdict(int(tree.verdict[part])).word,
                 "siblings": [
                     {"node": shape.name(other), "value": _number(tree.value[other])}
@@ -152,6 +171,21 @@ def node_json(tree: RolloutTree, node: int, plan: CreditPlan) -> dict[str, Any]:
         ],
         "leaf_path_suggestion": shape.name(_best_leaf(tree, leaves, node)),
     }
+
+
+def _credit_words(tree: RolloutTree, node: int) -> dict[str, str]:
+    state = CreditState(int(tree.credit_state[node]))
+    return {"credit_state": state.word, "credit_words": CREDIT_WORDS[state]}
+
+
+def _subgroup(tree: RolloutTree, node: int, plan: CreditPlan) -> str:
+    """`budget 50 tokens`, or `tree 2 of 3`; "" where a problem has but one tree."""
+    number, count = int(tree.subgroup[node]), int(tree.subgroup.max()) + 1
+    if node == ROOT or count == 1:
+        return ""
+    if number < len(plan.budgets):
+        return f"budget {plan.budgets[number]:,} tokens"
+    return f"tree {number + 1} of {count}"
 
 
 def _audit(tree: RolloutTree, node: int, plan: CreditPlan) -> dict[str, Any]:
@@ -177,6 +211,7 @@ def _audit(tree: RolloutTree, node: int, plan: CreditPlan) -> dict[str, Any]:
                 "node": row.name,
                 "value": _number(row.value),
                 "advantage": _number(tree.advantage[row.node]),
+                **_credit_words(tree, row.node),
                 "weight": _number(row.weight),
                 "in_group": row.in_group,
                 "text_start": text_start(tree.texts[row.node]),
@@ -280,8 +315,9 @@ def outline(tree: RolloutTree, selected: int) -> tuple[list[dict[str, Any]], boo
                 "text_start": text_start(tree.texts[node]),
                 "value": _number(tree.value[node]),
                 "advantage": _number(tree.advantage[node]),
-                "credit_state": CreditState(int(tree.credit_state[node])).word,
+                **_credit_words(tree, node),
                 "verdict": Verdict(int(tree.verdict[node])).word,
+                "copies": int(tree.copies[node]),
                 "tokens": int(tokens[node]),
                 "selected": node == selected,
             }

@@ -8,6 +8,7 @@ import numpy as np
 from django.db.models import Avg, BinaryField, Case, Count, F, Func, IntegerField, Max, Min, Q, When
 from django.db.models.expressions import OrderBy
 from django.db.models.lookups import LessThanOrEqual
+from numpy.typing import NDArray
 
 from trainer.tree import RolloutTree
 from webapp.limits import MAX_PAGE_SIZE
@@ -49,8 +50,19 @@ def icicle(payload: bytes | memoryview) -> dict[str, Any] | None:
         return None
     if full.n_nodes > ICICLE_MAX_NODES + 1:
         return None
-    advantage = [round(float(a), 4) if np.isfinite(a) else None for a in full.advantage]
-    return {"parent": full.parent.tolist(), "advantage": advantage, "verdict": full.verdict.tolist()}
+    has_credit = bool(np.isfinite(full.advantage).any())
+    drawn = {
+        "parent": full.parent.tolist(),
+        "advantage": _rounded(full.advantage),
+        "state": full.credit_state.tolist(),
+        "verdict": full.verdict.tolist(),
+    }
+    # A run that trains on pairs or verified answers has no advantages: its trees are told apart by values.
+    return drawn if has_credit else {**drawn, "value": _rounded(full.value)}
+
+
+def _rounded(numbers: NDArray[np.float64]) -> list[float | None]:
+    return [round(float(number), 4) if np.isfinite(number) else None for number in numbers]
 
 
 def trees_of_step(

@@ -66,7 +66,10 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
     node = find_or_404(tree, request.GET.get("n", "0"))
     config = stored_config(stored.run.config)
     rows, is_cut = outline(tree, node)
-    view, colour = _one_of(request, "view", VIEWS), _one_of(request, "color", COLOURS)
+    view = _one_of(request, "view", VIEWS)
+    # Without advantages a tree is told apart by its values.
+    usual = "advantage" if config.objective.kind == "policy" else "value"
+    colour = _one_of(request, "color", (usual, *(name for name in COLOURS if name != usual)))
     for row in rows:
         row["url"] = f"{reverse('tree-detail', args=[stored.id])}?n={row['node']}&view={view}&color={colour}"
     siblings, _ = trees_of_step(stored.run, stored.step, limit=200, icicles=False)
@@ -78,6 +81,7 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
         "siblings_of_step": siblings,
         "view": view,
         "color": colour,
+        "usual_colour": usual,
     }
     return render(request, "trees/detail.html", context)
 

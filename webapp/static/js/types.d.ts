@@ -45,8 +45,14 @@ interface TreeRow {
 interface Icicle {
   parent: number[];
   advantage: (number | null)[];
+  /** Credit states, as `trainer.tree.CreditState` numbers them. */
+  state: number[];
   verdict: number[];
+  /** Only where no node has an advantage. */
+  value?: (number | null)[];
 }
+/** How a node without a number is drawn. */
+type Look = "credit" | "plain" | "context" | "hatched";
 
 interface WireEvent {
   seq: number;
@@ -142,6 +148,10 @@ interface TreeColumns {
   parent: Int32Array;
   n_leaves: Int32Array;
   tokens: Int32Array;
+  /** Of a leaf: how many sampled answers ended in just this one. */
+  copies: Int32Array;
+  /** Of a search; 0 elsewhere. */
+  visits: Int32Array;
   value: Float32Array;
   /** NaN: no credit. */
   advantage: Float32Array;
@@ -150,7 +160,8 @@ interface TreeColumns {
   verdict: Uint8Array;
   finish: Uint8Array;
   credit_state: Uint8Array;
-  labels: { verdict: string[]; finish: string[]; credit_state: string[] };
+  /** `credit`: what stands in place of a missing advantage, by credit state. */
+  labels: { verdict: string[]; finish: string[]; credit_state: string[]; credit: string[] };
 }
 
 /** Where every node of an icicle lies. x runs in leaves: a leaf is one wide. */

@@ -13,7 +13,7 @@ import { layout } from "../tree/layout.js";
 import { drawLegend } from "../tree/legend.js";
 import { Outline } from "../tree/outline.js";
 import { colourSegments, interceptNodeLinks } from "../tree/reader.js";
-import { SIGNALS, signalOf, spoken } from "../tree/signals.js";
+import { look, SIGNALS, signalOf, spoken, times, withoutCredit } from "../tree/signals.js";
 import { countBelow, move, nameOf, nextAlike, nodeNamed } from "../tree/walk.js";
 
 const root = byId("tree-layout");
@@ -35,7 +35,7 @@ try {
 }
 
 async function open() {
-  const columns = decodeColumns(await (await request(`/trees/${treeId}/columns`)).arrayBuffer());
+  const columns = decodeColumns(await (await request(`/trees/${treeId}/columns?v=2`)).arrayBuffer());
   const tree = layout(columns.parent);
   const correct = countBelow(tree, columns.verdict, columns.labels.verdict.indexOf("correct"));
   let signal = signalOf(columns, signalNamed(root.dataset.colour), theme());
@@ -76,19 +76,30 @@ async function open() {
   function mark() {
     canvas.select(selected);
     outline.select(selected);
-    drawLegend(byId("colour-legend"), signal, /** @type {number} */ (signal.values[selected]));
+    drawLegend(byId("colour-legend"), signal, /** @type {number} */ (signal.values[selected]), looks());
     document.title = document.title.replace(/node \S+/, `node ${nameOf(tree, selected)}`);
     root.dataset.node = nameOf(tree, selected);
     canvasElement.setAttribute("aria-description", spoken(columns, selected, nameOf(tree, selected), /** @type {number} */ (correct[selected])));
     hint(-1);
   }
 
+  /** How the nodes without a number are drawn, in a word each; the prompt needs no legend. */
+  function looks() {
+    /** @type {Map<Look, string>} */
+    const found = new Map();
+    for (let node = 1; node < columns.n; node++) {
+      const kind = look(columns, signal, node);
+      if (!found.has(kind)) found.set(kind, kind !== "hatched" ? withoutCredit(columns, node) : signal.signal === "advantage" ? "no credit" : "nothing scored");
+    }
+    return found;
+  }
+
   function decorate() {
     colourSegments(byId("reader"), (name) => {
       const node = nodeNamed(tree, name);
-      if (node <= 0) return "transparent";
-      const level = signal.scale.level(/** @type {number} */ (signal.values[node]));
-      return level < 0 ? null : signal.scale.fill(level);
+      const kind = node < 0 ? "context" : look(columns, signal, node);
+      if (kind !== "credit") return kind === "hatched" ? null : "transparent";
+      return signal.scale.fill(signal.scale.level(/** @type {number} */ (signal.values[node])));
     });
   }
 
@@ -103,10 +114,12 @@ async function open() {
     const at = node < 0 ? selected : node;
     const advantage = /** @type {number} */ (columns.advantage[at]);
     const name = nameOf(tree, at);
-    const words = [name, `V ${number(columns.value[at], 3)}`, `${correct[at]}/${columns.n_leaves[at]} ✓`];
-    if (at > 0) words.push(Number.isNaN(advantage) ? "no credit" : `A ${signed(advantage, 3)}`);
-    words.push(`${columns.tokens[at]} tok`, textStarts.get(name) ?? "");
-    setText(byId("icicle-hint"), words.join("   "));
+    const words = [name, times(columns, at), `V ${number(columns.value[at], 3)}`, `${correct[at]}/${columns.n_leaves[at]} ✓`];
+    if (at > 0) words.push(Number.isNaN(advantage) ? withoutCredit(columns, at) : `A ${signed(advantage, 3)}`);
+    words.push(`${columns.tokens[at]} tok`);
+    if (columns.visits[at]) words.push(`${columns.visits[at]} visits`);
+    words.push(textStarts.get(name) ?? "");
+    setText(byId("icicle-hint"), words.filter(Boolean).join("   "));
   }
 
   // ---- view and colour
@@ -128,7 +141,7 @@ async function open() {
     canvas.show(scene(), true);
     mark();
     decorate();
-    write({ color: next === "advantage" ? null : next });
+    write({ color: next === root.dataset.usualColour ? null : next });
   }
   const choice = typed("colour-choice", HTMLSelectElement);
   choice.value = signal.signal;

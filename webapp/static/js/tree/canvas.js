@@ -5,7 +5,7 @@ import { OUTCOME } from "./colour.js";
 import { hit } from "./hit.js";
 import { visibleBoxes } from "./layout.js";
 import { hatch, outcome, sized } from "./paint.js";
-import { label, verdictGlyph } from "./signals.js";
+import { label, look, times, verdictGlyph, withoutCredit } from "./signals.js";
 import { around, bringIn, fit, transformOf, viewOf } from "./viewport.js";
 import { pathTo } from "./walk.js";
 
@@ -182,7 +182,8 @@ export class TreeCanvas {
   /** @param {Scene} scene @param {Box} box @param {CanvasPattern} hatching @returns {string | CanvasPattern} */
   #fillOf(scene, box, hatching) {
     const { columns, layout, signal } = scene;
-    if (box.from === 0) return colour("--sunken");
+    const kind = look(columns, signal, box.from);
+    if (kind === "context") return colour("--sunken");
     if (signal.signal === "verdict") {
       const tones = OUTCOME[theme()];
       const verdict = columns.labels.verdict[/** @type {number} */ (columns.verdict[box.from])];
@@ -198,7 +199,8 @@ export class TreeCanvas {
       weight += /** @type {number} */ (layout.leaves[i]);
     }
     const level = weight ? signal.scale.level(sum / weight) : -1;
-    return level < 0 ? hatching : signal.scale.fill(level);
+    if (level >= 0) return signal.scale.fill(level);
+    return kind === "plain" ? colour("--line") : hatching;
   }
 
   /** @param {CanvasRenderingContext2D} ctx @param {Scene} scene @param {number} row @param {Box[]} boxes */
@@ -210,22 +212,26 @@ export class TreeCanvas {
       if (box.from !== box.to || room < LABEL_FROM - 10) continue;
       const node = box.from;
       const value = /** @type {number} */ (signal.values[node]);
-      const plain = node === 0 || signal.signal === "verdict" || Number.isNaN(value);
+      const kind = look(columns, signal, node);
+      const plain = kind !== "credit" || signal.signal === "verdict" || Number.isNaN(value);
       const verdict = columns.labels.verdict[/** @type {number} */ (columns.verdict[node])] ?? "";
       const isLeaf = verdict !== "none" && node > 0;
       ctx.fillStyle = plain ? (signal.signal === "verdict" && isLeaf && verdict !== "unparsed" ? colour("--surface") : colour("--text-1")) : signal.scale.ink(signal.scale.level(value));
       const y = row * ROW + ROW / 2;
       let text = node === 0 ? `V ${label("value", /** @type {number} */ (columns.value[0]))}` : signal.signal === "verdict" ? (isLeaf ? verdictGlyph(verdict) : "") : label(signal.signal, value);
-      if (node > 0 && Number.isNaN(value) && signal.signal === "advantage") text = room > 60 ? "no credit" : "";
+      if (node > 0 && kind !== "credit") text = signal.signal === "advantage" || kind === "context" ? fitted(ctx, withoutCredit(columns, node), room > 60 ? room : 0) : "";
+      const equal = times(columns, node);
+      if (equal && room > 60) text = `${text} ${equal}`.trim();
+      const plated = kind === "hatched" && signal.signal !== "verdict";
       if (text) {
-        if (plain && node > 0 && signal.signal !== "verdict") this.#plate(ctx, text, left + 5, y);
+        if (plated) this.#plate(ctx, text, left + 5, y);
         ctx.fillText(text, left + 5, y);
       }
       if (room < TEXT_FROM - 10) continue;
       const start = left + 5 + (text ? ctx.measureText(text).width + 8 : 0);
       const words = fitted(ctx, scene.textOf(node), left + 5 + room - start);
       if (!words) continue;
-      if (plain && node > 0 && signal.signal !== "verdict") this.#plate(ctx, words, start, y);
+      if (plated) this.#plate(ctx, words, start, y);
       ctx.fillText(words, start, y);
     }
   }

@@ -3,7 +3,7 @@
 
 const TYPES = { int32: Int32Array, uint8: Uint8Array, float32: Float32Array };
 const NEEDED = /** @type {const} */ ({
-  parent: "int32", n_leaves: "int32", tokens: "int32", value: "float32", advantage: "float32", entropy: "float32",
+  parent: "int32", n_leaves: "int32", tokens: "int32", copies: "int32", visits: "int32", value: "float32", advantage: "float32", entropy: "float32",
   logprob: "float32", verdict: "uint8", finish: "uint8", credit_state: "uint8",
 });
 

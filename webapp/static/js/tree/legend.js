@@ -10,8 +10,9 @@ const BAR = 10;
 
 /**
  * @param {HTMLElement} host @param {ReturnType<import("./signals.js").signalOf>} signal @param {number} value of the selected node
+ * @param {ReadonlyMap<Look, string>} looks that stand in the tree, with their words
  */
-export function drawLegend(host, { signal, scale, limit }, value) {
+export function drawLegend(host, { signal, scale, limit }, value, looks) {
   if (signal === "verdict") {
     host.replaceChildren(...["correct", "incorrect", "unparsed", "truncated", "error"].map((word) => {
       const swatch = make("canvas", { class: "swatch", "aria-hidden": "true" });
@@ -38,12 +39,13 @@ export function drawLegend(host, { signal, scale, limit }, value) {
     ctx.fill();
   }
   const parts = [make("span", { class: "figures" }, scale.symmetric ? signed(-limit, 1) : "0"), bar, make("span", { class: "figures" }, scale.symmetric ? signed(limit, 1) : number(limit, 1))];
-  if (signal === "advantage") {
+  for (const [look, word] of looks) {
+    if (look === "credit") continue;
     const swatch = make("canvas", { class: "swatch", "aria-hidden": "true" });
     const pen = sized(swatch, 12, 12);
-    pen.ctx.fillStyle = hatch(pen.ctx, pen.dpr);
+    pen.ctx.fillStyle = look === "hatched" ? hatch(pen.ctx, pen.dpr) : colour(look === "plain" ? "--line" : "--sunken");
     pen.ctx.fillRect(0, 0, 12, 12);
-    parts.push(make("span", { class: "legend-word" }, swatch, "no credit"));
+    parts.push(make("span", { class: "legend-word" }, swatch, word));
   }
   host.replaceChildren(...parts);
   host.title = signal === "advantage" ? `This tree's scale: ±${number(limit, 2)} is the 98th percentile of |A|; beyond it colours do not change.` : "";

@@ -1,9 +1,9 @@
 // Small icicles in lists: the same colours as the tree's own page.
-import { theme } from "../core/theme.js";
+import { colour, theme } from "../core/theme.js";
 import { colourScale, symmetricLimit } from "./colour.js";
 import { layout, visibleBoxes } from "./layout.js";
 import { hatch, outcome, sized } from "./paint.js";
-import { VERDICTS } from "./signals.js";
+import { lookOf, VERDICTS } from "./signals.js";
 import { fit } from "./viewport.js";
 
 const HEIGHT = 28;
@@ -20,14 +20,16 @@ export function drawMini(canvas, icicle, limit) {
   const view = fit(tree);
   const { ctx, dpr } = sized(canvas, width, HEIGHT);
   const hatching = hatch(ctx, dpr);
-  const scale = colourScale("advantage", limit, theme());
+  const scale = icicle.value ? colourScale("value", 1, theme()) : colourScale("advantage", limit, theme());
+  const numbers = icicle.value ?? icicle.advantage;
+  const fills = { context: colour("--sunken"), plain: colour("--line"), hatched: hatching };
   // The root has no advantage of its own; a list row shows the levels below it.
   const rows = Math.max(1, tree.maxDepth);
   const height = (HEIGHT - OUTCOMES - 1) / rows;
   for (let row = 1; row <= tree.maxDepth; row++) {
     for (const box of visibleBoxes(tree, row, view, width)) {
-      const advantage = icicle.advantage[box.from];
-      ctx.fillStyle = advantage == null ? hatching : scale.fill(scale.level(advantage));
+      const number = numbers[box.from];
+      ctx.fillStyle = number == null ? fills[icicle.value ? "hatched" : lookOf(icicle.state[box.from] ?? 0, false)] : scale.fill(scale.level(number));
       ctx.fillRect(box.left, (row - 1) * height, Math.max(box.right - box.left - (box.right - box.left > 3 ? 1 : 0), 0.5), height - (height > 4 ? 1 : 0));
     }
   }

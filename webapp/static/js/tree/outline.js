@@ -1,7 +1,7 @@
 // The tree as indented rows: its accessible form, beside the canvas always. Rows exist only near the window.
 import { make } from "../core/dom.js";
 import { number, signed } from "../core/format.js";
-import { spoken, verdictGlyph } from "./signals.js";
+import { spoken, times, verdictGlyph, withoutCredit } from "./signals.js";
 import { nameOf, outlineRows } from "./walk.js";
 
 const ROW = 28;
@@ -80,7 +80,7 @@ export class Outline {
     const advantage = /** @type {number} */ (columns.advantage[node]);
     const verdict = columns.labels.verdict[/** @type {number} */ (columns.verdict[node])] ?? "";
     const toggle = make("span", { class: "toggle", "aria-hidden": "true", "data-toggle": children > 0 }, children ? (this.#closed.has(node) ? "▸" : "▾") : "");
-    const first = make("span", { class: "outline-name mono" }, toggle, name);
+    const first = make("span", { class: "outline-name mono" }, toggle, [name, times(columns, node)].filter(Boolean).join(" "));
     first.style.paddingLeft = `${4 + 14 * depth}px`;
     const element = make("div", {
       id: `outline-${node}`, class: "outline-row", role: "treeitem", "data-node": node,
@@ -93,7 +93,7 @@ export class Outline {
     },
       first,
       make("span", { class: "num" }, number(columns.value[node], 2)),
-      make("span", { class: "num" }, Number.isNaN(advantage) ? "—" : signed(advantage, 2)),
+      make("span", { class: "num", title: node > 0 && Number.isNaN(advantage) ? withoutCredit(columns, node) : null }, Number.isNaN(advantage) ? "—" : signed(advantage, 2)),
       make("span", { class: `verdict verdict-${verdict}` }, verdict === "none" ? "" : `${verdictGlyph(verdict)} ${verdict}`),
       make("span", { class: "num" }, number(columns.tokens[node], 0)),
       make("span", { class: "text-start" }, textOf(node)),

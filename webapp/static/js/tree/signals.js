@@ -5,6 +5,40 @@ import { colourScale, symmetricLimit, upperLimit } from "./colour.js";
 export const SIGNALS = /** @type {const} */ (["advantage", "value", "verdict", "entropy"]);
 /** As `trainer.tree.Verdict` numbers them; a tree's own columns bring their words along. */
 export const VERDICTS = ["none", "correct", "incorrect", "unparsed", "truncated", "error"];
+/** As `trainer.tree.CreditState` numbers them. */
+const PER_PATH = 5;
+const GIVEN = 7;
+const NO_ADVANTAGE = 8;
+
+/**
+ * How a node is drawn whose number is missing. Only what could have had credit and has none is hatched: what was given is
+ * context like the prompt, and a segment whose answers carry the credit is plain.
+ * @param {number} state @param {boolean} isRoot @returns {Exclude<Look, "credit">}
+ */
+export function lookOf(state, isRoot) {
+  if (isRoot || state === GIVEN) return "context";
+  return state === PER_PATH || state === NO_ADVANTAGE ? "plain" : "hatched";
+}
+
+/** @param {TreeColumns} columns @param {ReturnType<typeof signalOf>} signal @param {number} node @returns {Look} */
+export function look(columns, signal, node) {
+  const state = /** @type {number} */ (columns.credit_state[node]);
+  const isGiven = node === 0 || state === GIVEN;
+  if (isGiven || (signal.signal !== "verdict" && Number.isNaN(/** @type {number} */ (signal.values[node])))) {
+    // A value that is missing is missing for one reason: nothing below was scored.
+    return signal.signal === "advantage" || isGiven ? lookOf(state, node === 0) : "hatched";
+  }
+  return "credit";
+}
+
+/** What is said in place of an advantage. @param {TreeColumns} columns @param {number} node */
+export const withoutCredit = (columns, node) => columns.labels.credit[/** @type {number} */ (columns.credit_state[node])] || "no credit";
+
+/** `×3` for a leaf in which three sampled answers ended, else "". @param {TreeColumns} columns @param {number} node */
+export function times(columns, node) {
+  const copies = /** @type {number} */ (columns.copies[node]);
+  return copies > 1 ? `×${copies}` : "";
+}
 
 /**
  * @param {TreeColumns} columns @param {Signal} signal @param {Theme} theme
@@ -32,10 +66,12 @@ export function spoken(columns, node, name, correct) {
   if (!Number.isNaN(at(columns.value))) parts.push(`value ${at(columns.value).toFixed(2)}`);
   parts.push(`${correct} of ${at(columns.n_leaves)} correct`);
   const advantage = at(columns.advantage);
-  if (node > 0) parts.push(Number.isNaN(advantage) ? "no credit" : `advantage ${advantage < 0 ? "minus" : "plus"} ${Math.abs(advantage).toFixed(2)}`);
+  if (node > 0) parts.push(Number.isNaN(advantage) ? withoutCredit(columns, node) : `advantage ${advantage < 0 ? "minus" : "plus"} ${Math.abs(advantage).toFixed(2)}`);
   const verdict = columns.labels.verdict[at(columns.verdict)];
   if (verdict && verdict !== "none") parts.push(verdict);
+  if (at(columns.copies) > 1) parts.push(`${at(columns.copies)} equal answers`);
   parts.push(`${at(columns.tokens)} tokens`);
+  if (at(columns.visits) > 0) parts.push(`${at(columns.visits)} visits`);
   return parts.join(", ");
 }
 
