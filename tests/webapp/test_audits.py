@@ -163,6 +163,7 @@ def test_a_forest_names_its_trees_and_shows_who_is_compared(run: Run, people: Pe
     assert len(leaf["audit"]["group"]) == leaf["audit"]["n_group"] > 2
     inner = client.get(f"/api/v1/trees/{tree.id}/nodes/1").json()
     assert (inner["credit_state"], inner["credit_words"]) == ("per_path", "per answer")
+    assert (leaf["is_compared"], inner["is_compared"]) == (True, False)
     assert inner["finish_words"] == "cut where another answer forks off"
     page = client.get(f"/t/{tree.id}/n/2.1").content.decode()
     assert "Compared with</h3>" in page

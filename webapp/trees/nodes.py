@@ -28,6 +28,9 @@ MAX_OUTLINE_ROWS = 2000
 TEXT_START_LETTERS = 80
 AGREES_WITHIN = 1e-6  # absolute and relative
 
+# Nodes that are compared with nothing themselves.
+NOT_COMPARED = (CreditState.NONE, CreditState.PER_PATH, CreditState.GIVEN, CreditState.NO_ADVANTAGE)
+
 
 def read_tree(stored: StoredTree) -> RolloutTree:
     """The whole tree. Raises RequestError(422) with what is damaged."""
@@ -139,6 +142,7 @@ def node_json(tree: RolloutTree, node: int, plan: CreditPlan) -> dict[str, Any]:
         "answer": tree.answers[node],
         "reference_answer": tree.reference_answer,
         "n_siblings": len(shape.siblings(node)),
+        "is_compared": CreditState(int(tree.credit_state[node])) not in NOT_COMPARED,
         "group_is_siblings": {row["node"] for row in audit["group"]} == {shape.name(s) for s in siblings},
         "siblings": [
             {
