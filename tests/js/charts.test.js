@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { idOf, matches, panelsOf } from "../../webapp/static/js/charts/panels.js";
+import { belongs, idOf, matches, panelsOf } from "../../webapp/static/js/charts/panels.js";
 import { xRange, yRange } from "../../webapp/static/js/charts/scale.js";
 import { aligned, lineOf, nearest, tableOf, xOf } from "../../webapp/static/js/charts/series.js";
 import { smooth } from "../../webapp/static/js/charts/smoothing.js";
@@ -135,6 +135,14 @@ test("the catalogue first; metrics that no panel shows, nor a band, come last", 
   const panels = panelsOf(catalogue, ["eval/a", "eval/a_low", "eval/a_high", "my/metric", "policy/loss", "my/metric"]);
   assert.deepEqual(panels.map(idOf), ["eval/a", "policy/loss", "my/metric"]);
   assert.equal(panels[2].section, "Other");
+});
+
+test("what another method logs has no place, until something is logged or it is asked for", () => {
+  const panels = panelsOf(catalogue, []);
+  const shown = (logged) => panels.filter((panel) => belongs(panel, new Set(logged), "Learning")).map(idOf);
+  assert.deepEqual(shown([]), ["eval/a", "policy/loss"]);
+  assert.deepEqual(shown(["other/one"]), ["eval/a"]);
+  assert.deepEqual(shown(["policy/loss"]), ["eval/a", "policy/loss"]);
 });
 
 test("the filter is a regular expression over title and names, and plain text when it is not one", () => {

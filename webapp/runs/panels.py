@@ -23,6 +23,11 @@ _TOP: tuple[dict[str, Any], ...] = (
     {"section": "Learning", "metrics": ["policy/entropy"]},
     {"section": "Learning", "metrics": ["speed/tokens_per_second"]},
     {"section": "Learning", "metrics": ["credit/zero_variance_share"]},
+    {
+        "section": "Tree",
+        "title": "Tokens, unique and flat",
+        "metrics": ["tree/unique_tokens", "tree/flat_tokens"],
+    },
 )
 _SECTIONS = {
     "reward": "Learning",
@@ -34,6 +39,7 @@ _SECTIONS = {
     "preference": "Policy",
     "value": "Policy",
     "expert": "Policy",
+    "supervised": "Policy",
     "sampling": "Sampling health",
     "data": "Sampling health",
     "verifier": "Sampling health",

@@ -28,6 +28,13 @@ export function panelsOf(catalogue, logged) {
 }
 
 /**
+ * Is a panel worth its place: what a run of another method would log is not, once this one logs anything. What is asked for
+ * by name always is, and the charts of the first section are where everyone looks for them.
+ * @param {Panel} panel @param {ReadonlySet<string>} logged names of metrics @param {string} first the first section's title
+ */
+export const belongs = (panel, logged, first) => logged.size === 0 || panel.section === first || panel.metrics.some((name) => logged.has(name));
+
+/**
  * Does a panel match what was typed: a regular expression over title and metric names, or plain text when it is not one.
  * @param {Panel} panel @param {string} pattern
  */

@@ -1,6 +1,6 @@
 // The curves of a run, with other runs over them if the URL names some.
 import { PanelView } from "../charts/panel.js";
-import { idOf, matches, panelsOf } from "../charts/panels.js";
+import { belongs, idOf, matches, panelsOf } from "../charts/panels.js";
 import { lineOf, xOf } from "../charts/series.js";
 import { stylesOf } from "../charts/styles.js";
 import { byId, data, make, setText, typed } from "../core/dom.js";
@@ -79,9 +79,11 @@ const sizes = new ResizeObserver((entries) => {
   for (const entry of entries) views.get(/** @type {HTMLElement} */ (entry.target).dataset.panel ?? "")?.resize();
 });
 
+/** Names of all metrics that these runs have logged so far. */
+const logged = () => new Set([...session.feeds.values()].flatMap((feed) => [...feed.series.keys()]));
+
 function layOut() {
-  const logged = new Set([...session.feeds.values()].flatMap((feed) => [...feed.series.keys()]));
-  for (const panel of panelsOf(catalogue, logged)) {
+  for (const panel of panelsOf(catalogue, logged())) {
     const id = idOf(panel);
     if (panels.has(id)) continue;
     panels.set(id, panel);
@@ -123,11 +125,13 @@ const pattern = () => typed("panel-filter", HTMLInputElement).value.trim();
 
 function filter() {
   const wanted = pattern();
+  const names = logged();
+  const first = catalogue[0]?.section ?? "";
   for (const { details, grid, count } of sections.values()) {
     let shown = 0;
     for (const element of grid.children) {
       const panel = panels.get(/** @type {HTMLElement} */ (element).dataset.panel ?? "");
-      const match = panel !== undefined && (!wanted || matches(panel, wanted));
+      const match = panel !== undefined && (wanted ? matches(panel, wanted) : belongs(panel, names, first));
       /** @type {HTMLElement} */ (element).hidden = !match;
       if (match) shown += 1;
     }
