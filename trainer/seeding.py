@@ -20,6 +20,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 _ROUNDS = 10
+_WORD = 2**64 - 1
 ROOT_PATH = 0
 
 
@@ -51,6 +52,14 @@ def child_paths(parents: NDArray[np.uint64], numbers: NDArray[np.int64]) -> NDAr
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         named: NDArray[np.uint64] = mixed ^ (mixed >> np.uint64(31))
     return named
+
+
+def child_path(parent: int, number: int) -> int:
+    """`child_paths` of a single child, in plain integers."""
+    mixed = (parent * 0xD1342543DE82EF95 + (number + 1) * 0x9E3779B97F4A7C15) & _WORD
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _WORD
+    return mixed ^ (mixed >> 31)
 
 
 def uniforms(

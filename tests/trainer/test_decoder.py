@@ -28,13 +28,13 @@ def largest_gap(model: Any, vocabulary: int) -> float:
     expected = model(input_ids=tokens).logits
     rows = torch.arange(5)
     cache = decoder.empty_cache(5, 12)
-    logits = decoder.prefill(tokens[:, :10], lengths, cache)
+    logits = decoder.logits(decoder.prefill(tokens[:, :10], lengths, cache))
     gap = float((logits - expected[rows, lengths - 1]).abs().max())
     positions = lengths.clone()
     for _ in range(12):
         columns = int(positions.max()) + 1
         cache = decoder.widened(cache, columns + 3)
-        logits = decoder.step(tokens[rows, positions], positions, cache, columns)
+        logits = decoder.logits(decoder.step(tokens[rows, positions], positions, cache, columns))
         gap = max(gap, float((logits - expected[rows, positions]).abs().max()))
         positions += 1
     return gap
@@ -59,7 +59,7 @@ def test_sync_takes_over_changed_weights(random_model: Callable[..., Any]) -> No
     tokens, lengths = torch.arange(6)[None], torch.tensor([6])
 
     def gap() -> float:
-        logits = decoder.prefill(tokens, lengths, decoder.empty_cache(1, 6))
+        logits = decoder.logits(decoder.prefill(tokens, lengths, decoder.empty_cache(1, 6)))
         return float((logits - model(input_ids=tokens).logits[:, -1].detach()).abs().max())
 
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_rotary_table_grows_with_the_cache(random_model: Callable[..., Any]) -> 
     model = random_model("llama", 50, max_position_embeddings=4096)
     decoder = CachedDecoder(model)
     tokens = torch.randint(0, 50, (1, 1300), generator=torch.Generator().manual_seed(1))
-    logits = decoder.prefill(tokens, torch.tensor([1300]), decoder.empty_cache(1, 1300))
+    logits = decoder.logits(decoder.prefill(tokens, torch.tensor([1300]), decoder.empty_cache(1, 1300)))
     assert float((logits - model(input_ids=tokens).logits[:, -1]).abs().max()) < 1e-3
 
 

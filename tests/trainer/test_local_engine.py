@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from trainer.data import Problem, load_data
 from trainer.policy import Policy
 from trainer.sampling import local_engine
 from trainer.sampling.decoder import CachedDecoder
-from trainer.sampling.engine import SamplingPlan, SamplingStopped
+from trainer.sampling.engine import Plan, SamplingPlan, SamplingStopped, plan_from_config
 from trainer.sampling.local_engine import LocalEngine, choose
 from trainer.schema.data import ChainData
+from trainer.schema.sampler import FlatSampler, Sampler, SegmentTreeSampler
 from trainer.tree import FinishReason, RolloutTree
 
 TREE = SamplingPlan((4, 2, 2), (16, 16, 64), split_at_newline=True, temperature=1.0)
@@ -26,7 +28,7 @@ def problems(count: int, operations: int = 4) -> list[Problem]:
 
 
 def sample(
-    policy: Policy, batch: Sequence[Problem], plan: SamplingPlan, seed: int = 1, step: int = 1, **limits: int
+    policy: Policy, batch: Sequence[Problem], plan: Plan, seed: int = 1, step: int = 1, **limits: int
 ) -> list[RolloutTree]:
     return LocalEngine(policy, **limits).sample(
         batch, plan, seed=seed, step=step, should_stop=lambda: False, on_progress=lambda _done, _total: None
@@ -121,6 +123,41 @@ def test_seed_step_and_repetition_make_other_trees(wild_policy: Policy) -> None:
     ]
     assert len({tree.tokens.tobytes() for tree in trees}) == 4
     assert_same_trees(sample(wild_policy, one * 2, TREE)[:1], trees[:1])
+
+
+def shape_sha256(trees: Sequence[RolloutTree]) -> str:
+    """Of structure, tokens and ends, which rounding does not touch."""
+    hashed = sha256()
+    for tree in trees:
+        for column in (tree.parent, tree.token_offsets, tree.tokens, tree.finish):
+            hashed.update(column.tobytes())
+    return hashed.hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("slug", "sha"),
+    [
+        ("treerpo-tiny", "ba9ad353aee822f85d53d2b90b60d84a13ce0dad796dc191326b97d26ca8cd27"),
+        ("grpo-tiny", "3fdb80beeb4b18ab0b7466370f70d430f48d9a91f0d664e4bb175a19fc586ae2"),
+    ],
+)
+def test_the_trees_of_the_first_presets_are_what_they_always_were(
+    tiny_reasoner: Policy, slug: str, sha: str
+) -> None:
+    """The hashes were taken before growths existed; runs stored since then must stay reproducible."""
+    samplers: dict[str, Sampler] = {
+        "treerpo-tiny": SegmentTreeSampler(
+            depth=3,
+            branching_per_depth=(4, 2, 2),
+            segment_tokens_per_depth=(16, 16, 64),
+            split="newline",
+            temperature=1.0,
+        ),
+        "grpo-tiny": FlatSampler(group_size=8, max_tokens=96, temperature=1.0),
+    }
+    batch = load_data(ChainData(operations=5), seed=1, evaluation_problems=1).training.batch(1, 8)
+    trees = sample(tiny_reasoner, batch, plan_from_config(samplers[slug]), seed=3)
+    assert shape_sha256(trees) == sha
 
 
 def test_siblings_differ(tiny_reasoner: Policy) -> None:

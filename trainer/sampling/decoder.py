@@ -47,11 +47,13 @@ class CachedDecoder:
     t; columns from the row's length on mean nothing and are masked.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        """Raises UnsupportedModelError naming the part that is not supported."""
+    def __init__(self, model: nn.Module, value_head: nn.Linear | None = None) -> None:
+        """`value_head`: H to 1, reads the final normed hidden state; its sigmoid is a value. Raises
+        UnsupportedModelError naming the part that is not supported."""
         config: Any = model.config  # transformers' config classes share no typed base for these fields
         refuse_unsupported(config)
         self._model: Any = model
+        self._value_module = value_head
         self.heads: int = config.num_attention_heads
         self.kv_heads: int = config.num_key_value_heads
         self.head_size: int = (
@@ -76,6 +78,10 @@ class CachedDecoder:
             )  # [V, H]
             bias = self._model.get_output_embeddings().bias
             self._head_bias: Tensor | None = None if bias is None else bias.detach()
+            self._value_head: tuple[Tensor, Tensor] | None = None
+            if self._value_module is not None:
+                head = self._value_module
+                self._value_head = (head.weight * self._model.model.norm.weight, head.bias.detach())
 
     def _read(self, block: Any) -> _Layer:
         attention, mlp = block.self_attn, block.mlp
@@ -115,16 +121,22 @@ class CachedDecoder:
 
     def empty_cache(self, rows: int, columns: int) -> Tensor:
         """[L, 2, rows, K, columns, D] zeros; `columns` is the longest path that it must hold."""
+        self.reach(columns)
+        return self.embedding.new_zeros(self.layers, 2, rows, self.kv_heads, columns, self.head_size)
+
+    def reach(self, columns: int) -> None:
+        """Be ready for paths of so many tokens."""
         if columns > len(self._cos):
             self._cos, self._sin = self._rotary_table(min(self.max_positions, 2 * columns))
-        return self.embedding.new_zeros(self.layers, 2, rows, self.kv_heads, columns, self.head_size)
 
     def widened(self, cache: Tensor, columns: int) -> Tensor:
         """The cache with room for more tokens per row."""
         if columns <= cache.shape[4]:
             return cache
-        wider = self.empty_cache(cache.shape[2], columns)
+        self.reach(columns)
+        wider = cache.new_empty(*cache.shape[:4], columns, cache.shape[5])
         wider[:, :, :, :, : cache.shape[4]] = cache
+        wider[:, :, :, :, cache.shape[4] :] = 0
         return wider
 
     def row_bytes(self, columns: int) -> int:
@@ -138,7 +150,7 @@ class CachedDecoder:
         """Read whole prompts. tokens [B, T] int64 padded on the right, lengths [B] >= 1; fills columns 0..T-1
         of `cache`.
 
-        Returns the logits after each prompt's last token, [B, V] float32.
+        Returns the hidden state after each prompt's last token, [B, H].
         """
         rows, width = tokens.shape
         cos, sin = self._cos[:width, None], self._sin[:width, None]  # [T, 1, D]
@@ -156,14 +168,15 @@ class CachedDecoder:
                 enable_gqa=self.heads != self.kv_heads,
             )  # [B, heads, T, D]
             x = self._rest(layer, x, mixed.transpose(1, 2).reshape(rows, width, -1))
-        return self._logits(x[torch.arange(rows, device=x.device), lengths - 1])
+        return x[torch.arange(rows, device=x.device), lengths - 1]
 
     @torch.no_grad()
     def step(self, tokens: Tensor, positions: Tensor, cache: Tensor, columns: int) -> Tensor:
         """Read one token per row. tokens [B] int64; positions [B] int64, where each row's token stands
         (written there).
 
-        `columns` > max(positions): how much of the cache is looked at. Returns logits [B, V] float32.
+        `columns` > max(positions): how much of the cache is looked at. Returns the hidden state after each
+        token, [B, H].
         """
         rows = len(tokens)
         groups = self.heads // self.kv_heads
@@ -188,7 +201,7 @@ class CachedDecoder:
             keys, values = cache[number, :, :, :, :columns]  # [B, K, columns, D]
             mixed = self._attend(q.view(rows, self.kv_heads, groups, self.head_size), keys, values, mask)
             x = self._rest(layer, x, mixed.reshape(rows, -1))
-        return self._logits(x)
+        return x
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """q [B, K, G, D]: the query heads of a key-value head stand in the place of the query length. Returns
@@ -218,8 +231,23 @@ class CachedDecoder:
         gate, up = functional.linear(self._normed(x), layer.gate_up, layer.gate_up_bias).chunk(2, -1)
         return x + functional.linear(self._silu(gate) * up, layer.down, layer.down_bias)
 
-    def _logits(self, x: Tensor) -> Tensor:
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits [B, V] float32 of the next token, from hidden states [B, H]."""
         return functional.linear(self._normed(x), self._head, self._head_bias).float()
+
+    @torch.no_grad()
+    def values(self, x: Tensor) -> Tensor:
+        """What the value head says of hidden states [B, H]: [B] float32, 0 to 1. Raises ValueError without a
+        value head.
+        """
+        if self._value_head is None:
+            raise ValueError(
+                "The policy has no value head. Train one (objective supervised with a value_weight above 0), "
+                "or score nodes by rollouts."
+            )
+        weight, bias = self._value_head
+        return torch.sigmoid(functional.linear(self._normed(x), weight, bias).float())[:, 0]
 
 
 def refuse_unsupported(config: Any) -> None:

@@ -1,26 +1,52 @@
 """The Engine protocol: problems in, rollout trees out, with logprobs under the sampling policy. Torch-free.
 
 An engine samples; it does not judge answers (`trainer.verifiers`) and gives no credit (`trainer.credit`).
+Where a tree grows is decided by its `growth.Growth`, which every engine runs.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from trainer.data import Problem
+from trainer.sampling.flat import FlatGrowth
+from trainer.sampling.growth import Ground, Growth, Vocabulary
+from trainer.sampling.segment_tree import SegmentTreeGrowth
 from trainer.schema.sampler import Sampler
+from trainer.seeding import named_seed
 from trainer.tree import RolloutTree
+from trainer.verifiers import JudgeAnswer
 
 
 class SamplingStopped(Exception):  # noqa: N818  # an orderly end, not an error
     """`should_stop` said so; the unfinished trees are given up."""
 
 
+class Plan(Protocol):
+    """Which trees to grow."""
+
+    @property
+    def temperature(self) -> float:
+        """Of sampling; the policy is trained at the same. 0: the most likely token always."""
+
+    @property
+    def most_tokens(self) -> int:
+        """Longest answer."""
+
+    @property
+    def most_positions(self) -> int:
+        """Most tokens that follow the prompt: an answer, and what is put before it."""
+
+    def growth(self, ground: Ground) -> Growth:
+        """A new tree."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingPlan:
-    """The shape of a tree.
+    """The shape of a segment tree; with one level, of so many independent answers.
 
     branching[d]: children of a node at depth d. segment_tokens[d]: most tokens of a segment at depth d + 1. A
     node that ended with EOS, or at the last level, is a leaf. temperature 0 takes the most likely token.
@@ -48,32 +74,88 @@ class SamplingPlan:
         return len(self.branching)
 
     @property
-    def most_nodes(self) -> int:
-        """Segments of a tree in which no answer ends early."""
-        nodes, width = 0, 1
-        for children in self.branching:
-            width *= children
-            nodes += width
-        return nodes
-
-    @property
     def most_tokens(self) -> int:
         """Longest answer."""
         return sum(self.segment_tokens)
 
+    @property
+    def most_positions(self) -> int:
+        return self.most_tokens
 
-def plan_from_config(sampler: Sampler) -> SamplingPlan:
-    """The plan of a run's training trees."""
-    if sampler.kind == "flat":
-        return SamplingPlan((sampler.group_size,), (sampler.max_tokens,), False, sampler.temperature)
-    if sampler.kind != "segment_tree":
+    def growth(self, ground: Ground) -> Growth:
+        return SegmentTreeGrowth(
+            ground,
+            self.branching,
+            self.segment_tokens,
+            split=self.split_at_newline,
+            greedy=self.temperature == 0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerPlan:
+    """The trees of a sampler. `judge`: the verifier, for samplers that ask it while they sample."""
+
+    sampler: Sampler
+    judge: JudgeAnswer | None = None
+
+    @property
+    def temperature(self) -> float:
+        return self.sampler.temperature
+
+    @property
+    def most_tokens(self) -> int:
+        return self.sampler.bounds.answer_tokens
+
+    @property
+    def most_positions(self) -> int:
+        given = 0
+        if self.sampler.kind == "flat" and self.sampler.budgets:
+            # A token of text is a byte or more.
+            sentence = self.sampler.budget_sentence
+            given = max(
+                len(sentence.replace("{budget}", str(budget)).encode()) for budget in self.sampler.budgets
+            )
+        return self.most_tokens + given
+
+    def growth(self, ground: Ground) -> Growth:
+        sampler = self.sampler
+        if sampler.kind == "flat":
+            return FlatGrowth(ground, sampler)
+        if sampler.kind == "segment_tree" and not sampler.max_width:
+            return SegmentTreeGrowth(
+                ground,
+                sampler.branching,
+                sampler.segment_tokens,
+                split=sampler.split == "newline",
+                repetition=(sampler.repetition_window, sampler.repetition_count),
+            )
         raise NotImplementedError(sampler.kind)
-    return SamplingPlan(
-        branching=sampler.branching,
-        segment_tokens=sampler.segment_tokens,
-        split_at_newline=sampler.split == "newline",
-        temperature=sampler.temperature,
-    )
+
+
+def plan_from_config(sampler: Sampler, judge: JudgeAnswer | None = None) -> SamplerPlan:
+    """The plan of a run's training trees."""
+    return SamplerPlan(sampler, judge)
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What an engine has spent since it was made; the difference of two says what a call took.
+
+    sampled     tokens drawn from the policy, whether or not they stand in a tree
+    given       tokens put there instead of sampled (budgets)
+    reread      tokens read a second time, because something starts inside a segment: one per such start
+    """
+
+    sampled: int = 0
+    given: int = 0
+    reread: int = 0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.sampled + other.sampled, self.given + other.given, self.reread + other.reread)
+
+    def __sub__(self, other: Spent) -> Spent:
+        return Spent(self.sampled - other.sampled, self.given - other.given, self.reread - other.reread)
 
 
 class Engine(Protocol):
@@ -82,13 +164,17 @@ class Engine(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def spent(self) -> Spent:
+        """What it has spent so far."""
+
     def sync(self) -> None:
         """Take over the policy's weights as they are now."""
 
     def sample(
         self,
         problems: Sequence[Problem],
-        plan: SamplingPlan,
+        plan: Plan,
         *,
         seed: int,
         step: int,
@@ -99,6 +185,23 @@ class Engine(Protocol):
 
         A tree depends on (seed, step, its problem, how often that problem came earlier in `problems`) and the
         weights, not on the other problems (up to rounding in the last bits of logits). `on_progress(done,
-        total)` counts nodes. Raises SamplingStopped soon (well under a second of work) after `should_stop()`
-        turns true, and FloatingPointError when the policy's logits are not finite.
+        total)` counts segments. Raises SamplingStopped soon (well under a second of work) after
+        `should_stop()` turns true, and FloatingPointError when the policy's logits are not finite.
         """
+
+
+def grounds(
+    problems: Sequence[Problem],
+    prompts: Sequence[Sequence[int]],
+    vocabulary: Vocabulary,
+    seed: int,
+    step: int,
+) -> list[Ground]:
+    """What each problem's tree grows from; a problem that comes twice in a batch has two trees."""
+    seen: Counter[str] = Counter()
+    found = []
+    for problem, prompt in zip(problems, prompts, strict=True):
+        key = named_seed(seed, "tree", step, problem.problem_id, seen[problem.problem_id])
+        seen[problem.problem_id] += 1
+        found.append(Ground(problem, prompt, key, step, vocabulary))
+    return found

@@ -1,17 +1,20 @@
 """Samples rollout trees from the policy with its own KV cache: the CPU demo, and the oracle for other
 engines.
 
-Level by level: all segments of a level grow together, one token per row and forward pass. A row's cache
-columns are its path, so a segment of any length needs no padding; branching is one index_select of the cache
-by parent row; the prompt is read once per problem, and no prefix is ever computed again. When fewer than 60 %
-of the rows are live the cache is compacted. Letters as in `decoder`.
+All problems' growths go in rounds: the requests of a round are written together, one token per row and
+forward pass. A row's cache columns are its path, so a segment of any length needs no padding; branching is
+one index_select of the cache by parent row; the prompt is read once per problem. A segment that starts behind
+another's last token reads nothing again, because that one's logits were kept; one that starts inside
+another reads exactly one token again, the one before its start. When fewer than 60 % of a round's rows are
+live the cache is compacted; rows wait in the caches they were written in until their growth releases them.
+Letters as in `decoder`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,51 +24,85 @@ from torch import Tensor
 from trainer.data import Problem
 from trainer.policy import Policy
 from trainer.sampling.decoder import CachedDecoder
-from trainer.sampling.engine import SamplingPlan, SamplingStopped
-from trainer.seeding import ROOT_PATH, child_paths, named_seed, uniforms
-from trainer.tree import FinishReason, RolloutTree, sampled_tree
+from trainer.sampling.engine import Plan, SamplingStopped, Spent, grounds
+from trainer.sampling.growth import END, PROMPT, Growth, Keep, Orders, Request, Segment
+from trainer.seeding import uniforms
+from trainer.tree import FinishReason, RolloutTree
 
 COMPACT_BELOW = 0.6
 MAX_ROWS = 1024
-CACHE_BYTES = 2**30  # of one level; a level that needs more is grown in parts
+CACHE_BYTES = 2**30  # of one round; a round that needs more is written in parts
+WAITING_BYTES = 2**30  # of caches in which rows wait; beyond it those with few rows left are compacted
 DRAWS_AT_ONCE = 32  # random numbers per segment; a multiple of 4
 # A cache is widened by so many tokens when it is full: most answers end long before the limit.
 COLUMNS_AT_ONCE = 32
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Frontier:
-    """R nodes whose children come next, problems in order.
-
-    problem [R]; number [R] place of the node in its level of its tree; path [R] the node's 64-bit name;
-    lengths [R] tokens of its path, all of them in the cache; logits [R, V] after the last of them. The cache
-    row of node r is row `row[r]` of `caches[source[r]]`: nodes that ended before and after a compaction stand
-    in different tensors.
+@dataclass(slots=True, eq=False)
+class _Shelf:
+    """Where R segments of one round wait: the cache row of segment i is row `row[i]` of
+    `caches[source[i]]`, and the logits after it are `logits[after[i]]` (after -1: its last token was not
+    read). Segments that ended before and after a compaction stand in different caches.
     """
 
-    problem: NDArray[np.int64]
-    number: NDArray[np.int64]
-    path: NDArray[np.uint64]
-    lengths: Tensor
-    logits: Tensor
     caches: list[Tensor]
-    source: Tensor
-    row: Tensor
+    source: NDArray[np.int64]  # [R]
+    row: NDArray[np.int64]  # [R]
+    logits: Tensor  # [C, V]
+    after: NDArray[np.int64]  # [R]
+
+    def bytes(self) -> int:
+        return sum(x.element_size() * x.numel() for x in (*self.caches, self.logits))
+
+    def only(self, kept: NDArray[np.int64]) -> _Shelf:
+        """A shelf of segments `kept` alone, in new memory."""
+        device = self.logits.device
+        source, row = self.source[kept], self.row[kept]
+        caches = [
+            cache.index_select(2, torch.from_numpy(row[source == number]).to(device))
+            for number, cache in enumerate(self.caches)
+        ]
+        new_row = np.zeros(len(kept), np.int64)
+        for number in range(len(caches)):
+            here = source == number
+            new_row[here] = np.arange(here.sum())
+        has = self.after[kept] >= 0
+        after = np.where(has, np.cumsum(has) - 1, -1)
+        logits = self.logits.index_select(0, torch.from_numpy(self.after[kept][has]).to(device))
+        return _Shelf(caches, source, new_row, logits, after)
+
+
+@dataclass(slots=True, eq=False)
+class _Chain:
+    """A segment that others may go on from: place `index` of its shelf; `first`: tokens of the path before
+    it.
+    """
+
+    shelf: _Shelf
+    index: int
+    first: int
+    tokens: Sequence[int] | NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Level:
-    """R sampled segments of one level, problems in order, siblings side by side; columns beyond `count` mean
-    nothing.
-    """
+class _Start:
+    """A request of problem `problem`, and the chain it starts from; `kept` of that chain's tokens stay."""
 
-    problem: NDArray[np.int64]  # [R]
-    parent: NDArray[np.int64]  # [R] number of the parent in its level of its tree
-    count: NDArray[np.int64]  # [R] tokens
-    finish: NDArray[np.uint8]  # [R]
-    tokens: NDArray[np.int32]  # [R, limit]
-    logprobs: NDArray[np.float32]  # [R, limit]
-    entropies: NDArray[np.float32]  # [R, limit]
+    problem: int
+    request: Request
+    chain: _Chain
+    kept: int
+
+
+@dataclass(slots=True, eq=False)
+class _Tree:
+    """A growing tree, and what may still be continued in it."""
+
+    growth: Growth
+    key: int
+    problem_id: str
+    chains: dict[int, _Chain] = field(default_factory=dict)
+    outstanding: set[int] = field(default_factory=set)
 
 
 class LocalEngine:
@@ -75,12 +112,13 @@ class LocalEngine:
 
     def __init__(self, policy: Policy, *, max_rows: int = MAX_ROWS, cache_bytes: int = CACHE_BYTES) -> None:
         self._policy = policy
-        self._decoder = CachedDecoder(policy.model)
+        self._decoder = CachedDecoder(policy.model, getattr(policy, "value_head", None))
         self._max_rows = max_rows
         self._cache_bytes = cache_bytes
         self._ends = torch.zeros(self._decoder.vocabulary, dtype=torch.bool, device=policy.device)  # [V]
         self._ends[sorted(policy.end_ids)] = True
         self._newlines = torch.from_numpy(policy.newline_tokens).to(policy.device)  # [V]
+        self.spent = Spent()
 
     def sync(self) -> None:
         self._decoder.sync()
@@ -88,7 +126,7 @@ class LocalEngine:
     def sample(
         self,
         problems: Sequence[Problem],
-        plan: SamplingPlan,
+        plan: Plan,
         *,
         seed: int,
         step: int,
@@ -99,200 +137,278 @@ class LocalEngine:
             return []
         prompts = [self._policy.encode(problem.prompt) for problem in problems]
         self._refuse_too_long(problems, prompts, plan)
-        columns = max(map(len, prompts)) + plan.most_tokens
-        growth = _Growth(
+        most_rows = self._rows_at_once(max(map(len, prompts)) + plan.most_positions)
+        trees = [
+            _Tree(plan.growth(ground), ground.key, ground.problem.problem_id)
+            for ground in grounds(problems, prompts, self._policy, seed, step)
+        ]
+        drive = _Drive(
             self._decoder,
             self._ends,
             self._newlines,
-            plan,
-            _tree_keys(problems, seed, step),
-            self._rows_at_once(columns),
+            plan.temperature or 1.0,
+            trees,
+            most_rows,
+            should_stop,
+            on_progress,
         )
-        growth.should_stop, growth.on_progress = should_stop, on_progress
-        for start in range(0, len(prompts), growth.most_rows):
-            chosen = np.arange(start, min(start + growth.most_rows, len(prompts)))
-            growth.grow(self._read_prompts([prompts[i] for i in chosen], chosen), 0)
-        return self._trees(problems, prompts, growth.levels(), step)
+        try:
+            for start in range(0, len(prompts), most_rows):
+                chosen = range(start, min(start + most_rows, len(prompts)))
+                drive.grow(chosen, [prompts[i] for i in chosen])
+        finally:
+            self.spent += drive.spent
+        return [tree.growth.tree() for tree in trees]
 
-    def _refuse_too_long(
-        self, problems: Sequence[Problem], prompts: list[list[int]], plan: SamplingPlan
-    ) -> None:
+    def _refuse_too_long(self, problems: Sequence[Problem], prompts: list[list[int]], plan: Plan) -> None:
         for problem, prompt in zip(problems, prompts, strict=True):
-            if len(prompt) + plan.most_tokens > self._decoder.max_positions:
+            if len(prompt) + plan.most_positions > self._decoder.max_positions:
                 raise ValueError(
                     f"Problem {problem.problem_id}: a prompt of {len(prompt)} tokens and an answer of up to "
-                    f"{plan.most_tokens} do not fit the model's {self._decoder.max_positions} positions. "
+                    f"{plan.most_positions} do not fit the model's {self._decoder.max_positions} positions. "
                     "Lower the answer or segment length."
                 )
 
     def _rows_at_once(self, columns: int) -> int:
-        """Rows of a level that fit the memory given to it: their cache, what they record, and a few [V]
+        """Rows of a round that fit the memory given to it: their cache, what they record, and a few [V]
         vectors each while sampling.
         """
         row_bytes = self._decoder.row_bytes(columns) + 32 * self._decoder.vocabulary + 16 * columns
         return max(1, min(self._max_rows, self._cache_bytes // row_bytes))
 
-    def _read_prompts(self, prompts: list[list[int]], problem: NDArray[np.int64]) -> _Frontier:
-        device = self._policy.device
-        rows = len(prompts)
-        tokens = torch.zeros(rows, max(map(len, prompts)), dtype=torch.int64)  # [P, T]
-        for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt)] = torch.tensor(prompt)
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # [P]
-        cache = self._decoder.empty_cache(rows, tokens.shape[1])
-        logits = self._decoder.prefill(tokens.to(device), lengths, cache)
-        row_numbers = torch.arange(rows, device=device)
-        return _Frontier(
-            problem=problem,
-            number=np.zeros(rows, np.int64),
-            path=np.full(rows, ROOT_PATH, np.uint64),
-            lengths=lengths,
-            logits=logits,
-            caches=[cache],
-            source=torch.zeros_like(row_numbers),
-            row=row_numbers,
-        )
 
-    def _trees(
-        self, problems: Sequence[Problem], prompts: list[list[int]], levels: list[_Level], step: int
-    ) -> list[RolloutTree]:
-        bounds = [np.searchsorted(level.problem, np.arange(len(problems) + 1)) for level in levels]
-        trees = []
-        for index, (problem, prompt) in enumerate(zip(problems, prompts, strict=True)):
-            parent, finish = [-1], [int(FinishReason.NONE)]
-            tokens: list[NDArray[np.int32]] = [np.asarray(prompt, np.int32)]
-            zeros = np.zeros(len(prompt), np.float32)
-            logprobs, entropies = [zeros], [zeros]
-            above, here = 0, 1  # first node of the level above, and of this level
-            for level, bound in zip(levels, bounds, strict=True):
-                for row in range(bound[index], bound[index + 1]):
-                    count = level.count[row]
-                    tokens.append(level.tokens[row, :count])
-                    logprobs.append(level.logprobs[row, :count])
-                    entropies.append(level.entropies[row, :count])
-                rows = slice(bound[index], bound[index + 1])
-                parent.extend((above + level.parent[rows]).tolist())
-                finish.extend(level.finish[rows].tolist())
-                above, here = here, len(parent)
-            texts = self._policy.decoder.texts(parent, [x.tolist() for x in tokens])
-            trees.append(
-                sampled_tree(
-                    problem_id=problem.problem_id,
-                    reference_answer=problem.reference_answer,
-                    step=step,
-                    policy_version=max(step - 1, 0),
-                    parent=parent,
-                    segment_tokens=tokens,
-                    segment_logprobs=logprobs,
-                    segment_entropies=entropies,
-                    finish=finish,
-                    texts=[problem.prompt, *texts[1:]],
-                )
-            )
-        return trees
-
-
-def _tree_keys(problems: Sequence[Problem], seed: int, step: int) -> NDArray[np.uint64]:
-    """[P] seed of each tree; a problem that comes twice in a batch has two trees."""
-    seen: Counter[str] = Counter()
-    keys = []
-    for problem in problems:
-        keys.append(named_seed(seed, "tree", step, problem.problem_id, seen[problem.problem_id]))
-        seen[problem.problem_id] += 1
-    return np.array(keys, np.uint64)
-
-
-def _nothing(_done: int, _total: int) -> None: ...
-
-
-class _Growth:
-    """The growing trees of one call of `sample`."""
+class _Drive:
+    """One call of `sample`: rounds over the growths until nothing is wanted any more."""
 
     def __init__(
         self,
         decoder: CachedDecoder,
         ends: Tensor,
         newlines: Tensor,
-        plan: SamplingPlan,
-        keys: NDArray[np.uint64],
+        temperature: float,
+        trees: list[_Tree],
         most_rows: int,
+        should_stop: Callable[[], bool],
+        on_progress: Callable[[int, int], None],
     ) -> None:
-        self._decoder, self._ends, self._newlines, self._plan, self._keys = (
-            decoder,
-            ends,
-            newlines,
-            plan,
-            keys,
-        )
-        self.most_rows = most_rows
-        self.should_stop: Callable[[], bool] = lambda: False
-        self.on_progress: Callable[[int, int], None] = _nothing
-        self._parts: list[list[_Level]] = [[] for _ in plan.branching]
-        self._numbered = np.zeros((plan.depth, len(keys)), np.int64)  # nodes so far per level and problem
-        self._done, self._total = 0, plan.most_nodes * len(keys)
-        # Nodes of a full subtree whose top stands at depth d + 1: what an early end settles at once.
-        self._subtree = [1] * plan.depth
-        for depth in range(plan.depth - 2, -1, -1):
-            self._subtree[depth] = 1 + plan.branching[depth + 1] * self._subtree[depth + 1]
+        self._decoder, self._ends, self._newlines = decoder, ends, newlines
+        self._temperature, self._trees, self._most_rows = temperature, trees, most_rows
+        self._should_stop, self._on_progress = should_stop, on_progress
+        self._total = sum(tree.growth.total for tree in trees)
+        self._settled = 0  # of them, before the round under way
+        self._stack: list[list[_Start]] = []
+        self.spent = Spent()
 
-    def levels(self) -> list[_Level]:
-        """What was sampled, level by level."""
-        return [_joined(parts) for parts in self._parts if parts]
+    def grow(self, chosen: Sequence[int], prompts: list[list[int]]) -> None:
+        """Grow these trees to their end. What was asked for last is written first, so that a tree in many
+        parts never holds more than one part per level.
+        """
+        shelf = self._read_prompts(prompts)
+        wave: list[_Start] = []
+        for index, (problem, prompt) in enumerate(zip(chosen, prompts, strict=True)):
+            tree = self._trees[problem]
+            tree.chains[PROMPT] = _Chain(shelf, index, 0, prompt)
+            wave += self._obey(problem, tree.growth.begin())
+        del shelf
+        self._stack = [wave]
+        while self._stack:
+            wave = self._stack.pop()
+            wave = [start for start in wave if start.request.chain in self._trees[start.problem].outstanding]
+            if len(wave) > self._most_rows:
+                self._stack.append(wave[self._most_rows :])
+                wave = wave[: self._most_rows]
+            if wave:
+                self._stack.append(self._round(wave))
 
-    def grow(self, frontier: _Frontier, depth: int) -> None:
-        """Sample all that hangs below these nodes, which stand at `depth`; as many at once as fit memory."""
-        nodes = max(1, self.most_rows // self._plan.branching[depth])
-        for start in range(0, len(frontier.problem), nodes):
-            chosen = np.arange(start, min(start + nodes, len(frontier.problem)))
-            below = self._sample_children(frontier, chosen, depth)
-            if below is not None:
-                self.grow(below, depth + 1)
+    def _round(self, wave: list[_Start]) -> list[_Start]:
+        """Write these requests, and tell their growths; what they want next."""
+        self._shrink(wave)
+        self._settled = sum(tree.growth.done for tree in self._trees)
+        segments, shelf = self._write(wave)
+        told = list(zip(wave, segments, itertools.count()))
+        wave.clear()
+        asked: list[_Start] = []
+        for problem, group in itertools.groupby(told, key=lambda entry: entry[0].problem):
+            tree = self._trees[problem]
+            news = []
+            for start, segment, index in group:
+                tree.outstanding.discard(segment.chain)
+                news.append(segment)
+                if start.request.keep:
+                    first = start.chain.first + start.kept
+                    tree.chains[segment.chain] = _Chain(shelf, index, first, segment.tokens)
+            asked += self._obey(problem, tree.growth.take(news))
+        self._on_progress(sum(tree.growth.done for tree in self._trees), self._total)
+        return asked
 
-    def _sample_children(self, frontier: _Frontier, nodes: NDArray[np.int64], depth: int) -> _Frontier | None:
-        """Sample the segments below `nodes` [N]; those that go on are the next frontier."""
-        plan, decoder, device = self._plan, self._decoder, frontier.logits.device
-        children, limit = plan.branching[depth], plan.segment_tokens[depth]
-        is_last = depth == plan.depth - 1
-        may_split = plan.split_at_newline and not is_last
-        parent = np.repeat(nodes, children)  # [R] rows of the frontier
-        problem = frontier.problem[parent]
-        path = child_paths(frontier.path[parent], np.tile(np.arange(children), len(nodes)))
-        above = torch.from_numpy(parent).to(device)
-        size = len(parent)
+    def _obey(self, problem: int, orders: Orders) -> list[_Start]:
+        tree = self._trees[problem]
+        starts = []
+        for request in orders.requests:
+            chain = tree.chains[request.parent]
+            length = len(chain.tokens)
+            kept = length if request.at == END else request.at
+            if not 1 <= kept <= length:
+                raise ValueError(f"{request} starts outside its parent, which has {length} tokens.")
+            end = chain.first + kept + request.most_tokens
+            if end > self._decoder.max_positions:
+                raise ValueError(
+                    f"Problem {tree.problem_id}: a path of up to {end} tokens does not fit the model's "
+                    f"{self._decoder.max_positions} positions. Lower the answer or segment length."
+                )
+            starts.append(_Start(problem, request, chain, kept))
+            tree.outstanding.add(request.chain)
+        tree.outstanding.difference_update(orders.cancel)
+        for chain_name in orders.release:
+            tree.chains.pop(chain_name, None)
+        if not tree.outstanding:
+            tree.chains.clear()
+        return starts
 
-        # Of the level: one row per segment.
+    # ---- memory
+
+    def _shrink(self, wave: list[_Start]) -> None:
+        """When the waiting rows' caches take too much memory: compact those with few rows left in them."""
+        starts = itertools.chain(wave, *self._stack)
+        chains: Iterable[_Chain] = {
+            id(chain): chain
+            for chain in itertools.chain(
+                (start.chain for start in starts),
+                *(tree.chains.values() for tree in self._trees),
+            )
+        }.values()
+        shelves: dict[int, list[_Chain]] = {}
+        for chain in chains:
+            shelves.setdefault(id(chain.shelf), []).append(chain)
+        if sum(found[0].shelf.bytes() for found in shelves.values()) <= WAITING_BYTES:
+            return
+        for found in shelves.values():
+            shelf = found[0].shelf
+            if len(found) < COMPACT_BELOW * sum(cache.shape[2] for cache in shelf.caches):
+                smaller = shelf.only(np.array([chain.index for chain in found]))
+                for index, chain in enumerate(found):
+                    chain.shelf, chain.index = smaller, index
+
+    def _read_prompts(self, prompts: list[list[int]]) -> _Shelf:
+        device = self._ends.device
+        rows = len(prompts)
+        tokens = torch.zeros(rows, max(map(len, prompts)), dtype=torch.int64)  # [P, T]
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)] = torch.tensor(prompt)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # [P]
+        cache = self._decoder.empty_cache(rows, tokens.shape[1])
+        logits = self._decoder.logits(self._decoder.prefill(tokens.to(device), lengths, cache))
+        numbers = np.arange(rows)
+        return _Shelf([cache], np.zeros(rows, np.int64), numbers, logits, numbers)
+
+    def _branch(self, starts: list[_Start]) -> tuple[Tensor, Tensor, Tensor]:
+        """Cache [L, 2, R, K, T, D] with the path of every start, the lengths of the paths [R], and the
+        logits [R, V] after them.
+        """
+        device = self._ends.device
+        shelves: dict[int, _Shelf] = {}
+        for start in starts:
+            shelves.setdefault(id(start.chain.shelf), start.chain.shelf)
+        number_of = {name: number for number, name in enumerate(shelves)}
+        which = np.array([number_of[id(start.chain.shelf)] for start in starts])  # [R] shelf
+        index = np.array([start.chain.index for start in starts])  # [R] place in it
+        kept = np.array([start.kept for start in starts])
+        length = np.array([start.chain.first for start in starts]) + kept  # [R]
+        after = np.full(len(starts), -1)  # [R] row in the shelf's logits
+        tensor = np.zeros(len(starts), np.int64)  # [R] which cache of all of them
+        row = np.zeros(len(starts), np.int64)  # [R] row in it
+        caches: list[Tensor] = []
+        for number, shelf in enumerate(shelves.values()):
+            here = which == number
+            tensor[here] = len(caches) + shelf.source[index[here]]
+            row[here] = shelf.row[index[here]]
+            after[here] = shelf.after[index[here]]
+            caches += shelf.caches
+        at_end = kept == np.array([len(start.chain.tokens) for start in starts])
+        after[~at_end] = -1
+        lengths = torch.from_numpy(length).to(device)
+        used = int(length.max())
+        columns = used + min(COLUMNS_AT_ONCE, max(start.request.most_tokens for start in starts))
+        self._decoder.reach(columns)
+        again = np.flatnonzero(after < 0)
+        if not len(again):
+            cache = _selected(caches, tensor, row, used, columns)
+        else:
+            # Read the last token of these paths once more, in a cache of their own.
+            tokens = torch.tensor(
+                [int(starts[i].chain.tokens[starts[i].kept - 1]) for i in again], device=device
+            )
+            own = _selected(caches, tensor[again], row[again], used, columns)
+            places = lengths[torch.from_numpy(again).to(device)] - 1
+            hidden = self._decoder.step(tokens, places, own, int(length[again].max()))
+            fresh = self._decoder.logits(hidden)
+            self.spent += Spent(reread=len(again))
+            if len(again) == len(starts):
+                return own, lengths, fresh
+            tensor[again], row[again] = len(caches), np.arange(len(again))
+            cache = _selected([*caches, own], tensor, row, used, columns)
+        if len(shelves) == 1 and not len(again):
+            logits = next(iter(shelves.values())).logits[torch.from_numpy(after).to(device)]
+        else:
+            logits = torch.zeros(len(starts), self._decoder.vocabulary, device=device)
+            for number, shelf in enumerate(shelves.values()):
+                here = np.flatnonzero((which == number) & (after >= 0))
+                logits[torch.from_numpy(here).to(device)] = shelf.logits[
+                    torch.from_numpy(after[here]).to(device)
+                ]
+            if len(again):
+                logits[torch.from_numpy(again).to(device)] = fresh
+        return cache, lengths, logits
+
+    # ---- writing
+
+    def _write(self, starts: list[_Start]) -> tuple[list[Segment], _Shelf]:
+        """Write R segments, and where they wait."""
+        decoder, device, size = self._decoder, self._ends.device, len(starts)
+        wanted = _Wanted(starts, self._trees, device)
+        limit = wanted.most_tokens
+
+        # Of the round: one row per segment.
         tokens = torch.zeros(size, limit, dtype=torch.int64, device=device)
         logprobs = torch.zeros(size, limit, device=device)
         entropies = torch.zeros(size, limit, device=device)
+        top_ids = torch.zeros(size, limit, wanted.top, dtype=torch.int64, device=device)
+        top_probs = torch.zeros(size, limit, wanted.top, device=device)
+        values = torch.full((size,), float("nan"), device=device)
         count = torch.zeros(size, dtype=torch.int64, device=device)
         finish = torch.zeros(size, dtype=torch.uint8, device=device)
-        lengths = torch.zeros(size, dtype=torch.int64, device=device)
-        source, row = torch.zeros_like(lengths), torch.zeros_like(lengths)
-        after: list[tuple[Tensor, Tensor]] = []  # segments, and the logits after them
+        source, row, after = (torch.full((size,), -1, dtype=torch.int64, device=device) for _ in range(3))
+        kept_logits: list[Tensor] = []
+        n_kept = 0
 
         # Of the batch: one row per row of the cache.
-        cache = _branch(frontier, above)
+        cache, position, logits = self._branch(starts)  # position [B]: where its next token will be written
         caches = [
             cache
-        ]  # of this level, the newest last; older ones hold rows that ended before a compaction
+        ]  # of this round, the newest last; older ones hold rows that ended before a compaction
         segment = torch.arange(size, device=device)  # [B] whose row it is
-        position = frontier.lengths[above]  # [B] where its next token will be written
         growing = torch.ones(size, dtype=torch.bool, device=device)  # [B]
-        logits = frontier.logits[above]  # [B, V]
+        done = self._settled
         for place in range(limit):
-            if self.should_stop():
+            if self._should_stop():
                 raise SamplingStopped
-            if place % DRAWS_AT_ONCE == 0:  # [R, DRAWS_AT_ONCE]
-                drawn = uniforms(self._keys[problem], path, min(DRAWS_AT_ONCE, limit - place), first=place)
-                draws = torch.from_numpy(drawn).to(device)
-            chosen, logprob, entropy = choose(logits, draws[segment, place % DRAWS_AT_ONCE], plan.temperature)
+            chosen, logprob, entropy = choose(
+                logits, wanted.draws(segment, place), self._temperature, *wanted.overrides(segment, place)
+            )
             now = segment[growing]
             tokens[now, place] = chosen[growing]
             logprobs[now, place] = logprob[growing]
             entropies[now, place] = entropy[growing]
+            if wanted.top:
+                best = logits[growing].log_softmax(-1).topk(wanted.top)
+                top_ids[now, place], top_probs[now, place] = best.indices, best.values.exp()
             ended = growing & self._ends[chosen]
-            split = growing & ~ended & self._newlines[chosen] if may_split else torch.zeros_like(ended)
-            full = growing & ~ended & ~split if place == limit - 1 else torch.zeros_like(ended)
+            if place < wanted.most_forced - 1:
+                ended = ended & (wanted.forced_count[segment] <= place + 1)
+            split = growing & ~ended & self._newlines[chosen] & wanted.may_split[segment]
+            if place < wanted.most_forced - 1:
+                split = split & (wanted.forced_count[segment] <= place + 1)
+            full = growing & ~ended & ~split & (wanted.limits[segment] == place + 1)
             for which, reason in (
                 (ended, FinishReason.EOS),
                 (split, FinishReason.SPLIT),
@@ -300,13 +416,17 @@ class _Growth:
             ):
                 finish[segment[which]] = int(reason)
             stopped = ended | split | full
-            count[segment[stopped]] = place + 1
-            self._done += int(stopped.sum()) + int(ended.sum()) * (self._subtree[depth] - 1)
-            self.on_progress(self._done, self._total)
-            growing = growing & ~stopped
-            # A segment that has children needs its last token read once more; then its logits and its cache
-            # row wait.
-            closing = torch.zeros_like(ended) if is_last else split | full
+            stopping = stopped.nonzero()[:, 0]
+            if len(stopping):
+                over = segment[stopping]
+                count[over] = place + 1
+                source[over], row[over] = len(caches) - 1, stopping
+                done += len(stopping)
+                self._on_progress(done, self._total)
+                growing = growing & ~stopped
+            # A segment that others follow needs its last token read once more; then its logits and its
+            # cache row wait.
+            closing = (split | full) & wanted.to_end[segment]
             live = growing | closing
             alive = int(live.sum())
             if alive == 0:
@@ -324,58 +444,131 @@ class _Growth:
             written = int(position.max()) + 1
             if written > cache.shape[4]:
                 cache = caches[-1] = decoder.widened(cache, written + COLUMNS_AT_ONCE)
-            logits = decoder.step(chosen, position, cache, columns)
+            hidden = decoder.step(chosen, position, cache, columns)
+            logits = decoder.logits(hidden)
             position = position + live
             if bool(closing.any()):
                 which = closing.nonzero()[:, 0]
                 closed = segment[which]
-                after.append((closed, logits[which]))
-                lengths[closed] = position[which]
                 source[closed], row[closed] = len(caches) - 1, which
+                after[closed] = torch.arange(n_kept, n_kept + len(which), device=device)
+                n_kept += len(which)
+                kept_logits.append(logits[which])
+                if wanted.has_values:
+                    values[closed] = decoder.values(hidden[which])
         if not bool(torch.isfinite(entropies).all()):
             raise FloatingPointError("The policy's logits are not finite: its weights have diverged.")
 
-        number = self._number(depth, problem)
-        self._parts[depth].append(
-            _Level(
-                problem=problem,
-                parent=frontier.number[parent],
-                count=count.cpu().numpy(),
-                finish=finish.cpu().numpy(),
-                tokens=tokens.to(torch.int32).cpu().numpy(),
-                logprobs=logprobs.cpu().numpy(),
-                entropies=entropies.cpu().numpy(),
+        shelf = _Shelf(
+            caches=_needed(caches, source, wanted.is_kept),
+            source=source.cpu().numpy(),
+            row=row.cpu().numpy(),
+            logits=torch.cat(kept_logits) if kept_logits else logits[:0],
+            after=after.cpu().numpy(),
+        )
+        counts = count.tolist()
+        written_tokens = sum(counts)
+        given = sum(len(start.request.forced) for start in starts if start.request.is_given)
+        self.spent += Spent(sampled=written_tokens - given, given=given)
+        segments = wanted.segments(
+            counts,
+            finish.tolist(),
+            tokens.to(torch.int32).cpu().numpy(),
+            logprobs.cpu().numpy(),
+            entropies.cpu().numpy(),
+            top_ids.to(torch.int32).cpu().numpy(),
+            top_probs.cpu().numpy(),
+            values.tolist(),
+        )
+        return segments, shelf
+
+
+class _Wanted:
+    """What the requests of a round ask for, as columns [R]."""
+
+    def __init__(self, starts: list[_Start], trees: list[_Tree], device: torch.device) -> None:
+        requests = [start.request for start in starts]
+        self._requests, self._device = requests, device
+        self._keys = np.array([trees[start.problem].key for start in starts], np.uint64)
+        self._paths = np.array([request.path for request in requests], np.uint64)
+        limits = [request.most_tokens for request in requests]
+        self.most_tokens = max(limits)
+        self.limits = torch.tensor(limits, device=device)
+        self.may_split = torch.tensor([request.split for request in requests], device=device)
+        keep = torch.tensor([request.keep for request in requests], device=device)
+        self.is_kept = keep > Keep.NOTHING
+        self.to_end = keep == Keep.END
+        self.top = max(request.top for request in requests)
+        self.has_values = any(request.value for request in requests)
+        greedy = [request.greedy for request in requests]
+        self._greedy = torch.tensor(greedy, device=device) if any(greedy) else None
+        self._all_greedy = all(greedy)
+        forced_counts = [len(request.forced) for request in requests]
+        self.most_forced = max(forced_counts)
+        self.forced_count = torch.tensor(forced_counts, device=device)
+        self._forced = torch.full((len(requests), self.most_forced), -1, device=device)
+        if self.most_forced:
+            for number, request in enumerate(requests):
+                if request.forced:
+                    self._forced[number, : len(request.forced)] = torch.tensor(request.forced, device=device)
+        self._draws = torch.zeros(0)
+
+    def draws(self, segment: Tensor, place: int) -> Tensor:
+        """[B] random numbers of the segments at this place of theirs."""
+        if self._all_greedy:
+            return torch.zeros(len(segment), dtype=torch.float64, device=self._device)
+        if place % DRAWS_AT_ONCE == 0:  # [R, DRAWS_AT_ONCE]
+            drawn = uniforms(
+                self._keys, self._paths, min(DRAWS_AT_ONCE, self.most_tokens - place), first=place
             )
-        )
-        if not after:
-            return None
-        closed = torch.cat([segments for segments, _ in after])
-        order = closed.argsort()
-        going = closed[order]
-        where = going.cpu().numpy()
-        return _Frontier(
-            problem=problem[where],
-            number=number[where],
-            path=path[where],
-            lengths=lengths[going],
-            logits=torch.cat([x for _, x in after])[order],
-            caches=caches,
-            source=source[going],
-            row=row[going],
-        )
+            self._draws = torch.from_numpy(drawn).to(self._device)
+        return self._draws[segment, place % DRAWS_AT_ONCE]
 
-    def _number(self, depth: int, problem: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[R] place of each new segment in its level of its tree."""
-        rank = np.arange(len(problem)) - np.searchsorted(problem, problem)
-        number: NDArray[np.int64] = self._numbered[depth][problem] + rank
-        np.add.at(self._numbered[depth], problem, 1)
-        return number
+    def overrides(self, segment: Tensor, place: int) -> tuple[Tensor | None, Tensor | None]:
+        """[B] which rows take the most likely token, and [B] the token that is put there, -1: none."""
+        greedy = None if self._greedy is None else self._greedy[segment]
+        return greedy, self._forced[segment, place] if place < self.most_forced else None
+
+    def segments(
+        self,
+        count: list[int],
+        finish: list[int],
+        tokens: NDArray[np.int32],
+        logprobs: NDArray[np.float32],
+        entropies: NDArray[np.float32],
+        top_ids: NDArray[np.int32],
+        top_probs: NDArray[np.float32],
+        values: list[float],
+    ) -> list[Segment]:
+        found = []
+        for i, request in enumerate(self._requests):
+            n = count[i]
+            found.append(
+                Segment(
+                    request.chain,
+                    tokens[i, :n],
+                    logprobs[i, :n],
+                    entropies[i, :n],
+                    finish[i],
+                    top_ids[i, :n, : request.top] if request.top else None,
+                    top_probs[i, :n, : request.top] if request.top else None,
+                    values[i] if request.value else float("nan"),
+                )
+            )
+        return found
 
 
-def choose(logits: Tensor, draws: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def choose(
+    logits: Tensor,
+    draws: Tensor,
+    temperature: float,
+    greedy: Tensor | None = None,
+    forced: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """One token per row by inversion of the cumulative distribution softmax(logits / temperature).
 
-    logits [B, V] float32; draws [B] float64 in (0, 1). Returns tokens [B] int64, their logprobs [B] and the
+    logits [B, V] float32; draws [B] float64 in (0, 1); greedy [B]: rows that take the most likely token;
+    forced [B]: tokens that are put there, -1: none. Returns tokens [B] int64, their logprobs [B] and the
     distribution's entropies [B], float32, nats. Temperature 0: the most likely token, with logprob and
     entropy at temperature 1.
     """
@@ -391,6 +584,10 @@ def choose(logits: Tensor, draws: Tensor, temperature: float) -> tuple[Tensor, T
         chosen = torch.searchsorted(cumulative, draws[:, None] * total, right=True).clamp_(
             max=logits.shape[1] - 1
         )
+    if greedy is not None:
+        chosen = torch.where(greedy[:, None], shifted.argmax(-1, keepdim=True), chosen)
+    if forced is not None:
+        chosen = torch.where(forced[:, None] >= 0, forced[:, None], chosen)
     total = total[:, 0]
     log_total = total.log().float()
     logprobs = shifted.gather(1, chosen)[:, 0] - log_total
@@ -398,27 +595,32 @@ def choose(logits: Tensor, draws: Tensor, temperature: float) -> tuple[Tensor, T
     return chosen[:, 0], logprobs, entropies
 
 
-def _branch(frontier: _Frontier, nodes: Tensor) -> Tensor:
-    """A cache [L, 2, R, K, T, D] with one row per entry of `nodes` [R]: one index_select per tensor that
-    holds any of them.
+def _selected(
+    caches: list[Tensor], tensor: NDArray[np.int64], row: NDArray[np.int64], used: int, columns: int
+) -> Tensor:
+    """A cache [L, 2, R, K, columns, D] of row `row[i]` of `caches[tensor[i]]`, of which the first `used`
+    columns are wanted: one index_select per tensor that holds any of them.
     """
-    source, row = frontier.source[nodes], frontier.row[nodes]
-    used: list[int] = sorted(set(source.tolist()))
-    if len(used) == 1:
-        return frontier.caches[used[0]].index_select(2, row)
-    first: Tensor = frontier.caches[used[0]]
-    width = max(frontier.caches[number].shape[4] for number in used)
-    branched = first.new_zeros(*first.shape[:2], len(nodes), first.shape[3], width, first.shape[5])
-    for number in used:
-        here = (source == number).nonzero()[:, 0]
-        part = frontier.caches[number].index_select(2, row[here])
-        branched[:, :, :, :, : part.shape[4]].index_copy_(2, here, part)
-    return branched
+    numbers = np.unique(tensor).tolist()
+    first = caches[numbers[0]]
+    selected: Tensor = first.new_empty(*first.shape[:2], len(row), first.shape[3], columns, first.shape[5])
+    for number in numbers:
+        cache = caches[number]
+        width = min(used, cache.shape[4])
+        here = np.flatnonzero(tensor == number)
+        rows = torch.from_numpy(row[here]).to(first.device)
+        if len(numbers) == 1:
+            torch.index_select(cache[:, :, :, :, :width], 2, rows, out=selected[:, :, :, :, :width])
+            selected[:, :, :, :, width:] = 0
+        else:
+            places = torch.from_numpy(here).to(first.device)
+            part = cache[:, :, :, :, :width].index_select(2, rows)
+            selected[:, :, :, :, :width].index_copy_(2, places, part)
+            selected[:, :, :, :, width:].index_fill_(2, places, 0)
+    return selected
 
 
-def _joined(parts: list[_Level]) -> _Level:
-    if len(parts) == 1:
-        return parts[0]
-    return _Level(
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _Level.__slots__}
-    )
+def _needed(caches: list[Tensor], source: Tensor, is_kept: Tensor) -> list[Tensor]:
+    """The caches, those in which no kept segment stands emptied."""
+    used = set(source[is_kept].tolist())
+    return [cache if number in used else cache[:, :, :0].clone() for number, cache in enumerate(caches)]
