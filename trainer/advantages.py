@@ -351,6 +351,11 @@ def _against_budget(
     """
     rewards = leaf_rewards(tree)
     group, weight = groups_of(tree, "tree", rewards)
+    if group.max(initial=0) >= len(budgets):
+        raise ValueError(
+            f"Problem {tree.problem_id} has answers of budget group {int(group.max())}, and there are "
+            f"{len(budgets)} budgets, from 0 on."
+        )
     figures = group_figures(rewards, group, weight, len(budgets))
     best = np.array([budget_reward(b, shaping) for b in budgets])
     offset = (figures.mean - best)[np.maximum(group, 0)]

@@ -72,7 +72,9 @@ def config_from_mapping(given: Mapping[str, Any]) -> RunConfig:
     """
     slug = given.get("preset", RunConfig.model_fields["preset"].default)
     try:
-        preset = find_preset(slug if isinstance(slug, str) else repr(slug))
+        preset = find_preset(slug)
+    except AttributeError:
+        raise ConfigError.one(f"there is no preset {slug!r}; its name is a text", "preset") from None
     except KeyError as error:
         raise ConfigError.one(str(error.args[0]), "preset") from None
     merged = _merged(preset.config.model_dump(mode="json"), {**given, "preset": preset.slug})

@@ -1,0 +1,93 @@
+"""Tokens of a tree by its shape alone, before anything is sampled: an upper bound with no early stop.
+
+    nodes at depth d    n_d = b_1 ... b_d, at most the width
+    sampled             unique U = sum n_d L_d;  flattened F = leaves * (L_1 + ... + L_D)
+    trained             packed P + U;  flattened leaves * (P + sum L);  per node sum_d n_d (P + L_1 + ... +
+    L_d) attention pairs     T(x) = x (x + 1) / 2: packed T(P) + sum_d n_d [T(P + path_d) - T(P +
+    path_{d-1})],
+                        flattened leaves * T(P + sum L)
+
+P: prompt tokens. Torch-free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """Of one tree. `sampling_ratio` F / U, `saving` 1 - U / F; `training_ratio` and `per_node_ratio` against
+    packed; `attention_ratio` of query-key pairs.
+    """
+
+    nodes: int
+    leaves: int
+    sampled_unique: int
+    sampled_flat: int
+    sampling_ratio: float
+    saving: float
+    trained_packed: int
+    trained_flat: int
+    training_ratio: float
+    trained_per_node: int
+    per_node_ratio: float
+    attention_packed: int
+    attention_flat: int
+    attention_ratio: float
+
+    def as_dict(self) -> dict[str, int | float]:
+        return asdict(self)
+
+
+def count_tokens(
+    branching: Sequence[int], segment_tokens: Sequence[int], prompt_tokens: int = 0, width: int = 0
+) -> TokenCounts:
+    """branching[d], segment_tokens[d]: children of a node at depth d, and their length; width 0: no limit.
+
+    Raises ValueError when the lists do not fit or a number is below 1 (prompt: 0).
+    """
+    if not branching or len(branching) != len(segment_tokens):
+        raise ValueError(
+            f"branching has {len(branching)} depths and segment {len(segment_tokens)}. Give one number "
+            f"to both for "
+            "every depth."
+        )
+    if min(*branching, *segment_tokens) < 1 or prompt_tokens < 0 or width < 0:
+        raise ValueError("Every number must be 1 or more (prompt and width: 0 or more).")
+    unique = nodes = leaves = per_node = pairs = 0
+    path, here = prompt_tokens, 1
+    pairs = _triangle(prompt_tokens)
+    for children, length in zip(branching, segment_tokens, strict=True):
+        here = min(here * children, width) if width else here * children
+        nodes += here
+        unique += here * length
+        pairs += here * (_triangle(path + length) - _triangle(path))
+        path += length
+        per_node += here * path
+    leaves = here
+    answer = sum(segment_tokens)
+    flat = leaves * answer
+    trained_flat = leaves * (prompt_tokens + answer)
+    attention_flat = leaves * _triangle(prompt_tokens + answer)
+    return TokenCounts(
+        nodes=nodes,
+        leaves=leaves,
+        sampled_unique=unique,
+        sampled_flat=flat,
+        sampling_ratio=flat / unique,
+        saving=1 - unique / flat,
+        trained_packed=prompt_tokens + unique,
+        trained_flat=trained_flat,
+        training_ratio=trained_flat / (prompt_tokens + unique),
+        trained_per_node=per_node,
+        per_node_ratio=per_node / (prompt_tokens + unique),
+        attention_packed=pairs,
+        attention_flat=attention_flat,
+        attention_ratio=attention_flat / pairs,
+    )
+
+
+def _triangle(tokens: int) -> int:
+    return tokens * (tokens + 1) // 2
