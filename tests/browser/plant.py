@@ -28,11 +28,14 @@ def main() -> None:
     from django.utils import timezone
 
     from tests.webapp.material import add_metrics, add_tree, next_event, worked_tree
+    from tests.webapp.test_audits import trees_for
+    from trainer.credit import credit_plan, credit_trees
     from trainer.presets import PRESETS
     from webapp.accounts.models import User
     from webapp.accounts.services import create_login_link
     from webapp.projects.models import Membership, ModelSource, Project
     from webapp.runs.models import Run, RunStatus
+    from webapp.runs.services import create_run
 
     user = User.objects.create_user("ada")
     project = Project.objects.create(slug="lab", name="Lab")
@@ -58,6 +61,13 @@ def main() -> None:
         stored = add_tree(run, step, worked_tree(step, text=HOSTILE, problem_id="<i>p-1</i>"))
         loss = float("nan") if step == 2 else 0.5
         add_metrics(run, step, {"reward/mean": 0.25 * step, "policy/loss": loss})
+    kept = {}
+    for name, slug in (("budget_tree", "hbpo-tiny"), ("merged_tree", "step-grpo-tiny")):
+        preset = PRESETS[slug]
+        (tree,) = credit_trees(trees_for(preset), credit_plan(preset.config))
+        other = create_run(project, user, preset.config, slug)
+        Run.objects.filter(id=other.id).update(status=RunStatus.SUCCEEDED, ended_at=timezone.now())
+        kept[name] = add_tree(other, 1, tree).id
     next_event(run, "log", 2, {"level": "error", "message": HOSTILE})
     json.dump(
         {
@@ -65,6 +75,7 @@ def main() -> None:
             "second_login": create_login_link(user),
             "run": run.id,
             "tree": stored.id,
+            **kept,
         },
         sys.stdout,
     )

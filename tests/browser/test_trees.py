@@ -112,8 +112,35 @@ def test_the_icicle_paints_advantages_and_hatches_what_has_no_credit(site: Site,
     expect(page.locator("#inspector .node-title")).to_have_text("Node 2")
     page.mouse.click(box["x"] + box["width"] * 0.6, box["y"] + 2 * 26 + 10)
     expect(page.locator("#inspector .node-title")).to_have_text("Node 2.1")
-    expect(page.locator("#inspector .no-credit")).to_have_text("no credit")
+    expect(page.locator("#inspector .no-credit")).to_have_text("no credit: filtered out")
+    expect(page.locator("#colour-legend")).to_contain_text("no credit")
     expect(page.locator('[data-segment="2.1"]')).to_have_class(re.compile("segment-no-credit"))
+
+
+def test_what_was_given_is_context_and_equal_answers_are_counted(site: Site, page: Page) -> None:
+    """HBPO: the budgets' sentences were given; step-GRPO: a leaf stands for three equal answers."""
+    open_tree(page, f"/t/{site.planted['budget_tree']}/?n=2.1")
+    expect(page.locator("#inspector")).to_contain_text("budget 50 tokens")
+    expect(page.locator("#inspector .ok")).to_contain_text("computed again: the same value and advantage")
+    legend = page.locator("#colour-legend")
+    expect(legend).to_contain_text("given")
+    expect(legend).not_to_contain_text("no credit")
+    expect(page.locator('[data-segment="2"]')).to_have_class("segment segment-prompt")
+    # One tone along the edge of the sentence's box, where a hatch would have two.
+    tones = page.locator("#icicle").evaluate(
+        """(canvas) => {
+            const dpr = canvas.width / canvas.clientWidth, y = Math.round((26 + 22) * dpr);
+            const row = canvas.getContext("2d").getImageData(20 * dpr, y, 100 * dpr, 1).data;
+            const tone = (_, i) => row.slice(4 * i, 4 * i + 4).join();
+            return new Set(Array.from({length: row.length / 4}, tone)).size;
+        }"""
+    )
+    assert tones == 1
+    open_tree(page, f"/t/{site.planted['merged_tree']}/?n=2")
+    expect(page.locator("#inspector .node-title")).to_contain_text("×3 equal answers")
+    expect(page.locator("#icicle-hint")).to_contain_text("×3")
+    page.keyboard.press("3")
+    expect(page.locator("#outline-2 .outline-name")).to_contain_text("2 ×3")
 
 
 @pytest.mark.parametrize("scripts", [True, False], ids=["with scripts", "without"])
