@@ -1,6 +1,7 @@
-"""Writes `docs/reference.md` from the words themselves: config fields, metrics, event kinds.
+"""Writes `docs/reference.md` from the words themselves: config fields, metrics, event kinds; and the list of
+algorithms in `docs/estimators.md`, from the presets.
 
-`python scripts/write_reference.py` rewrites the page; `--check` only says whether it is current, and exits
+`python scripts/write_reference.py` rewrites both; `--check` only says whether they are current, and exits
 with 1 if not.
 """
 
@@ -17,9 +18,14 @@ from pydantic.fields import FieldInfo
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from trainer import config, events
+from trainer.explanation import formula
 from trainer.metrics import METRICS
+from trainer.presets import PRESETS
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGE = DOCS / "reference.md"
+ESTIMATORS = DOCS / "estimators.md"
+BEGIN, END = "<!-- algorithms: written by scripts/write_reference.py -->", "<!-- end of algorithms -->"
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -115,15 +121,81 @@ def render() -> str:
     return "\n".join(lines) + "\n"
 
 
+def algorithms() -> str:
+    """A section for every algorithm."""
+    lines: list[str] = []
+    for slug in dict.fromkeys(preset.algorithm for preset in PRESETS.values()):
+        both = [preset for preset in PRESETS.values() if preset.algorithm == slug]
+        first = both[0]
+        config, credit = first.config, first.config.credit
+        title = first.title.removesuffix(" · tiny")
+        names = ", ".join(f"`{preset.slug}`" for preset in both)
+        lines += [
+            f"### {title}",
+            "",
+            f"Presets {names}. Source: {first.source}. {first.summary}",
+            "",
+            f"    {first.formula}",
+            f"    {formula(credit)}",
+            "",
+            "| part | choice |",
+            "|---|---|",
+            f"| sampler | {_choice(config.sampler)} |",
+            (
+                f"| reward | {config.reward.correct:g} / {config.reward.incorrect:g}, shaping "
+                f"{config.reward.shaping.kind} |"
+            ),
+            (
+                f"| credit | backup {credit.backup}; baseline {_choice(credit.baseline)}; "
+                f"scale {_choice(credit.scale)}; spread {credit.spread}; filter {_choice(credit.filter)}; "
+                f"leaves {_choice(credit.leaves)} |"
+            ),
+            f"| objective | {_choice(config.objective)} |",
+            "",
+        ]
+        if first.differences:
+            lines += [f"*Paper and code:* {first.differences}", ""]
+        if first.unverified:
+            lines += [f"*Our choice:* {', '.join(f'`{path}`' for path in first.unverified)}.", ""]
+    return "\n".join(lines)
+
+
+def _choice(section: BaseModel) -> str:
+    """`group_mean (group prompt)`: the kind, and what differs from the kind's own defaults."""
+    values = section.model_dump(mode="json")
+    kind = values.pop("kind")
+    defaults = {name: field.default for name, field in type(section).model_fields.items()}
+    told = []
+    for name, value in values.items():
+        default = defaults[name]
+        plain = default.model_dump(mode="json") if isinstance(default, BaseModel) else default
+        plain = list(plain) if isinstance(plain, tuple) else plain
+        if value != plain:
+            told.append(f"{name} {_told(value)}")
+    return _cell(f"{kind} ({', '.join(told)})" if told else kind)
+
+
+def _told(value: Any) -> str:
+    """A value for people. `Any`: JSON."""
+    if isinstance(value, dict):
+        rest = ", ".join(f"{name} {_told(part)}" for name, part in value.items() if name != "kind")
+        return f"{value['kind']} ({rest})" if rest else str(value["kind"])
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def estimators() -> str:
+    """The page of estimators with its list of algorithms."""
+    before, _, rest = ESTIMATORS.read_text().partition(BEGIN)
+    return f"{before}{BEGIN}\n\n{algorithms()}\n{END}{rest.partition(END)[2]}"
+
+
 if __name__ == "__main__":
-    page = render()
+    pages = {PAGE: render(), ESTIMATORS: estimators()}
+    stale = [page for page, text in pages.items() if not page.exists() or page.read_text() != text]
     if "--check" in sys.argv:
-        current = PAGE.exists() and PAGE.read_text() == page
-        print(
-            "docs/reference.md is current."
-            if current
-            else "docs/reference.md is out of date: run python scripts/write_reference.py"
-        )
-        sys.exit(0 if current else 1)
-    PAGE.write_text(page)
-    print(f"Wrote {PAGE.name}: {len(page.splitlines())} lines.")
+        for page in stale:
+            print(f"docs/{page.name} is out of date: run python scripts/write_reference.py")
+        sys.exit(1 if stale else 0)
+    for page, text in pages.items():
+        page.write_text(text)
+        print(f"Wrote {page.name}: {len(text.splitlines())} lines.")
