@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,6 +66,9 @@ SAMPLERS: dict[str, Sampler] = {
     "merged": FlatSampler(group_size=12, max_tokens=9, merge="newline"),
     "budgets": FlatSampler(group_size=6, max_tokens=9, budgets=(1, 2), budget_sentence="a{budget}b"),
     "segment tree": SegmentTreeSampler(depth=3, branching_per_depth=(3, 2, 2), segment_tokens_per_depth=(4,)),
+    "width tree": SegmentTreeSampler(
+        depth=4, branching_per_depth=(2,), segment_tokens_per_depth=(3,), max_width=7, fallback="random"
+    ),
 }
 
 
@@ -224,6 +230,176 @@ def test_the_scripted_engine_refuses_what_a_growth_may_not_ask_for() -> None:
             grow(WrongPlan(request))
 
 
+# ------------------------------------------------------------------------------------ width-capped trees
+
+
+def dictated(letters: str) -> Distribution:
+    """Letter after letter, whoever asks: without shuffling, requests are written in the order of asking."""
+    rest = iter(letters)
+
+    def distribution(_path: tuple[int, ...]) -> Sequence[float]:
+        letter = next(rest)
+        return [float(letter == other) for other in LETTERS.letters]
+
+    return distribution
+
+
+def width_tree(**changes: Any) -> SegmentTreeSampler:
+    """Segments of one token, two continuations each, up to 6 answers of up to 4 tokens."""
+    shape = {"depth": 4, "branching_per_depth": (2,), "segment_tokens_per_depth": (1,), "max_width": 6}
+    return SegmentTreeSampler(**(shape | {"split": "none"} | changes))
+
+
+def test_places_of_ended_paths_go_to_the_live_ones() -> None:
+    """TreePO's budget, worked by hand; w = 6, b = 2.
+
+    1: a $          1 active, 1 finished (1 now): B = max(1, min(6-1, 2*1 + 2*1)) = 4, all to a
+    2: b $ b a      3 active, 2 finished (1 now): B = max(3, min(6-2, 2*1 + 2*3)) = 4: 1, 1 and 2 to the last
+    3: $ b a a      3 active, 3 finished (1 now): B = max(3, min(6-3, 2*1 + 2*3)) = 3: 1 each
+    4: b $ a        the last level: all end; 6 finished.
+    """
+    tree = grow(width_tree(), dictated("a$b$ba$baab$a"))[0]
+    assert outline(tree) == [
+        (0, "a", "length"),
+        (0, "$", "eos"),
+        (1, "b", "length"),
+        (1, "$", "eos"),
+        (1, "b", "length"),
+        (1, "a", "length"),
+        (3, "$", "eos"),
+        (5, "b", "length"),
+        (6, "a", "length"),
+        (6, "a", "length"),
+        (8, "b", "length"),
+        (9, "$", "eos"),
+        (10, "a", "length"),
+    ]
+    assert tree.leaf_counts()[0] == 6
+
+
+def test_without_transfer_a_path_only_doubles() -> None:
+    """1: a $   B = max(1, min(5, 2*1)) = 2;  2: b a   B = max(2, min(5, 2*2)) = 4;
+    3: $ $ a $  1 active, 4 finished: B = max(1, min(2, 2)) = 2;  4: a a. Six leaves."""
+    tree = grow(width_tree(transfer_budget=False), dictated("a$ba$$a$aa"))[0]
+    assert tree.parent.tolist() == [-1, 0, 0, 1, 1, 3, 3, 4, 4, 7, 7]
+    # The same letters with transfer: the root's only live child gets four.
+    other = grow(width_tree(), dictated("a$ba$$" + "b" * 20))[0]
+    assert other.parent.tolist()[:7] == [-1, 0, 0, 1, 1, 1, 1]
+
+
+def test_a_width_below_the_live_paths_still_lets_each_go_on() -> None:
+    """w = 3: 1: a b, B = min(3, 4) = 3: 1 and 2.  2: a $ b: 2 active, 1 finished: B = max(2, min(2, 6)) = 2.
+    3: a b: B = max(2, min(2, 4)) = 2.  4: b b."""
+    tree = grow(width_tree(max_width=3), dictated("aba$babbb"))[0]
+    assert tree.parent.tolist() == [-1, 0, 0, 1, 2, 2, 3, 5, 6, 7]
+
+
+def test_fallback_starts_again_at_an_earlier_boundary() -> None:
+    """1: a $  B = 4.  2: $ $ $ $  nothing is active, 5 of 6 are finished: one place. The first candidate in
+    the random order goes back to the prompt, or to a if it is one of the four below it."""
+    letters = "a$$$$$" + "b$"
+    below = set()
+    for step in range(1, 60):
+        tree = grow(width_tree(fallback="random"), dictated(letters), step=step)[0]
+        words = [(parent, word) for parent, word, _ in outline(tree)]
+        fallen = next(parent for parent, word in words if word == "b")
+        below.add(fallen)
+        # From the prompt or from a, "b" goes on alone with "$": w - finished = 1.
+        assert tree.leaf_counts()[0] == 6
+        assert [word for _, word in words].count("b") == 1
+        assert words[-1] == ([word for _, word in words].index("b") + 1, "$")
+    assert below == {0, 1}
+    # Without fallback five answers remain.
+    assert grow(width_tree(), dictated(letters))[0].leaf_counts()[0] == 5
+
+
+def test_fallback_without_a_complete_answer_starts_from_the_prompt() -> None:
+    """Paths that repeat themselves or are cut off are no candidates: depth 1, w = 5: 2 + 2 + 1 answers."""
+    sampler = width_tree(depth=1, max_width=5, fallback="random")
+    tree = grow(sampler, dictated("abbab"))[0]
+    assert outline(tree) == [(0, letter, "length") for letter in "abbab"]
+
+
+def test_the_root_gets_a_random_number_of_children() -> None:
+    problems = [Problem(f"p{i}", "ab", "") for i in range(400)]
+    sampler = width_tree(root_branching_max=5, max_width=4)
+    counts = [int(tree.child_counts()[0]) for tree in grow(sampler, anything, problems=problems)]
+    # 2, 3, 4 and 5 with 1/4 each; at most the width, 4.
+    seen = {str(count): counts.count(count) for count in set(counts)}
+    assert chi_square(seen, {"2": 0.25, "3": 0.25, "4": 0.5}) > 0.001
+
+
+Outline = tuple[tuple[int, str], ...]
+
+
+def every_width_tree(width: int, depth: int) -> dict[Outline, float]:
+    """The probability of every tree of width_tree(max_width=width, depth=depth, fallback="random") over `toy`
+    letters after "b"-ended prompts: the algorithm once more, slowly, over all random choices at once.
+
+    A state: nodes as (parent, letter), parents queued, finished paths, paths that ended with $.
+    """
+    found: dict[Outline, float] = {}
+
+    def path_of(nodes: Outline, node: int) -> list[int]:
+        return [] if node < 0 else [*path_of(nodes, nodes[node][0]), node]
+
+    def write(nodes: Outline, queue: list[int], chance: float, start: int, finished: int) -> None:
+        if len(nodes) - start < len(queue):
+            parent = queue[len(nodes) - start]
+            above = "b" if parent < 0 else nodes[parent][1]
+            for letter, step in zip(LETTERS.letters, toy(tuple(LETTERS.encode(above))), strict=True):
+                if step:
+                    write((*nodes, (parent, letter)), queue, chance * step, start, finished)
+            return
+        new = range(start, len(nodes))
+        active = [n for n in new if nodes[n][1] != "$" and len(path_of(nodes, n)) < depth]
+        now = len(new) - len(active)
+        finished += now
+        if active:
+            budget = max(len(active), min(width - finished, 2 * now + 2 * len(active)))
+            each = budget // len(active)
+            times = [each] * len(active)
+            times[-1] += budget - each * len(active)
+            queue = [n for n, count in zip(active, times, strict=True) for _ in range(count)]
+            write(nodes, queue, chance, len(nodes), finished)
+        elif finished < width:
+            complete = [n for n in range(len(nodes)) if nodes[n][1] == "$"]
+            if not complete:
+                write(nodes, [-1] * min(2, width - finished), chance, len(nodes), finished)
+                return
+            shuffles = list(itertools.permutations(complete))
+            for shuffle in shuffles:
+                choices = [[-1, *path_of(nodes, n)[:-1]] for n in shuffle]
+                size = math.prod(map(len, choices))
+                for back in itertools.product(*choices):
+                    queue = [n for n in back for _ in range(2)][: width - finished]
+                    write(nodes, queue, chance / len(shuffles) / size, len(nodes), finished)
+        else:
+            # Name nodes by their place breadth-first, children in the order of writing.
+            order, place = [-1], {-1: 0}
+            for node in order:
+                for child in range(len(nodes)):
+                    if nodes[child][0] == node:
+                        place[child] = len(order)
+                        order.append(child)
+            shape = tuple((place[nodes[n][0]], nodes[n][1]) for n in order[1:])
+            found[shape] = found.get(shape, 0) + chance
+
+    write((), [-1, -1], 1.0, 0, 0)
+    return found
+
+
+def test_width_trees_come_as_often_as_enumeration_says() -> None:
+    expected = every_width_tree(3, 2)
+    sampler = width_tree(max_width=3, depth=2, fallback="random")
+    seen: dict[Outline, int] = {}
+    for tree in grow(sampler, toy, problems=[Problem(f"p{i}", "ab", "") for i in range(3000)]):
+        shape = tuple((parent, word) for parent, word, _ in outline(tree))
+        seen[shape] = seen.get(shape, 0) + 1
+    assert len(expected) > 100
+    assert chi_square(seen, expected) > 0.001
+
+
 # ------------------------------------------------------------------------------------- strands to trees
 
 
@@ -282,7 +458,7 @@ def test_child_path_is_child_paths() -> None:
 # -------------------------------------------------------------------------------------------- statistics
 
 
-def chi_square(observed: dict[str, int], expected: dict[str, float]) -> float:
+def chi_square(observed: Mapping[Any, int], expected: Mapping[Any, float]) -> float:
     """p-value of the counts under these probabilities, which sum to 1; cells of fewer than 5 expected are
     one cell."""
     total = sum(observed.values())

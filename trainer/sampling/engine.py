@@ -15,6 +15,7 @@ from trainer.data import Problem
 from trainer.sampling.flat import FlatGrowth
 from trainer.sampling.growth import Ground, Growth, Vocabulary
 from trainer.sampling.segment_tree import SegmentTreeGrowth
+from trainer.sampling.width_tree import WidthTreeGrowth
 from trainer.schema.sampler import Sampler
 from trainer.seeding import named_seed
 from trainer.tree import RolloutTree
@@ -122,7 +123,9 @@ class SamplerPlan:
         sampler = self.sampler
         if sampler.kind == "flat":
             return FlatGrowth(ground, sampler)
-        if sampler.kind == "segment_tree" and not sampler.max_width:
+        if sampler.kind == "segment_tree" and sampler.max_width:
+            return WidthTreeGrowth(ground, sampler)
+        if sampler.kind == "segment_tree":
             return SegmentTreeGrowth(
                 ground,
                 sampler.branching,

@@ -192,7 +192,7 @@ class Stepwise:
             number = self._owner.pop(segment.chain)
             waiting = self._waiting[number]
             waiting[segment.chain] = segment
-            self.done += 1
+            self.done = min(self.done + 1, self.total)
             if None not in waiting.values():
                 ready[number] = True
         return _joined([self._resume(number) for number in ready])

@@ -60,9 +60,9 @@ class _Tree:
 
 
 class ScriptedEngine:
-    """Engine over a distribution. `value`: what the value head says of a path. `shuffle` None: requests are
-    written in the order of asking; else in a random order with this seed. `trace`: all requests written, as
-    (place of the problem, request, segment).
+    """Engine over a distribution. `value`: what the value head says of a path. `shuffle` None: problem after
+    problem, requests in the order of asking; else in a random order with this seed. `trace`: all requests
+    written, as (place of the problem, request, segment).
     """
 
     name = "scripted"
@@ -102,16 +102,22 @@ class ScriptedEngine:
             _obey(tree, tree.growth.begin())
         chance = None if self._shuffle is None else generator(self._shuffle, "completion")
         total = sum(tree.growth.total for tree in trees)
-        while pending := [(p, i) for p, tree in enumerate(trees) for i in range(len(tree.pending))]:
+        open_places = [place for place, tree in enumerate(trees) if tree.pending]
+        while open_places:
             if should_stop():
                 raise SamplingStopped
-            place, index = pending[0 if chance is None else int(chance.integers(len(pending)))]
+            place, index = open_places[0], 0
+            if chance is not None:
+                place = open_places[int(chance.integers(len(open_places)))]
+                index = int(chance.integers(len(trees[place].pending)))
             tree = trees[place]
             request, path = tree.pending.pop(index)
             segment = self._write(tree, request, path, plan.temperature)
             self.trace.append((place, request, segment))
             _obey(tree, tree.growth.take([segment]))
-            on_progress(sum(tree.growth.done for tree in trees), total)
+            if not tree.pending:
+                open_places.remove(place)
+                on_progress(sum(tree.growth.done for tree in trees), total)
         return [tree.growth.tree() for tree in trees]
 
     def _write(self, tree: _Tree, request: Request, path: tuple[int, ...], temperature: float) -> Segment:
