@@ -248,10 +248,26 @@ test("only what could have had credit and has none is hatched", () => {
   assert.deepEqual([lookOf(5, false), lookOf(7, false), lookOf(8, false), lookOf(2, false), lookOf(2, true)], ["plain", "context", "plain", "hatched", "context"]);
 });
 
+test("a leaf is as wide as the answers that ended in it", () => {
+  // SMALL's leaves from left to right are 3 7 5 6; leaf 7 stands for three answers.
+  const copies = [0, 0, 0, 1, 0, 1, 1, 3];
+  const tree = layout(SMALL, copies);
+  assert.deepEqual([...tree.leafAt], [3, 7, 7, 7, 5, 6]);
+  assert.equal(tree.leaves[0], 6);
+  assert.equal(tree.leaves[7], 3);
+  assert.equal(tree.leaves[tree.parent[7]], 3);
+  assert.equal(tree.x[5], 4);
+  assert.deepEqual([...countBelow(tree, [0, 0, 0, 1, 0, 2, 1, 1], 1)].filter((_, i) => [0, 7].includes(i)), [5, 3]);
+  // From an answer to the next one like it, never to itself.
+  assert.equal(nextAlike(tree, [0, 0, 0, 1, 0, 1, 2, 2], 7, 1), 6);
+  assert.equal(nextAlike(tree, [0, 0, 0, 1, 0, 1, 1, 2], 7, 1), 7);
+  assert.deepEqual([...layout(SMALL).leafAt], [...layout(SMALL, SMALL.map(() => 1)).leafAt]);
+});
+
 test("equal answers, visits and missing credit are said", () => {
   const columns = states();
   assert.deepEqual([times(columns, 1), times(columns, 2)], ["", "×3"]);
-  assert.match(spoken(columns, 2, "2", 0), /advantage plus 0.50, 3 equal answers, 2 tokens, 4 visits$/);
-  assert.match(spoken(columns, 6, "6", 0), /say per_path/);
+  assert.match(spoken(columns, 2, "2", 0, 3), /0 of 3 correct, advantage plus 0.50, 3 equal answers, 2 tokens, 4 visits$/);
+  assert.match(spoken(columns, 6, "6", 0, 1), /say per_path/);
   assert.equal(withoutCredit(columns, 1), "no credit");
 });

@@ -57,6 +57,8 @@ def icicle(payload: bytes | memoryview) -> dict[str, Any] | None:
         "state": full.credit_state.tolist(),
         "verdict": full.verdict.tolist(),
     }
+    if (full.copies > 1).any():
+        drawn["copies"] = full.copies.tolist()
     # A run that trains on pairs or verified answers has no advantages: its trees are told apart by values.
     return drawn if has_credit else {**drawn, "value": _rounded(full.value)}
 

@@ -50,6 +50,8 @@ interface Icicle {
   verdict: number[];
   /** Only where no node has an advantage. */
   value?: (number | null)[];
+  /** Only where a leaf stands for several equal answers. */
+  copies?: number[];
 }
 /** How a node without a number is drawn. */
 type Look = "credit" | "plain" | "context" | "hatched";
@@ -164,7 +166,7 @@ interface TreeColumns {
   labels: { verdict: string[]; finish: string[]; credit_state: string[]; credit: string[] };
 }
 
-/** Where every node of an icicle lies. x runs in leaves: a leaf is one wide. */
+/** Where every node of an icicle lies. x runs in answers: a leaf is as wide as the answers that ended in it, mostly one. */
 interface Layout {
   n: number;
   parent: Int32Array;

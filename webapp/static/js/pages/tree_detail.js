@@ -36,7 +36,7 @@ try {
 
 async function open() {
   const columns = decodeColumns(await (await request(`/trees/${treeId}/columns?v=2`)).arrayBuffer());
-  const tree = layout(columns.parent);
+  const tree = layout(columns.parent, columns.copies);
   const correct = countBelow(tree, columns.verdict, columns.labels.verdict.indexOf("correct"));
   let signal = signalOf(columns, signalNamed(root.dataset.colour), theme());
   let selected = Math.max(0, nodeNamed(tree, root.dataset.node ?? "0"));
@@ -55,6 +55,8 @@ async function open() {
   mark();
   decorate();
 
+  const inWords = (/** @type {number} */ node) => spoken(columns, node, nameOf(tree, node), /** @type {number} */ (correct[node]), /** @type {number} */ (tree.leaves[node]));
+
   // ---- selection
 
   /** @param {number} node @param {boolean} [fromAddress] */
@@ -70,7 +72,7 @@ async function open() {
     }
     mark();
     inspector.show(name);
-    announce(spoken(columns, node, name, /** @type {number} */ (correct[node])));
+    announce(inWords(node));
   }
 
   function mark() {
@@ -79,7 +81,7 @@ async function open() {
     drawLegend(byId("colour-legend"), signal, /** @type {number} */ (signal.values[selected]), looks());
     document.title = document.title.replace(/node \S+/, `node ${nameOf(tree, selected)}`);
     root.dataset.node = nameOf(tree, selected);
-    canvasElement.setAttribute("aria-description", spoken(columns, selected, nameOf(tree, selected), /** @type {number} */ (correct[selected])));
+    canvasElement.setAttribute("aria-description", inWords(selected));
     hint(-1);
   }
 
@@ -114,7 +116,7 @@ async function open() {
     const at = node < 0 ? selected : node;
     const advantage = /** @type {number} */ (columns.advantage[at]);
     const name = nameOf(tree, at);
-    const words = [name, times(columns, at), `V ${number(columns.value[at], 3)}`, `${correct[at]}/${columns.n_leaves[at]} ✓`];
+    const words = [name, times(columns, at), `V ${number(columns.value[at], 3)}`, `${correct[at]}/${tree.leaves[at]} ✓`];
     if (at > 0) words.push(Number.isNaN(advantage) ? withoutCredit(columns, at) : `A ${signed(advantage, 3)}`);
     words.push(`${columns.tokens[at]} tok`);
     if (columns.visits[at]) words.push(`${columns.visits[at]} visits`);

@@ -1,11 +1,13 @@
 // Where every node of an icicle lies: two linear passes over typed arrays, no recursion. Pure.
 
 /**
- * Width is leaves: every leaf is 1 wide, an inner node as wide as its children together, children in sampling order.
+ * Width is answers: a leaf is as wide as the sampled answers that ended in it, mostly 1, an inner node as wide as its children
+ * together, children in sampling order.
  * @param {ArrayLike<number>} parent breadth-first: parent[0] = -1, otherwise parent[i] < i and never falling
+ * @param {ArrayLike<number>} [copies] of a leaf, how many answers it stands for; all 1 when left out
  * @returns {Layout}
  */
-export function layout(parent) {
+export function layout(parent, copies) {
   const n = parent.length;
   const at = (/** @type {ArrayLike<number>} */ column, /** @type {number} */ i) => /** @type {number} */ (column[i]);
   const leaves = new Int32Array(n);
@@ -14,9 +16,9 @@ export function layout(parent) {
   const depth = new Uint16Array(n);
   const x = new Int32Array(n);
 
-  // Bottom up: leaf counts. Going backwards, a node is complete before its parent is reached.
+  // Bottom up: answers. Going backwards, a node is complete before its parent is reached.
   for (let i = n - 1; i > 0; i--) {
-    if (at(leaves, i) === 0) leaves[i] = 1;
+    if (at(leaves, i) === 0) leaves[i] = Math.max(1, copies ? at(copies, i) : 1);
     const up = at(parent, i);
     leaves[up] = at(leaves, up) + at(leaves, i);
     nChildren[up] = at(nChildren, up) + 1;
@@ -39,7 +41,7 @@ export function layout(parent) {
   const leafAt = new Int32Array(n ? at(leaves, 0) : 0);
   for (let i = 0; i < n; i++) {
     rowStart[at(depth, i) + 1] = i + 1;
-    if (at(nChildren, i) === 0) leafAt[at(x, i)] = i;
+    if (at(nChildren, i) === 0) leafAt.fill(i, at(x, i), at(x, i) + at(leaves, i));
   }
   return { n, parent: Int32Array.from(parent), depth, leaves, x, rowStart, firstChild, nChildren, leafAt, maxDepth };
 }

@@ -16,7 +16,7 @@ export const commonLimit = (icicles) => symmetricLimit(icicles.flatMap((icicle) 
 export function drawMini(canvas, icicle, limit) {
   const width = canvas.clientWidth;
   if (!width) return;
-  const tree = layout(icicle.parent);
+  const tree = layout(icicle.parent, icicle.copies);
   const view = fit(tree);
   const { ctx, dpr } = sized(canvas, width, HEIGHT);
   const hatching = hatch(ctx, dpr);

@@ -20,7 +20,7 @@ export class Outline {
   #rows;
   /** Row of each node, -1 while it is hidden in a closed one. */ #rowOf;
 
-  /** @param {Scene} scene @param {Int32Array} correct leaves below each node @param {{onSelect: (node: number) => void}} hooks */
+  /** @param {Scene} scene @param {Int32Array} correct answers below each node @param {{onSelect: (node: number) => void}} hooks */
   constructor(scene, correct, hooks) {
     this.#scene = scene;
     this.#correct = correct;
@@ -89,7 +89,7 @@ export class Outline {
       "aria-setsize": node === 0 ? 1 : /** @type {number} */ (layout.nChildren[parent]),
       "aria-expanded": children ? String(!this.#closed.has(node)) : null,
       "aria-selected": String(node === this.#selected),
-      "aria-label": spoken(columns, node, name, /** @type {number} */ (this.#correct[node])),
+      "aria-label": spoken(columns, node, name, /** @type {number} */ (this.#correct[node]), /** @type {number} */ (layout.leaves[node])),
     },
       first,
       make("span", { class: "num" }, number(columns.value[node], 2)),

@@ -58,13 +58,13 @@ export function label(signal, value) {
 
 /**
  * How a screen reader hears a node: "Node 2.1.3, value 0.38, 6 of 16 correct, advantage minus 0.91, 118 tokens".
- * @param {TreeColumns} columns @param {number} node @param {string} name @param {number} correct
+ * @param {TreeColumns} columns @param {number} node @param {string} name @param {number} correct @param {number} answers
  */
-export function spoken(columns, node, name, correct) {
+export function spoken(columns, node, name, correct, answers) {
   const at = (/** @type {ArrayLike<number>} */ column) => /** @type {number} */ (column[node]);
   const parts = [`Node ${name}`];
   if (!Number.isNaN(at(columns.value))) parts.push(`value ${at(columns.value).toFixed(2)}`);
-  parts.push(`${correct} of ${at(columns.n_leaves)} correct`);
+  parts.push(`${correct} of ${answers} correct`);
   const advantage = at(columns.advantage);
   if (node > 0) parts.push(Number.isNaN(advantage) ? withoutCredit(columns, node) : `advantage ${advantage < 0 ? "minus" : "plus"} ${Math.abs(advantage).toFixed(2)}`);
   const verdict = columns.labels.verdict[at(columns.verdict)];

@@ -58,7 +58,7 @@ export function nextAlike(tree, verdict, node, step) {
   for (let i = 1; i <= total; i++) {
     const place = (((/** @type {number} */ (tree.x[node]) + i * step) % total) + total) % total;
     const leaf = /** @type {number} */ (tree.leafAt[place]);
-    if (verdict[leaf] === verdict[node]) return leaf;
+    if (leaf !== node && verdict[leaf] === verdict[node]) return leaf;
   }
   return node;
 }
@@ -81,11 +81,11 @@ export function outlineRows(tree, closed) {
   return rows.subarray(0, count);
 }
 
-/** Leaves with this verdict at or below each node, in one pass. @param {Layout} tree @param {ArrayLike<number>} verdict @param {number} code */
+/** Answers with this verdict at or below each node, in one pass. @param {Layout} tree @param {ArrayLike<number>} verdict @param {number} code */
 export function countBelow(tree, verdict, code) {
   const counts = new Int32Array(tree.n);
   for (let i = tree.n - 1; i >= 0; i--) {
-    if (/** @type {number} */ (tree.nChildren[i]) === 0 && verdict[i] === code) counts[i] = 1;
+    if (/** @type {number} */ (tree.nChildren[i]) === 0 && verdict[i] === code) counts[i] = /** @type {number} */ (tree.leaves[i]);
     if (i > 0) {
       const up = /** @type {number} */ (tree.parent[i]);
       counts[up] = /** @type {number} */ (counts[up]) + /** @type {number} */ (counts[i]);
