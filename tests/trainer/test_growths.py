@@ -15,7 +15,15 @@ from trainer.sampling.engine import Plan, SamplingPlan, SamplingStopped, plan_fr
 from trainer.sampling.growth import END, PROMPT, Ground, Orders, Request, Segment, Strand, tree_of
 from trainer.sampling.scripted_engine import Distribution, Letters, ScriptedEngine
 from trainer.sampling.segment_tree import repeats_itself
-from trainer.schema.sampler import FlatSampler, Sampler, SegmentTreeSampler
+from trainer.schema.sampler import (
+    EntropyForks,
+    FlatSampler,
+    ForkTreeSampler,
+    Sampler,
+    SegmentTreeSampler,
+    SurprisalForks,
+    UniformForks,
+)
 from trainer.schema.section import Section
 from trainer.seeding import child_path, child_paths
 from trainer.tree import FinishReason, RolloutTree
@@ -69,6 +77,11 @@ SAMPLERS: dict[str, Sampler] = {
     "width tree": SegmentTreeSampler(
         depth=4, branching_per_depth=(2,), segment_tokens_per_depth=(3,), max_width=7, fallback="random"
     ),
+    "surprisal forks": ForkTreeSampler(trees=3, rounds=2, forks=2, continuations=2, max_tokens=9),
+    "entropy forks": ForkTreeSampler(
+        score=EntropyForks(threshold=1.3), trees=2, rounds=2, forks=2, max_tokens=9, never_after="ab"
+    ),
+    "uniform forks": ForkTreeSampler(score=UniformForks(), trees=2, rounds=2, forks=3, max_tokens=9),
 }
 
 
@@ -135,6 +148,15 @@ def answers_of(tree: RolloutTree) -> list[str]:
     for leaf in np.flatnonzero(tree.is_leaf()).tolist():
         found += ["".join(words[n] for n in tree.path(leaf))] * int(tree.copies[leaf])
     return found
+
+
+def descended(tree: RolloutTree, which: int) -> str:
+    """The answer that is reached by always taking child number `which`."""
+    node, answer = 0, ""
+    while len(children := np.flatnonzero(tree.parent == node)):
+        node = int(children[which])
+        answer += outline(tree)[node - 1][1]
+    return answer
 
 
 def test_an_answer_that_is_cut_at_a_line_break_ends_there() -> None:
@@ -400,6 +422,175 @@ def test_width_trees_come_as_often_as_enumeration_says() -> None:
     assert chi_square(seen, expected) > 0.001
 
 
+# ------------------------------------------------------------------------------------------- fork trees
+
+
+def staged(path: tuple[int, ...]) -> Sequence[float]:
+    """Answers "a ? a ?? $": one of a, b where ? stands, one of a, b, newline where ?? stands. Whatever is
+    sampled, the surprisals, and the entropies, are 0, ln 2, 0, ln 3, 0."""
+    return (
+        (1, 0, 0, 0, 0, 0),
+        (0.5, 0.5, 0, 0, 0, 0),
+        (1, 0, 0, 0, 0, 0),
+        (1 / 3, 1 / 3, 1 / 3, 0, 0, 0),
+        (0, 0, 0, 1, 0, 0),
+    )[len(path) - 2]
+
+
+def fork_tree(**changes: Any) -> ForkTreeSampler:
+    shape = {"trees": 1, "rounds": 1, "forks": 1, "continuations": 1, "max_tokens": 5, "never_after": ""}
+    return ForkTreeSampler(**(shape | changes))
+
+
+def lengths(tree: RolloutTree) -> list[tuple[int, int]]:
+    """(parent, tokens) of every node but the root."""
+    return list(zip(tree.parent[1:].tolist(), tree.token_counts()[1:].tolist(), strict=True))
+
+
+def test_forks_stand_before_the_most_surprising_tokens() -> None:
+    """(1, 1, 3, 2), worked by hand. The first answer has surprisals 0, ln 2, 0, ln 3, 0.
+
+    1: before its token 3 (ln 3): two answers of 2 tokens, whose first token is masked; their other is 0.
+    2: token 3 was forked; before its token 1 (ln 2): two answers of 4 tokens, surprisals ln 2 (masked), 0,
+       ln 3, 0.
+    3: before token 2 of the first of those two.
+    """
+    tree = grow(fork_tree(rounds=3, continuations=2), staged)[0]
+    assert lengths(tree) == [
+        (0, 1),  # 1: the first answer up to the second fork
+        (1, 2),  # 2: ... up to the first fork
+        (1, 2),  # 3: the first answer of round 2, up to the third fork
+        (1, 4),  # 4: its twin
+        (2, 2),  # 5: the rest of the first answer, and two answers of round 1
+        (2, 2),
+        (2, 2),
+        (3, 2),  # 8: the rest of node 3, and two answers of round 3
+        (3, 2),
+        (3, 2),
+    ]
+    assert [FinishReason(f).word for f in tree.finish[1:]] == ["fork"] * 3 + ["eos"] * 7
+
+
+def test_entropy_forks_need_their_threshold() -> None:
+    plan = fork_tree(forks=4, score=EntropyForks(threshold=0.7))
+    assert lengths(grow(plan, staged)[0]) == [(0, 3), (1, 2), (1, 2)]  # ln 3 alone is above 0.7
+    plan = fork_tree(forks=4, score=EntropyForks(threshold=0.6))
+    assert lengths(grow(plan, staged)[0]) == [(0, 1), (1, 2), (1, 4), (2, 2), (2, 2)]
+    # Above them all there is no fork, and the tree is one answer.
+    plan = fork_tree(forks=4, rounds=5, score=EntropyForks(threshold=2.0))
+    assert lengths(grow(plan, staged)[0]) == [(0, 5)]
+
+
+def test_each_tree_of_the_forest_forks_for_itself() -> None:
+    tree = grow(fork_tree(trees=3, forks=2, continuations=2), staged)[0]
+    assert tree.leaf_counts()[0] == 3 * (1 + 2 * 2)
+    for number in range(3):
+        members = np.flatnonzero(tree.subgroup[1:] == number) + 1
+        assert len(members) == 5 + 2
+        assert all(tree.subgroup[tree.parent[n]] == number or tree.parent[n] == 0 for n in members)
+        assert (tree.parent[members] == 0).sum() == 1
+
+
+def test_a_path_is_not_forked_behind_a_word() -> None:
+    # "aaa" or "aba" stands before token 3, the most surprising one: behind either word it is masked, but the
+    # token that completes it is not.
+    forked = fork_tree(forks=9, never_after="xyz, ABA,aaa ,")
+    assert lengths(grow(forked, staged)[0]) == [(0, 1), (1, 1), (1, 4), (2, 3), (2, 4 - 1)]
+    # One of both words only: where it is not written, all tokens but the first are forked.
+    counts = {
+        descended(tree, 0)[:3]: tree.leaf_counts()[0]
+        for step in range(9)
+        for tree in grow(fork_tree(forks=9, never_after="aba"), staged, step=step)
+    }
+    assert counts == {"aba": 1 + 2, "aaa": 1 + 4}
+
+
+@pytest.mark.parametrize("score", [SurprisalForks(), EntropyForks(threshold=1.0)])
+def test_fork_points_are_those_of_a_slow_search(score: Any) -> None:
+    """Round by round, from what the engine wrote: the N best of all unmasked tokens of the tree."""
+
+    def uneven(path: tuple[int, ...]) -> Sequence[float]:
+        chance = 0.05 + 0.9 * (hash(path) % 97) / 97  # a hash of integers is the same in every process
+        return (chance * 0.7, (1 - chance) * 0.9, 0, 0.1 * (1 - chance), 0, 0.3 * chance)
+
+    sampler = fork_tree(trees=2, rounds=3, forks=2, continuations=2, max_tokens=12, score=score)
+    forks = 0
+    for step in range(12):
+        engine = ScriptedEngine(LETTERS, uneven, shuffle=step)
+        grow(sampler, engine=engine, step=step)
+        written = {request.chain: segment for _, request, segment in engine.trace}
+        asked = {request.chain: request for _, request, _ in engine.trace}
+        for first in (1, 1 + 1 + 12):
+            for turn in range(3):
+                known = [c for c in range(first, first + 1 + 4 * turn) if c in written]
+                used = {(asked[c].parent, asked[c].at) for c in known}
+                candidates = [
+                    (
+                        -written[c].logprobs[i] if score.kind == "surprisal" else written[c].entropies[i],
+                        -c,
+                        -i,
+                    )
+                    for c in known
+                    for i in range(1, len(written[c].tokens))
+                    if (c, i) not in used and (score.kind == "surprisal" or written[c].entropies[i] > 1.0)
+                ]
+                best = [(-c, -i) for _, c, i in sorted(candidates, reverse=True)[:2]]
+                new = [c for c in range(first + 1 + 4 * turn, first + 1 + 4 * (turn + 1)) if c in asked]
+                assert [(asked[c].parent, asked[c].at) for c in new] == [p for p in best for _ in range(2)]
+                forks += len(new)
+    assert forks > 100
+
+
+def test_fork_trees_come_as_often_as_enumeration_says() -> None:
+    """(1, 1, 1, 1) with answers of up to 3 toy tokens: every answer, its most surprising token but the first,
+    and every continuation from there."""
+    expected: dict[tuple[str, str], float] = {}
+    for answer, chance in exactly(3).items():
+        surprisals = [
+            -math.log(toy(tuple(LETTERS.encode("ab" + answer[:i])))[LETTERS.letters.index(answer[i])])
+            for i in range(1, len(answer))
+        ]
+        if not surprisals:
+            expected[answer, ""] = chance
+            continue
+        at = 1 + surprisals.index(max(surprisals))
+        for other, also in exactly(3 - at, answer[:at]).items():
+            expected[answer, answer[:at] + other] = chance * also
+    seen: dict[tuple[str, str], int] = {}
+    problems = [Problem(f"p{i}", "ab", "") for i in range(2500)]
+    for tree in grow(fork_tree(max_tokens=3), toy, problems=problems):
+        answers = (*answers_of(tree), "")[:2]
+        pair = (answers[0], answers[1])
+        seen[pair] = seen.get(pair, 0) + 1
+    assert chi_square(seen, expected) > 0.001
+
+
+def test_uniform_forks_come_as_often_as_enumeration_says() -> None:
+    """Two draws, with replacement, from the root and the two inner pieces of "a / a / a", all answers alike
+    but for where they start."""
+
+    def lines(path: tuple[int, ...]) -> Sequence[float]:
+        letter = "a\na\na$"[len(path) - 2]
+        return [float(letter == other) for other in LETTERS.letters]
+
+    sampler = fork_tree(forks=2, score=UniformForks(), max_tokens=9)
+    seen: dict[tuple[int, ...], int] = {}
+    for tree in grow(sampler, lines, problems=[Problem(f"p{i}", "ab", "") for i in range(900)]):
+        assert set(answers_of(tree)) == {"a\na\na$"}
+        starts = tuple(sorted((6 - tree.token_counts()[tree.is_leaf()]).tolist()))
+        seen[starts] = seen.get(starts, 0) + 1
+    # Leaves' last nodes start after 0, 2 or 4 letters; the first answer's where its last fork stands.
+    expected = {
+        (0, 0, 0): 1 / 9,
+        (0, 2, 2): 2 / 9,
+        (0, 4, 4): 2 / 9,
+        (2, 2, 2): 1 / 9,
+        (2, 4, 4): 2 / 9,
+        (4, 4, 4): 1 / 9,
+    }
+    assert chi_square(seen, expected) > 0.001
+
+
 # ------------------------------------------------------------------------------------- strands to trees
 
 
@@ -486,14 +677,15 @@ def toy(path: tuple[int, ...]) -> Sequence[float]:
     return (0.1, 0.6, 0, 0.3, 0, 0) if path[-1] == A else (0.5, 0.3, 0, 0.2, 0, 0)
 
 
-def exactly(most_tokens: int) -> dict[str, float]:
-    """The probability of every answer of up to so many tokens to the prompt "ab", by enumeration."""
+def exactly(most_tokens: int, start: str = "") -> dict[str, float]:
+    """The probability of every answer of up to so many tokens to the prompt "ab" and a start, by
+    enumeration."""
     open_paths: dict[str, float] = {"": 1.0}
     ended: dict[str, float] = {}
     for _ in range(most_tokens):
         longer: dict[str, float] = {}
         for path, chance in open_paths.items():
-            for letter, step in zip("ab\n$12", toy(tuple(LETTERS.encode("ab" + path))), strict=True):
+            for letter, step in zip("ab\n$12", toy(tuple(LETTERS.encode("ab" + start + path))), strict=True):
                 if step:
                     (ended if letter == "$" else longer)[path + letter] = chance * step
         open_paths = longer
@@ -516,10 +708,7 @@ def test_answers_come_as_often_as_enumeration_says(name: str) -> None:
     }
     seen: dict[str, int] = {}
     for tree in grow(plans[name], toy, problems=[Problem(f"p{i}", "ab", "") for i in range(1500)]):
-        node, answer = 0, ""
-        while len(children := np.flatnonzero(tree.parent == node)):
-            node = int(children[-1])
-            answer += outline(tree)[node - 1][1]
+        answer = descended(tree, -1)
         seen[answer] = seen.get(answer, 0) + 1
     assert chi_square(seen, exactly(5)) > 0.001
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from trainer.data import Problem
 from trainer.sampling.flat import FlatGrowth
+from trainer.sampling.fork_tree import ForkTreeGrowth
 from trainer.sampling.growth import Ground, Growth, Vocabulary
 from trainer.sampling.segment_tree import SegmentTreeGrowth
 from trainer.sampling.width_tree import WidthTreeGrowth
@@ -133,6 +134,8 @@ class SamplerPlan:
                 split=sampler.split == "newline",
                 repetition=(sampler.repetition_window, sampler.repetition_count),
             )
+        if sampler.kind == "fork_tree":
+            return ForkTreeGrowth(ground, sampler)
         raise NotImplementedError(sampler.kind)
 
 

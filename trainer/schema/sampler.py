@@ -307,7 +307,7 @@ class ForkTreeSampler(Section):
     never_after: str = knob(
         "####",
         title="Never fork after",
-        description="Comma-separated words; from the token that completes one on, a path is not forked "
+        description="Comma-separated words; behind the token that completes one a path is not forked "
         "(TreeRL: conclusion, answer). Empty: anywhere.",
         max_length=500,
         advanced=True,
