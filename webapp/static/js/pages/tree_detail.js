@@ -43,6 +43,7 @@ async function open() {
   let view = root.dataset.view === "outline" ? "outline" : "icicle";
   let pushedAt = -Infinity;
 
+  const inWords = (/** @type {number} */ node) => spoken(columns, node, nameOf(tree, node), /** @type {number} */ (correct[node]), /** @type {number} */ (tree.leaves[node]));
   const scene = () => ({ columns, layout: tree, signal, textOf: (/** @type {number} */ node) => textStarts.get(nameOf(tree, node)) ?? "" });
   const canvasElement = typed("icicle", HTMLCanvasElement);
   const canvas = new TreeCanvas(canvasElement, { onSelect: (node) => choose(node), onHover: hint });
@@ -54,8 +55,6 @@ async function open() {
   show(view);
   mark();
   decorate();
-
-  const inWords = (/** @type {number} */ node) => spoken(columns, node, nameOf(tree, node), /** @type {number} */ (correct[node]), /** @type {number} */ (tree.leaves[node]));
 
   // ---- selection
 
