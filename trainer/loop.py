@@ -113,6 +113,8 @@ def train(
         )
     except FloatingPointError as error:
         return run.ended("failed", f"{error} Last complete step: {run.state.step}. {WHAT_TO_DO}")
+    finally:
+        run.judge.close()
     return run.ended("succeeded", f"All {config.training.steps} steps are done.")
 
 
@@ -162,6 +164,7 @@ class _Run:
             temperature=self.plan.temperature,
         )
         self.is_packing_checked = False
+        self.judge.start()
         if resume is not None:
             load_optimiser(resume, self.policy, self.optimiser)
         emit(
@@ -211,6 +214,8 @@ class _Run:
             on_progress=self.progress(step, "sampling"),
         )
         trees = verify_trees(trees, self.judge)
+        if trouble := self.judge.troubles():
+            self.say("warning", f"Step {step}: {trouble}")
         reward = self.config.reward
         kl = self.optimiser.leaf_log_ratios(trees) if reward.kl_coefficient else None
         return shape_rewards(trees, reward, self.credit.budgets, kl)

@@ -1,7 +1,7 @@
-"""From an answer's text to a verdict and a reward. Model text is only compared, never evaluated.
+"""From an answer's text to a verdict: which text is judged, and what becomes of what the judges say.
 
-All work is linear in the length of the text. "Wrong", "could not be read", "was cut off" and "the verifier
-failed" are four different things (`tree.Verdict`); only the last has no reward.
+The rules are in `judges`, the processes they run in `verifier_pool`. "Wrong", "could not be read", "was cut
+off" and "the verifier failed" are four different things (`tree.Verdict`); only the last has no reward.
 """
 
 from __future__ import annotations
@@ -9,16 +9,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from types import TracebackType
+from typing import Final, Self
 
 import numpy as np
 
-from trainer.data import ANSWER_MARK
-from trainer.schema.verifier import Verifier
+from trainer import judges
+from trainer.judges import MAX_ANSWER_LETTERS, are_equal, normalised
+from trainer.schema.verifier import Verifier as VerifierConfig
 from trainer.tree import FinishReason, RolloutTree, Verdict
+from trainer.verifier_pool import Answer, VerifierError, VerifierPool, in_words
 
-MAX_ANSWER_LETTERS = 200  # of the answer that is kept for people
-MAX_NUMBER_LETTERS = 64
+__all__ = ["MAX_ANSWER_LETTERS", "Judgement", "Verifier", "VerifierError", "are_equal", "normalised"]
+
+VERDICTS: Final = {
+    "correct": Verdict.CORRECT,
+    "incorrect": Verdict.INCORRECT,
+    "unparsed": Verdict.UNPARSED,
+    "truncated": Verdict.TRUNCATED,
+    "error": Verdict.ERROR,
+}
 
 logger = logging.getLogger(__name__)
 
@@ -36,74 +46,105 @@ JudgeAnswer = Callable[[str, bool, str], Judgement]
 """(text of the whole path without the prompt, whether the policy ended it, reference answer) -> Judgement."""
 
 
-def judge_from_config(config: Verifier) -> JudgeAnswer:
-    """The verifier of a run."""
-    return {"gsm8k": judge_gsm8k}[config.kind]
+def judgement(said: judges.Said) -> Judgement:
+    """What a judge said, as a verdict with the plain reward of 1 or 0."""
+    verdict = VERDICTS[said[0]]
+    if verdict is Verdict.ERROR:
+        return Judgement(verdict, float("nan"), "")
+    return Judgement(verdict, 1.0 if verdict is Verdict.CORRECT else 0.0, said[1])
 
 
 def judge_gsm8k(text: str, has_ended: bool, reference: str) -> Judgement:
-    """Reward 1 iff the policy ended the answer and what follows its last `#### ` equals the reference.
-
-    Equal means: same text after `normalised`, or the same decimal number (7, 7.0 and 7.00 are one; no
-    rounding).
-    """
-    _, mark, answer = text.rpartition(ANSWER_MARK)
-    shown = answer.strip()[:MAX_ANSWER_LETTERS]
-    if not has_ended:
-        return Judgement(Verdict.TRUNCATED, 0.0, shown if mark else "")
-    if not mark or not shown:
-        return Judgement(Verdict.UNPARSED, 0.0, "")
-    if are_equal(answer, reference):
-        return Judgement(Verdict.CORRECT, 1.0, shown)
-    return Judgement(Verdict.INCORRECT, 0.0, shown)
+    """`judges.gsm8k` in this process."""
+    return judgement(judges.gsm8k(text, has_ended, reference))
 
 
-def are_equal(answer: str, reference: str) -> bool:
-    """Whether two answers are the same text or the same number."""
-    left, right = normalised(answer), normalised(reference)
-    if left == right:
-        return True
-    first, second = _number(left), _number(right)
-    return first is not None and first == second
+class Verifier:
+    """A run's verifier: a `JudgeAnswer` that also judges many at once. Use it as a context, or `close` it."""
+
+    def __init__(self, config: VerifierConfig) -> None:
+        self._config = config
+        self._pool = VerifierPool(config.model_dump(mode="json"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Raises VerifierError when it cannot be used: before a run samples its first token."""
+        self._pool.start()
+
+    def close(self) -> None:
+        """End its processes."""
+        self._pool.close()
+
+    def __call__(self, text: str, has_ended: bool, reference: str) -> Judgement:
+        return self.judge_many([(text, has_ended, reference)])[0]
+
+    def judge_many(self, answers: Sequence[Answer]) -> list[Judgement]:
+        """In their order. Raises VerifierError."""
+        return [judgement(said) for said in self._pool.judge(answers)]
+
+    def troubles(self) -> str:
+        """A sentence on what had no verdict since the last call; "" if all went well."""
+        taken = self._pool.take_troubles()
+        return in_words(taken, self._config.timeout_seconds, self._config.memory_mb) if taken else ""
 
 
-def normalised(answer: str) -> str:
-    """Without blanks around it, one trailing period, a leading plus, and the commas of a number."""
-    answer = answer.strip().removesuffix(".").rstrip()
-    if len(answer) > 4 * MAX_NUMBER_LETTERS:
-        return answer
-    without_commas = answer.replace(",", "").removeprefix("+")
-    return without_commas if _is_number(without_commas) else answer
-
-
-def _is_number(text: str) -> bool:
-    whole, _, fraction = text.removeprefix("-").partition(".")
-    digits = whole + fraction
-    return len(text) <= MAX_NUMBER_LETTERS and digits.isascii() and digits.isdecimal()
-
-
-def _number(text: str) -> Decimal | None:
-    return Decimal(text) if _is_number(text) else None
+def judge_from_config(config: VerifierConfig) -> Verifier:
+    """The verifier of a run."""
+    return Verifier(config)
 
 
 def verify_trees(trees: Sequence[RolloutTree], judge: JudgeAnswer) -> list[RolloutTree]:
-    """The trees with verdict, reward and answer of every leaf."""
-    return [_verify(tree, judge) for tree in trees]
+    """The trees with verdict, reward and answer of every leaf that is an answer; all judged together."""
+    leaves = [answers_of(tree) for tree in trees]
+    answers = [
+        (texts[leaf], bool(tree.finish[leaf] == FinishReason.EOS), tree.reference_answer)
+        for tree, (found, texts) in zip(trees, leaves, strict=True)
+        for leaf in found
+    ]
+    if isinstance(judge, Verifier):
+        judgements = judge.judge_many(answers)
+    else:
+        judgements = [_judged(judge, answer) for answer in answers]
+    verified, first = [], 0
+    for tree, (found, _) in zip(trees, leaves, strict=True):
+        verified.append(_with(tree, found, judgements[first : first + len(found)]))
+        first += len(found)
+    return verified
 
 
-def _verify(tree: RolloutTree, judge: JudgeAnswer) -> RolloutTree:
+def answers_of(tree: RolloutTree) -> tuple[list[int], dict[int, str]]:
+    """Leaves that are answers, and the text of each: of its path, without the prompt and what was given. A
+    branch
+    that a search gave up is no answer.
+    """
+    texts = [""]
+    for node in range(1, tree.n_nodes):
+        own = "" if tree.finish[node] == FinishReason.GIVEN else tree.texts[node]
+        texts.append(texts[tree.parent[node]] + own)
+    is_answer = tree.is_leaf() & (tree.finish != FinishReason.PRUNED) & (tree.finish != FinishReason.GIVEN)
+    leaves = np.flatnonzero(is_answer).tolist()
+    return leaves, {leaf: texts[leaf] for leaf in leaves}
+
+
+def _judged(judge: JudgeAnswer, answer: Answer) -> Judgement:
+    try:
+        return judge(*answer)
+    except Exception:  # whatever a verifier raises: this leaf has no reward, the others keep theirs
+        logger.exception("The verifier failed on an answer")
+        return Judgement(Verdict.ERROR, float("nan"), "")
+
+
+def _with(tree: RolloutTree, leaves: Sequence[int], judgements: Sequence[Judgement]) -> RolloutTree:
     verdict = np.zeros(tree.n_nodes, np.uint8)
     reward = np.full(tree.n_nodes, np.nan)
     answers = [""] * tree.n_nodes
-    path_texts = [""]
-    for node in range(1, tree.n_nodes):
-        path_texts.append(path_texts[tree.parent[node]] + tree.texts[node])
-    for leaf in np.flatnonzero(tree.is_leaf()).tolist():
-        has_ended = tree.finish[leaf] == FinishReason.EOS
-        try:
-            found = judge(path_texts[leaf], bool(has_ended), tree.reference_answer)
-        except Exception:  # whatever a verifier raises: this leaf has no reward, the others keep theirs
-            logger.exception("The verifier failed on leaf %s of problem %s", tree.name(leaf), tree.problem_id)
-            found = Judgement(Verdict.ERROR, float("nan"), "")
+    for leaf, found in zip(leaves, judgements, strict=True):
         verdict[leaf], reward[leaf], answers[leaf] = found.verdict, found.reward, found.answer
     return tree.with_verdicts(verdict, reward, answers)

@@ -307,7 +307,8 @@ def test_a_step_without_any_credit_is_a_step(tmp_path: Path, monkeypatch: pytest
     from trainer.verifiers import Judgement
 
     monkeypatch.setattr(
-        "trainer.loop.judge_from_config", lambda _config: lambda *_: Judgement(Verdict.INCORRECT, 0.0, "x")
+        "trainer.verifiers.Verifier.judge_many",
+        lambda _self, answers: [Judgement(Verdict.INCORRECT, 0.0, "x")] * len(answers),
     )
     run = Run(tmp_path, small("training.steps=1"))
     values = run.metrics()[1, False]

@@ -58,6 +58,11 @@ def test_equal_answers(answer: str, reference: str) -> None:
         ("0x10", "16"),
         ("1_0", "10"),
         ("x,y", "xy"),
+        ("5,0", "50"),
+        ("1,23", "123"),
+        ("12,34,567", "1234567"),
+        (",5", "5"),
+        ("1,2345", "12345"),
         ("", "0"),
         ("--5", "5"),
         ("5.5.5", "5.5"),
@@ -176,4 +181,5 @@ def test_a_failing_verifier_is_no_reward_of_zero(caplog: pytest.LogCaptureFixtur
     assert tree.verdict[2] == Verdict.ERROR
     assert math.isnan(tree.reward[2])
     assert tree.reward[3] == 1
-    assert "leaf 2 of problem p" in caplog.text
+    assert "The verifier failed" in caplog.text
+    assert "out of order" in caplog.text
