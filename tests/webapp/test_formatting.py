@@ -113,3 +113,10 @@ def test_modules_import_each_other_by_hashed_names_after_collectstatic(
 
 def test_the_storage_in_use_is_ours() -> None:
     assert settings.STORAGES["staticfiles"]["BACKEND"] == "webapp.static_storage.ModuleManifestStorage"
+
+
+def test_what_stands_between_ticks_is_code_and_everything_is_escaped() -> None:
+    assert formatting.ticks("use `a<b` & `c`") == "use <code>a&lt;b</code> &amp; <code>c</code>"
+    assert formatting.ticks("<b>") == "&lt;b&gt;"
+    assert formatting.ticks("one ` only <b>") == "one ` only &lt;b&gt;"
+    assert formatting.ticks("") == ""

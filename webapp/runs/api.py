@@ -144,6 +144,10 @@ def list_presets(request: HttpRequest) -> Any:  # noqa: ARG001
             "summary": preset.summary,
             "formula": preset.formula,
             "source": preset.source,
+            "family": preset.family,
+            "scale": preset.scale,
+            "differences": preset.differences,
+            "unverified": preset.unverified,
             "config": preset.config.model_dump(mode="json"),
         }
         for preset in PRESETS.values()
