@@ -218,6 +218,13 @@ def normalised(answer: str) -> str:
     return plain if _is_number(plain) else answer
 
 
+def canonical(answer: str) -> str:
+    """One text for all answers that are equal: 7, 7.0 and +7 are `7`."""
+    plain = normalised(answer)
+    number = _number(plain)
+    return plain if number is None else f"{number.normalize():f}"
+
+
 def _is_number(text: str) -> bool:
     whole, _, fraction = text.removeprefix("-").partition(".")
     digits = whole + fraction

@@ -32,7 +32,7 @@ _ALL = (
         "eval/pass1_sampled",
         "pass@1 sampled",
         "",
-        "share of held-out problems answered correctly by one sample at T = 1",
+        "share of right answers to held-out problems, sampled at T = 1 (avg@k with k samples per problem)",
         "higher",
     ),
     Metric("eval/pass1_sampled_low", "pass@1 sampled, low", "", "lower end of the 95 % Wilson interval"),
@@ -46,6 +46,57 @@ _ALL = (
     ),
     Metric("eval/pass1_greedy_low", "pass@1 greedy, low", "", "lower end of the 95 % Wilson interval"),
     Metric("eval/pass1_greedy_high", "pass@1 greedy, high", "", "upper end of the 95 % Wilson interval"),
+    *(
+        metric
+        for k in (2, 4, 8, 16, 32, 64, 128, 256)
+        for metric in (
+            Metric(
+                f"eval/pass_at_{k}",
+                f"pass@{k}",
+                "",
+                f"mean over held-out problems of 1 - C(n - c, {k}) / C(n, {k}), c of n independent "
+                f"answers right",
+                "higher",
+                f"evaluation.samples {k} or more",
+            ),
+            Metric(
+                f"eval/pass_at_{k}_low",
+                f"pass@{k}, low",
+                "",
+                "lower end of a 95 % bootstrap interval over problems",
+                only_with=f"evaluation.samples {k} or more",
+            ),
+            Metric(
+                f"eval/pass_at_{k}_high",
+                f"pass@{k}, high",
+                "",
+                "upper end of a 95 % bootstrap interval over problems",
+                only_with=f"evaluation.samples {k} or more",
+            ),
+        )
+    ),
+    Metric(
+        "eval/maj_at_k",
+        "maj@k",
+        "",
+        "share of held-out problems whose most frequent answer of k is right",
+        "higher",
+        "evaluation.samples 2 or more",
+    ),
+    Metric(
+        "eval/maj_at_k_low",
+        "maj@k, low",
+        "",
+        "lower end of a 95 % bootstrap interval over problems",
+        only_with="evaluation.samples 2 or more",
+    ),
+    Metric(
+        "eval/maj_at_k_high",
+        "maj@k, high",
+        "",
+        "upper end of a 95 % bootstrap interval over problems",
+        only_with="evaluation.samples 2 or more",
+    ),
     Metric(
         "sampling/response_tokens",
         "Response length",

@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import itertools
+import json
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.trainer.trees import tree_of
 from trainer.data import load_data
-from trainer.evaluation import evaluate
-from trainer.intervals import wilson_interval
+from trainer.evaluation import count_verdicts, evaluate, main, pass_at_k
+from trainer.intervals import bootstrap_interval, wilson_interval
+from trainer.metrics import METRICS
 from trainer.policy import Policy
 from trainer.sampling.local_engine import LocalEngine
 from trainer.schema.data import ChainData
+from trainer.tree import RolloutTree
 from trainer.verifiers import Judgement, judge_gsm8k
 
 
@@ -92,3 +99,86 @@ def test_answers_that_could_not_be_verified_count_neither_way(tiny_reasoner: Pol
     )
     assert values["eval/pass1_greedy"] == 1.0
     assert (values["eval/pass1_greedy_low"], values["eval/pass1_greedy_high"]) == wilson_interval(5, 5)
+
+
+@pytest.mark.parametrize(
+    ("n", "correct", "k", "expected"),
+    [
+        (4, 0, 2, 0.0),
+        (4, 4, 1, 1.0),
+        (4, 1, 1, 0.25),
+        (4, 2, 2, 1 - 1 / 6),  # of 6 pairs one holds no right answer
+        (5, 1, 5, 1.0),
+        (200, 3, 100, 1 - math.comb(197, 100) / math.comb(200, 100)),
+    ],
+)
+def test_pass_at_k_by_hand(n: int, correct: int, k: int, expected: float) -> None:
+    assert pass_at_k(n, correct, k) == pytest.approx(expected)
+
+
+@given(st.integers(1, 7), st.data())
+def test_pass_at_k_is_the_share_of_all_choices(n: int, data: st.DataObject) -> None:
+    correct, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
+    choices = list(itertools.combinations(range(n), k))
+    expected = sum(min(choice) < correct for choice in choices) / len(choices)
+    assert pass_at_k(n, correct, k) == pytest.approx(expected)
+
+
+def test_pass_at_more_than_there_are_is_refused() -> None:
+    with pytest.raises(ValueError, match="pass@3 of 2 answers"):
+        pass_at_k(2, 1, 3)
+
+
+def test_majorities_by_hand() -> None:
+    def tree(answers: list[str], right: str) -> RolloutTree:
+        made = tree_of([int(answer == right) for answer in answers])
+        return replace(made, answers=("", *answers))
+
+    judged = count_verdicts(
+        [
+            tree(["5", "5", "6"], "5"),  # majority right
+            tree(["5", "6", "6"], "5"),  # majority wrong
+            tree(["5", "6"], "5"),  # a tie: the first
+            tree(["", "", "7"], "7"),  # what could not be read has no vote
+            tree(["5.0", "5", "6", "6"], "5"),
+        ]
+    )
+    assert judged.majority.tolist() == [1, 0, 1, 1, 1]
+    assert judged.correct.tolist() == [2, 1, 1, 1, 1]
+
+
+def test_bootstrap_interval_is_near_the_normal_one_and_repeats() -> None:
+    values = np.array([0.0, 1.0] * 100)
+    low, high = bootstrap_interval(values)
+    assert (low, high) == bootstrap_interval(values)
+    assert low == pytest.approx(0.5 - 1.96 * 0.5 / math.sqrt(200), abs=0.01)
+    assert high == pytest.approx(0.5 + 1.96 * 0.5 / math.sqrt(200), abs=0.01)
+    assert all(math.isnan(end) for end in bootstrap_interval(np.array([])))
+
+
+def test_several_samples_give_pass_at_k_and_majority(tiny_reasoner: Policy) -> None:
+    values = evaluate(
+        LocalEngine(tiny_reasoner),
+        load_data(ChainData(operations=3), seed=1, evaluation_problems=24).evaluation,
+        judge_gsm8k,
+        most_tokens=70,
+        seed=1,
+        should_stop=lambda: False,
+        on_progress=lambda _done, _total: None,
+        samples=8,
+    )
+    chain = [values["eval/pass1_sampled"], *(values[f"eval/pass_at_{k}"] for k in (2, 4, 8))]
+    assert chain == sorted(chain)
+    assert chain[-1] > chain[0] + 0.2
+    assert values["eval/maj_at_k"] > values["eval/pass1_sampled"]
+    assert "eval/pass_at_16" not in values
+    assert set(values) <= set(METRICS)
+
+
+def test_a_model_is_evaluated_from_a_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tiny-reasoner", "--operations", "3", "--problems", "8", "--samples", "2"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["problems"] == 8
+    assert 0 <= found["eval/pass_at_2"] <= 1
+    assert main(["/nowhere"]) == 2
+    assert "there is no folder" in capsys.readouterr().err
