@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from trainer.config import RunConfig
 from trainer.data import Problem, load_data
 from trainer.intervals import bootstrap_interval, wilson_interval
-from trainer.judges import normalised
+from trainer.judges import canonical
 from trainer.sampling.engine import Engine, SamplingPlan
 from trainer.seeding import named_seed
 from trainer.tree import RolloutTree, Verdict
@@ -102,7 +102,7 @@ def count_verdicts(trees: Sequence[RolloutTree]) -> Judged:
         right = tree.verdict[leaves] == Verdict.CORRECT
         correct.append(int(right.sum()))
         n.append(len(leaves))
-        said = [normalised(tree.answers[leaf]) for leaf in leaves.tolist()]
+        said = [canonical(tree.answers[leaf]) for leaf in leaves.tolist()]
         counts = Counter(answer for answer in said if answer)
         # Of equally frequent ones the first that was said.
         top = max(counts, key=lambda answer: counts[answer]) if counts else None

@@ -19,7 +19,7 @@ from trainer.policy import Policy
 from trainer.sampling.local_engine import LocalEngine
 from trainer.schema.data import ChainData
 from trainer.tree import RolloutTree
-from trainer.verifiers import Judgement, judge_gsm8k
+from trainer.verifiers import Judgement, are_equal, judge_gsm8k
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_pass_at_more_than_there_are_is_refused() -> None:
 
 def test_majorities_by_hand() -> None:
     def tree(answers: list[str], right: str) -> RolloutTree:
-        made = tree_of([int(answer == right) for answer in answers])
+        made = tree_of([int(are_equal(answer, right)) for answer in answers])
         return replace(made, answers=("", *answers))
 
     judged = count_verdicts(
@@ -144,7 +144,7 @@ def test_majorities_by_hand() -> None:
         ]
     )
     assert judged.majority.tolist() == [1, 0, 1, 1, 1]
-    assert judged.correct.tolist() == [2, 1, 1, 1, 1]
+    assert judged.correct.tolist() == [2, 1, 1, 1, 2]
 
 
 def test_bootstrap_interval_is_near_the_normal_one_and_repeats() -> None:
