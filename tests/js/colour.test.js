@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import { alongStops, hexOf, oklab } from "../../webapp/static/js/core/colour_space.js";
-import { advantageLevel, colourScale, LEVELS, sequentialLevel, symmetricLimit, upperLimit } from "../../webapp/static/js/tree/colour.js";
+import { advantageLevel, colourScale, LEVELS, sequentialLevel, symmetricLimit, upperLimit, valueRange } from "../../webapp/static/js/tree/colour.js";
 
 const MIDDLE = (LEVELS - 1) / 2;
 
@@ -62,6 +62,17 @@ test("sequential scales run from 0 to their limit", () => {
   assert.equal(sequentialLevel(1, 1), LEVELS - 1);
   assert.equal(sequentialLevel(5, 1), LEVELS - 1);
   assert.equal(sequentialLevel(NaN, 1), -1);
+  assert.deepEqual([-1, 0, 1, -7].map((value) => sequentialLevel(value, 1, -1)), [0, (LEVELS - 1) / 2, LEVELS - 1, 0]);
+});
+
+test("values lie from 0 to 1 unless rewards go further", () => {
+  assert.deepEqual(valueRange([]), [0, 1]);
+  assert.deepEqual(valueRange([0.5, NaN, 0]), [0, 1]);
+  assert.deepEqual(valueRange([-0.25, 0.5]), [-1, 1]);
+  assert.deepEqual(valueRange([-3, 2, Infinity]), [-3, 2]);
+  const scale = colourScale("value", 1, "light", -1);
+  assert.equal(scale.fill(scale.level(-1)), "#f1f4f2");
+  assert.deepEqual([scale.low, scale.limit, colourScale("advantage", 2, "light").low], [-1, 1, -2]);
 });
 
 test("the symmetric limit is the 98th percentile of sizes, and never zero", () => {

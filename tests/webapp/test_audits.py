@@ -166,7 +166,7 @@ def test_a_forest_names_its_trees_and_shows_who_is_compared(run: Run, people: Pe
     assert (leaf["is_compared"], inner["is_compared"]) == (True, False)
     assert inner["finish_words"] == "cut where another answer forks off"
     page = client.get(f"/t/{tree.id}/n/2.1").content.decode()
-    assert "Compared with</h3>" in page
+    assert "Its group</h3>" in page
 
 
 def test_a_search_shows_visits_and_is_coloured_by_value(run: Run, people: People) -> None:

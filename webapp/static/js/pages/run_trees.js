@@ -6,7 +6,7 @@ import { revealHidden } from "../core/text.js";
 import { onTheme } from "../core/theme.js";
 import { RunHead, showWords } from "../live/head.js";
 import { Session } from "../live/session.js";
-import { commonLimit, drawMini } from "../tree/mini.js";
+import { commonLimit, commonValues, drawMini } from "../tree/mini.js";
 import { StepBar } from "../tree/step_bar.js";
 
 const main = /** @type {RunState} */ (data("run-state"));
@@ -62,9 +62,10 @@ function minis() {
   const rows = /** @type {TreeRow[]} */ (data("trees-data"));
   const icicles = new Map(rows.flatMap((row) => (row.icicle ? [[row.id, row.icicle]] : [])));
   const limit = commonLimit([...icicles.values()]);
+  const values = commonValues([...icicles.values()]);
   for (const canvas of /** @type {NodeListOf<HTMLCanvasElement>} */ (document.querySelectorAll("canvas[data-icicle]"))) {
     const icicle = icicles.get(Number(canvas.dataset.icicle));
-    if (icicle) drawMini(canvas, icicle, limit);
+    if (icicle) drawMini(canvas, icicle, limit, values);
     else canvas.hidden = true;
   }
 }

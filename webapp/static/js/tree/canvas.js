@@ -219,7 +219,7 @@ export class TreeCanvas {
       ctx.fillStyle = plain ? (signal.signal === "verdict" && isLeaf && verdict !== "unparsed" ? colour("--surface") : colour("--text-1")) : signal.scale.ink(signal.scale.level(value));
       const y = row * ROW + ROW / 2;
       let text = node === 0 ? `V ${label("value", /** @type {number} */ (columns.value[0]))}` : signal.signal === "verdict" ? (isLeaf ? verdictGlyph(verdict) : "") : label(signal.signal, value);
-      if (node > 0 && kind !== "credit") text = signal.signal === "advantage" || kind === "context" ? fitted(ctx, withoutCredit(columns, node), room > 60 ? room : 0) : "";
+      if (node > 0 && kind !== "credit") text = this.#instead(ctx, withoutCredit(columns, node), kind, room);
       const equal = times(columns, node);
       if (equal && room > 60) text = `${text} ${equal}`.trim();
       const plated = kind === "hatched" && signal.signal !== "verdict";
@@ -234,6 +234,16 @@ export class TreeCanvas {
       if (plated) this.#plate(ctx, words, start, y);
       ctx.fillText(words, start, y);
     }
+  }
+
+  /**
+   * What stands in place of a number: what was given says so, what has no credit says why where there is room, and what is
+   * plain leaves its room to the text (the legend says what plain is).
+   * @param {CanvasRenderingContext2D} ctx @param {string} words @param {Look} kind @param {number} room
+   */
+  #instead(ctx, words, kind, room) {
+    if (kind === "plain") return "";
+    return [words, "no credit"].find((text) => (kind !== "context" || text === words) && ctx.measureText(text).width < room) ?? "";
   }
 
   /** Ground for a text on a hatch. @param {CanvasRenderingContext2D} ctx @param {string} text @param {number} x @param {number} y */

@@ -57,26 +57,41 @@ export function advantageLevel(advantage, limit) {
   return MIDDLE + Math.sign(share) * Math.round(Math.abs(share) * MIDDLE);
 }
 
-/** Level of a number on a scale from 0 to `limit`; -1 when missing. @param {number} value @param {number} limit > 0 */
-export function sequentialLevel(value, limit) {
+/** Level of a number on a scale from `low` to `limit`; -1 when missing. @param {number} value @param {number} limit > low */
+export function sequentialLevel(value, limit, low = 0) {
   if (Number.isNaN(value)) return -1;
-  return Math.round(Math.min(1, Math.max(0, value / limit)) * (LEVELS - 1));
+  return Math.round(Math.min(1, Math.max(0, (value - low) / (limit - low))) * (LEVELS - 1));
+}
+
+/**
+ * The ends of a scale for values: 0 to 1, and further where rewards go further. @param {Iterable<number>} values
+ * @returns {[number, number]}
+ */
+export function valueRange(values) {
+  let [low, high] = [0, 1];
+  for (const value of values) {
+    if (!Number.isFinite(value)) continue;
+    if (value < 0) low = Math.min(low, -1, value); // rewards of -1 and 1 are the usual ones
+    if (value > high) high = value;
+  }
+  return [low, high];
 }
 
 /**
  * What a canvas needs for one signal: the level of a number, and fill and ink of a level. Level -1 is to be hatched.
- * @param {Signal} signal @param {number} limit @param {Theme} theme
- * @returns {{level: (value: number) => number, fill: (level: number) => string, ink: (level: number) => string, limit: number, symmetric: boolean}}
+ * @param {Signal} signal @param {number} limit @param {Theme} theme @param {number} [low] where the scale begins; of advantages, -limit
+ * @returns {{level: (value: number) => number, fill: (level: number) => string, ink: (level: number) => string, low: number, limit: number, symmetric: boolean}}
  */
-export function colourScale(signal, limit, theme) {
+export function colourScale(signal, limit, theme, low = 0) {
   const symmetric = signal === "advantage";
   const fills = table(symmetric ? "diverging" : signal === "entropy" ? "entropy" : "value", theme);
   const inks = fills.map((fill) => INKS[theme].find((ink) => contrast(fill, ink) >= READABLE));
   const plain = /** @type {string} */ (INKS[theme][0]);
   return {
+    low: symmetric ? -limit : low,
     limit,
     symmetric,
-    level: (value) => (symmetric ? advantageLevel(value, limit) : sequentialLevel(value, limit)),
+    level: (value) => (symmetric ? advantageLevel(value, limit) : sequentialLevel(value, limit, low)),
     fill: (level) => /** @type {string} */ (fills[level]),
     ink: (level) => inks[level] ?? plain,
   };

@@ -22,14 +22,15 @@ export function drawLegend(host, { signal, scale, limit }, value, looks) {
     }));
     return;
   }
-  const bar = make("canvas", { class: "legend-bar", role: "img", "aria-label": `${signal}, from ${scale.symmetric ? signed(-limit, 1) : "0"} to ${number(limit, 1)}` });
+  const first = scale.symmetric ? signed(scale.low, 1) : scale.low ? number(scale.low, 1) : "0";
+  const bar = make("canvas", { class: "legend-bar", role: "img", "aria-label": `${signal}, from ${first} to ${number(limit, 1)}` });
   const { ctx } = sized(bar, WIDTH, BAR + 5);
   for (let x = 0; x < WIDTH; x++) {
     ctx.fillStyle = scale.fill(Math.round((x / (WIDTH - 1)) * (LEVELS - 1)));
     ctx.fillRect(x, 0, 1, BAR);
   }
   if (!Number.isNaN(value)) {
-    const share = scale.symmetric ? (value / limit + 1) / 2 : value / limit;
+    const share = (value - scale.low) / (limit - scale.low);
     const x = Math.min(1, Math.max(0, share)) * (WIDTH - 1);
     ctx.fillStyle = colour("--text-1");
     ctx.beginPath();
@@ -38,7 +39,7 @@ export function drawLegend(host, { signal, scale, limit }, value, looks) {
     ctx.lineTo(x + 4, BAR + 5);
     ctx.fill();
   }
-  const parts = [make("span", { class: "figures" }, scale.symmetric ? signed(-limit, 1) : "0"), bar, make("span", { class: "figures" }, scale.symmetric ? signed(limit, 1) : number(limit, 1))];
+  const parts = [make("span", { class: "figures" }, first), bar, make("span", { class: "figures" }, scale.symmetric ? signed(limit, 1) : number(limit, 1))];
   for (const [look, word] of looks) {
     if (look === "credit") continue;
     const swatch = make("canvas", { class: "swatch", "aria-hidden": "true" });

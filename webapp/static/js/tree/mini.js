@@ -1,6 +1,6 @@
 // Small icicles in lists: the same colours as the tree's own page.
 import { colour, theme } from "../core/theme.js";
-import { colourScale, symmetricLimit } from "./colour.js";
+import { colourScale, symmetricLimit, valueRange } from "./colour.js";
 import { layout, visibleBoxes } from "./layout.js";
 import { hatch, outcome, sized } from "./paint.js";
 import { lookOf, VERDICTS } from "./signals.js";
@@ -12,15 +12,18 @@ const OUTCOMES = 6;
 /** One scale for a whole list, so that its trees can be compared. @param {Icicle[]} icicles */
 export const commonLimit = (icicles) => symmetricLimit(icicles.flatMap((icicle) => icicle.advantage.map((advantage) => advantage ?? NaN)));
 
-/** @param {HTMLCanvasElement} canvas @param {Icicle} icicle @param {number} limit */
-export function drawMini(canvas, icicle, limit) {
+/** Likewise for trees without advantages. @param {Icicle[]} icicles */
+export const commonValues = (icicles) => valueRange(icicles.flatMap((icicle) => (icicle.value ?? []).map((value) => value ?? NaN)));
+
+/** @param {HTMLCanvasElement} canvas @param {Icicle} icicle @param {number} limit of advantages @param {[number, number]} values their range */
+export function drawMini(canvas, icicle, limit, values) {
   const width = canvas.clientWidth;
   if (!width) return;
   const tree = layout(icicle.parent, icicle.copies);
   const view = fit(tree);
   const { ctx, dpr } = sized(canvas, width, HEIGHT);
   const hatching = hatch(ctx, dpr);
-  const scale = icicle.value ? colourScale("value", 1, theme()) : colourScale("advantage", limit, theme());
+  const scale = icicle.value ? colourScale("value", values[1], theme(), values[0]) : colourScale("advantage", limit, theme());
   const numbers = icicle.value ?? icicle.advantage;
   const fills = { context: colour("--sunken"), plain: colour("--line"), hatched: hatching };
   // The root has no advantage of its own; a list row shows the levels below it.

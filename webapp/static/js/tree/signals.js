@@ -1,6 +1,6 @@
 // The signals a tree can be coloured by: the number of a node, its scale, and its words. Pure.
 import { VERDICT_GLYPHS, number, signed } from "../core/format.js";
-import { colourScale, symmetricLimit, upperLimit } from "./colour.js";
+import { colourScale, symmetricLimit, upperLimit, valueRange } from "./colour.js";
 
 export const SIGNALS = /** @type {const} */ (["advantage", "value", "verdict", "entropy"]);
 /** As `trainer.tree.Verdict` numbers them; a tree's own columns bring their words along. */
@@ -45,8 +45,9 @@ export function times(columns, node) {
  */
 export function signalOf(columns, signal, theme) {
   const values = signal === "entropy" ? columns.entropy : signal === "advantage" ? columns.advantage : columns.value;
-  const limit = signal === "advantage" ? symmetricLimit(values) : signal === "entropy" ? upperLimit(values, 0.1) : 1;
-  const scale = colourScale(signal, limit, theme);
+  const [low, high] = valueRange(columns.value);
+  const limit = signal === "advantage" ? symmetricLimit(values) : signal === "entropy" ? upperLimit(values, 0.1) : high;
+  const scale = colourScale(signal, limit, theme, signal === "entropy" ? 0 : low);
   return { signal, values, limit, scale };
 }
 

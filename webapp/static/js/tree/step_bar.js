@@ -2,7 +2,7 @@
 import { scaleLinear } from "../../vendor/d3.js";
 import { number } from "../core/format.js";
 import { colour, theme } from "../core/theme.js";
-import { colourScale } from "./colour.js";
+import { colourScale, valueRange } from "./colour.js";
 import { sized } from "./paint.js";
 
 const HEIGHT = 28;
@@ -74,7 +74,8 @@ export class StepBar {
     if (!width) return;
     const { ctx } = sized(this.#canvas, width, HEIGHT);
     const x = this.#scale();
-    const fills = colourScale("value", 1, theme());
+    const [low, high] = valueRange(this.#cells.map((cell) => cell.value_mean ?? NaN));
+    const fills = colourScale("value", high, theme(), low);
     ctx.fillStyle = colour("--sunken");
     ctx.fillRect(0, 6, width, HEIGHT - 12);
     for (const { step, value_mean: value } of this.#cells) {
