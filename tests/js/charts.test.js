@@ -125,7 +125,7 @@ test("ranges: air around, never below 0 for what is never negative, never above 
   assert.deepEqual(xRange(undefined, undefined, null), [0, 1]);
 });
 
-const panel = (section, title, metrics, bands = {}) => ({ section, title, unit: "", metrics, titles: {}, formulas: {}, bands });
+const panel = (section, title, metrics, bands = {}) => ({ section, title, pinned: section === "Learning", unit: "", metrics, titles: {}, formulas: {}, bands });
 const catalogue = [
   panel("Learning", "pass@1", ["eval/a", "eval/b"], { "eval/a": ["eval/a_low", "eval/a_high"] }),
   panel("Policy", "Loss", ["policy/loss"]),
@@ -137,10 +137,10 @@ test("the catalogue first; metrics that no panel shows, nor a band, come last", 
   assert.equal(panels[2].section, "Other");
 });
 
-test("what another method logs has no place, until something is logged or it is asked for", () => {
+test("what another method logs has no place", () => {
   const panels = panelsOf(catalogue, []);
-  const shown = (logged) => panels.filter((panel) => belongs(panel, new Set(logged), "Learning")).map(idOf);
-  assert.deepEqual(shown([]), ["eval/a", "policy/loss"]);
+  const shown = (logged) => panels.filter((panel) => belongs(panel, new Set(logged))).map(idOf);
+  assert.deepEqual(shown([]), ["eval/a"]);
   assert.deepEqual(shown(["other/one"]), ["eval/a"]);
   assert.deepEqual(shown(["policy/loss"]), ["eval/a", "policy/loss"]);
 });

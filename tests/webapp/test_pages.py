@@ -309,6 +309,9 @@ def test_panels_show_every_metric_once_with_the_six_first() -> None:
         "speed/tokens_per_second",
         "credit/zero_variance_share",
     ]
+    assert [panel["pinned"] for panel in made] == [True] * 6 + [False] * (len(made) - 6)
+    at_four = next(panel for panel in made if panel["metrics"] == ["eval/pass_at_4"])
+    assert at_four["bands"] == {"eval/pass_at_4": ["eval/pass_at_4_low", "eval/pass_at_4_high"]}
     names = [name for panel in made for name in panel["metrics"]]
     names += [name for panel in made for band in panel["bands"].values() for name in band]
     assert sorted(names) == sorted(METRICS)

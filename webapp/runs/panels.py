@@ -7,11 +7,13 @@ from typing import Any
 from trainer.metrics import METRICS
 
 # Charts of their own kind; a band is drawn around its metric. All other metrics get a chart each, after
-# these.
+# these, with the band of their `_low` and `_high` where there are such. Pinned charts stand there before anything
+# is logged; the others come with their metrics.
 _TOP: tuple[dict[str, Any], ...] = (
-    {"section": "Learning", "metrics": ["reward/mean"]},
+    {"section": "Learning", "pinned": True, "metrics": ["reward/mean"]},
     {
         "section": "Learning",
+        "pinned": True,
         "title": "pass@1",
         "metrics": ["eval/pass1_sampled", "eval/pass1_greedy"],
         "bands": {
@@ -19,10 +21,10 @@ _TOP: tuple[dict[str, Any], ...] = (
             "eval/pass1_greedy": ["eval/pass1_greedy_low", "eval/pass1_greedy_high"],
         },
     },
-    {"section": "Learning", "metrics": ["sampling/response_tokens"]},
-    {"section": "Learning", "metrics": ["policy/entropy"]},
-    {"section": "Learning", "metrics": ["speed/tokens_per_second"]},
-    {"section": "Learning", "metrics": ["credit/zero_variance_share"]},
+    {"section": "Learning", "pinned": True, "metrics": ["sampling/response_tokens"]},
+    {"section": "Learning", "pinned": True, "metrics": ["policy/entropy"]},
+    {"section": "Learning", "pinned": True, "metrics": ["speed/tokens_per_second"]},
+    {"section": "Learning", "pinned": True, "metrics": ["credit/zero_variance_share"]},
     {
         "section": "Tree",
         "title": "Tokens, unique and flat",
@@ -48,13 +50,19 @@ _SECTIONS = {
 
 
 def panels() -> list[dict[str, Any]]:
-    """`{title, section, unit, metrics: [name], titles: {name: title}, formulas: {name: formula}, bands:
-    {name: [low, high]}}`.
+    """`{title, section, pinned, unit, metrics: [name], titles: {name: title}, formulas: {name: formula},
+    bands: {name: [low, high]}}`.
     """
     placed = {name for panel in _TOP for name in panel["metrics"]}
     placed |= {name for panel in _TOP for band in panel.get("bands", {}).values() for name in band}
+    bands = {name: [f"{name}_low", f"{name}_high"] for name in METRICS if f"{name}_low" in METRICS}
+    placed |= {edge for band in bands.values() for edge in band}
     rest = [
-        {"section": _SECTIONS.get(name.partition("/")[0], "Other"), "metrics": [name]}
+        {
+            "section": _SECTIONS.get(name.partition("/")[0], "Other"),
+            "metrics": [name],
+            "bands": {name: bands[name]} if name in bands else {},
+        }
         for name in METRICS
         if name not in placed
     ]
@@ -64,6 +72,7 @@ def panels() -> list[dict[str, Any]]:
         {
             "title": panel.get("title", METRICS[panel["metrics"][0]].title),
             "section": panel["section"],
+            "pinned": panel.get("pinned", False),
             "unit": METRICS[panel["metrics"][0]].unit,
             "metrics": panel["metrics"],
             "titles": {name: METRICS[name].title for name in panel["metrics"]},

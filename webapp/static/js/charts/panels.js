@@ -5,6 +5,7 @@
  * @typedef {object} Panel
  * @property {string} title
  * @property {string} section
+ * @property {boolean} pinned stands there before anything is logged
  * @property {string} unit
  * @property {string[]} metrics drawn in one chart
  * @property {Record<string, string>} titles
@@ -22,17 +23,16 @@ export function panelsOf(catalogue, logged) {
   for (const name of logged) {
     if (known.has(name)) continue;
     known.add(name);
-    panels.push({ title: name, section: "Other", unit: "", metrics: [name], titles: { [name]: name }, formulas: {}, bands: {} });
+    panels.push({ title: name, section: "Other", pinned: false, unit: "", metrics: [name], titles: { [name]: name }, formulas: {}, bands: {} });
   }
   return panels;
 }
 
 /**
- * Is a panel worth its place: what a run of another method would log is not, once this one logs anything. What is asked for
- * by name always is, and the charts of the first section are where everyone looks for them.
- * @param {Panel} panel @param {ReadonlySet<string>} logged names of metrics @param {string} first the first section's title
+ * Is a panel worth its place: what a run of another method would log is not.
+ * @param {Panel} panel @param {ReadonlySet<string>} logged names of metrics
  */
-export const belongs = (panel, logged, first) => logged.size === 0 || panel.section === first || panel.metrics.some((name) => logged.has(name));
+export const belongs = (panel, logged) => panel.pinned || panel.metrics.some((name) => logged.has(name));
 
 /**
  * Does a panel match what was typed: a regular expression over title and metric names, or plain text when it is not one.

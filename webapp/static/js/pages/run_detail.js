@@ -126,12 +126,11 @@ const pattern = () => typed("panel-filter", HTMLInputElement).value.trim();
 function filter() {
   const wanted = pattern();
   const names = logged();
-  const first = catalogue[0]?.section ?? "";
   for (const { details, grid, count } of sections.values()) {
     let shown = 0;
     for (const element of grid.children) {
       const panel = panels.get(/** @type {HTMLElement} */ (element).dataset.panel ?? "");
-      const match = panel !== undefined && (wanted ? matches(panel, wanted) : belongs(panel, names, first));
+      const match = panel !== undefined && (wanted ? matches(panel, wanted) : belongs(panel, names));
       /** @type {HTMLElement} */ (element).hidden = !match;
       if (match) shown += 1;
     }

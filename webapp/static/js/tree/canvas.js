@@ -14,6 +14,7 @@ const OUTCOMES = 22;
 const OVERVIEW = 10;
 const LABEL_FROM = 40;
 const TEXT_FROM = 140;
+const TEXT_ALONE_FROM = 70;
 const FONT = "11px Inter, system-ui, sans-serif";
 
 /**
@@ -227,7 +228,7 @@ export class TreeCanvas {
         if (plated) this.#plate(ctx, text, left + 5, y);
         ctx.fillText(text, left + 5, y);
       }
-      if (room < TEXT_FROM - 10) continue;
+      if (room < (text ? TEXT_FROM : TEXT_ALONE_FROM) - 10) continue;
       const start = left + 5 + (text ? ctx.measureText(text).width + 8 : 0);
       const words = fitted(ctx, scene.textOf(node), left + 5 + room - start);
       if (!words) continue;
