@@ -7,8 +7,8 @@ from typing import Any
 from trainer.metrics import METRICS
 
 # Charts of their own kind; a band is drawn around its metric. All other metrics get a chart each, after
-# these, with the band of their `_low` and `_high` where there are such. Pinned charts stand there before anything
-# is logged; the others come with their metrics.
+# these, with the band of their `_low` and `_high` where there are such. Pinned charts stand there before
+# anything is logged; the others come with their metrics.
 _TOP: tuple[dict[str, Any], ...] = (
     {"section": "Learning", "pinned": True, "metrics": ["reward/mean"]},
     {
