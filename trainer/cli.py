@@ -326,7 +326,7 @@ def _probe(options: argparse.Namespace) -> list[str]:
     names = options.presets or [slug for slug, preset in PRESETS.items() if preset.scale == "tiny"]
     return probe_lines(
         options.checkpoint,
-        [preset_called(name) for name in names],
+        [PRESETS[f"{preset_called(name).algorithm}-tiny"] for name in names],
         operations=options.operations,
         batches=options.batches,
         tokens=options.tokens,

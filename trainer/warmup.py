@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import safetensors
@@ -35,7 +35,14 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from trainer.tasks.chain import ANSWER_MARK, ChainProblem, corrupt, problem_at
+from trainer.tasks.chain import (
+    ANSWER_MARK,
+    ChainProblem,
+    corrupt,
+    corrupt_late,
+    corrupt_with_repairs,
+    problem_at,
+)
 
 END_TOKEN: Final = "<|end|>"  # noqa: S105  # of the vocabulary; no password
 PAD_TOKEN: Final = "<|pad|>"  # noqa: S105
@@ -58,6 +65,12 @@ class Phase:
     steps: int
     operations: tuple[int, int]
     wrong_share: float
+
+
+Errors = Literal["uniform", "late", "repair"]
+CORRUPTIONS: Final = {"uniform": corrupt, "late": corrupt_late, "repair": corrupt_with_repairs}
+# Shares of wrong steps in the last phase, so that all three start about equally good.
+LAST_SHARE: Final[dict[Errors, float]] = {"uniform": 0.19, "late": 0.45, "repair": 0.25}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +98,7 @@ class Recipe:
     warmup_steps: int = 50
     gradient_norm: float = 1.0
     prompt_loss_weight: float = 0.1
+    errors: Errors = "uniform"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +111,10 @@ class Accuracy:
     greedy_correct: int
 
 
-def build_tokenizer(seed: int, problems: int = TOKENIZER_PROBLEMS) -> PreTrainedTokenizerFast:
-    """Train the byte-level BPE tokenizer on warm-up problems.
+def build_tokenizer(
+    seed: int, problems: int = TOKENIZER_PROBLEMS, errors: Errors = "uniform"
+) -> PreTrainedTokenizerFast:
+    """Train the byte-level BPE tokenizer on warm-up problems; on checks, too, where solutions have any.
 
     All 256 bytes are in the vocabulary, so any text survives a round trip. Digits and newlines are always
     tokens of their own. Merges stop by themselves once each word of the task is one token, at 400 tokens.
@@ -112,8 +128,13 @@ def build_tokenizer(seed: int, problems: int = TOKENIZER_PROBLEMS) -> PreTrained
     )
     bpe.decoder = decoders.ByteLevel()
     texts = (problem_at(seed, "warmup", index, (3, 8)) for index in range(problems))
+    rng = np.random.Generator(np.random.Philox(key=_named_seed(seed, "tokenizer")))
     bpe.train_from_iterator(
-        (problem.prompt + problem.solution for problem in texts),
+        (
+            problem.prompt
+            + (corrupt_with_repairs(problem, rng, 0.2) if errors == "repair" else problem.solution)
+            for problem in texts
+        ),
         trainers.BpeTrainer(
             vocab_size=MAX_VOCABULARY,
             special_tokens=[END_TOKEN, PAD_TOKEN],
@@ -290,7 +311,8 @@ def _batches(
                 problem_at(seed, "warmup", index + row, operations) for row in range(recipe.batch_size)
             ]
             index += recipe.batch_size
-            solutions = [corrupt(problem, rng, phase.wrong_share) for problem in problems]
+            spoil = CORRUPTIONS[recipe.errors]
+            solutions = [spoil(problem, rng, phase.wrong_share) for problem in problems]
             yield pad_batch(
                 tokenizer, [problem.prompt for problem in problems], solutions, recipe.prompt_loss_weight
             )
@@ -347,8 +369,10 @@ def _count_correct(
     correct = 0
     for length in sorted(by_length):
         group = by_length[length]
-        # A right line has at most 12 tokens and the last one 4; mistakes may make numbers longer.
-        max_tokens = max(16 * len(problem.steps) for problem, _ in group) + 8
+        # A right line has at most 12 tokens and the last one 4; mistakes may make numbers longer, and each
+        # may
+        # be checked and made again.
+        max_tokens = max(48 * len(problem.steps) for problem, _ in group) + 8
         completions = complete(model, torch.tensor([ids for _, ids in group]), max_tokens, generator)
         for (problem, _), row in zip(group, completions.tolist(), strict=True):
             correct += is_correct(tokenizer, problem, row)
@@ -399,10 +423,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # as above
     phases = Recipe().phases
     recipe = Recipe(
-        phases=tuple(replace(phase, steps=steps) for phase, steps in zip(phases, options.steps, strict=True))
+        phases=tuple(replace(phase, steps=steps) for phase, steps in zip(phases, options.steps, strict=True)),
+        errors=options.errors,
     )
+    if options.errors != "uniform":
+        last = replace(recipe.phases[-1], wrong_share=LAST_SHARE[recipe.errors])
+        recipe = replace(recipe, phases=(*recipe.phases[:-1], last))
     started = time.process_time()
-    tokenizer = build_tokenizer(options.seed)
+    tokenizer = build_tokenizer(options.seed, errors=recipe.errors)
     model = train(recipe, tokenizer, options.seed, _show_progress(every=50))
     trained = time.process_time()
     accuracies = []
@@ -422,6 +450,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "command": (
             f"python -m trainer.warmup --output {options.output.as_posix()} --seed {options.seed} "
             f"--steps {' '.join(map(str, options.steps))} --problems {options.problems}"
+            + ("" if recipe.errors == "uniform" else f" --errors {recipe.errors}")
         ),
         "seed": options.seed,
         "recipe": asdict(recipe),
@@ -470,6 +499,13 @@ def _read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--problems", type=_count, default=512, help="held-out problems per length (default: 512)"
+    )
+    parser.add_argument(
+        "--errors",
+        choices=list(CORRUPTIONS),
+        default="uniform",
+        help="where the policy slips: at any step, in the last third alone, or so that it may notice "
+        "and repair it",
     )
     return parser.parse_args(arguments)
 

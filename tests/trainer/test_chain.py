@@ -13,6 +13,8 @@ from trainer.tasks.chain import (
     MAX_OPERATIONS,
     ChainProblem,
     corrupt,
+    corrupt_late,
+    corrupt_with_repairs,
     generate,
     problem_at,
     split_of,
@@ -215,3 +217,47 @@ def test_unknown_splits_indices_and_ranges_are_refused() -> None:
         problem_at(0, "train", 0, (5, 3))
     with pytest.raises(ValueError, match=r"`wrong_share` is 1\.5"):
         corrupt(WORKED, np.random.default_rng(0), 1.5)
+
+
+def test_late_mistakes_spare_the_first_two_thirds() -> None:
+    rng = np.random.default_rng(0)
+    wrong_late = 0
+    for index in range(200):
+        problem = problem_at(0, "warmup", index, 6)
+        lines = corrupt_late(problem, rng, 0.5).splitlines()
+        assert lines[:4] == list(problem.steps[:4])
+        wrong_late += lines[4:6] != list(problem.steps[4:6])
+    assert 100 < wrong_late < 200
+    assert corrupt_late(problem_at(0, "warmup", 1, 3), rng, 0.0) == problem_at(0, "warmup", 1, 3).solution
+
+
+def test_checks_tell_the_truth_and_a_no_is_followed_by_the_step_again() -> None:
+    rng = np.random.default_rng(0)
+    repaired = unnoticed = 0
+    for index in range(300):
+        problem = problem_at(0, "warmup", index, 4)
+        lines = corrupt_with_repairs(problem, rng, 0.4).splitlines()
+        assert lines[-1].startswith("#### ")
+        for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
+            if not line.startswith("check "):
+                continue
+            start, sign, amount, result = re.match(r"(-?\d+)([+*-])(\d+)=(-?\d+)", before).groups()  # type: ignore[union-attr]
+            is_right = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}[sign](
+                int(start), int(amount)
+            ) == int(result)
+            assert line.endswith("ok." if is_right else "no.")
+            sum_left, sum_right = line.removeprefix("check ").split("=")
+            left, plus, right = re.match(r"(-?\d+)([+-])(-?\d+)$", sum_left).groups()  # type: ignore[union-attr]
+            made = int(left) + int(right) * (1 if plus == "+" else -1)
+            assert made == int(sum_right.split()[0])
+            if not is_right:
+                assert after.startswith(f"{start}{sign}{amount}=")  # once more
+                repaired += 1
+        unnoticed += lines[-1] != f"#### {problem.answer}"
+    assert repaired > 100
+    assert unnoticed > 100
+    clean = problem_at(0, "warmup", 5, 4)
+    without_checks = [
+        line for line in corrupt_with_repairs(clean, rng, 0.0).splitlines() if "check" not in line
+    ]
+    assert "\n".join(without_checks) == clean.solution

@@ -171,6 +171,73 @@ def corrupt(problem: ChainProblem, rng: np.random.Generator, wrong_share: float)
     return _solution_text(steps, problem.answer if value is None else value)
 
 
+def corrupt_late(problem: ChainProblem, rng: np.random.Generator, wrong_share: float) -> str:
+    """Like `corrupt`, but only the last third of the steps goes wrong, each with probability
+    `wrong_share`."""
+    steps: list[str] = []
+    value: int | None = None
+    first = len(problem.steps) - max(1, round(len(problem.steps) / 3))
+    for number, step in enumerate(problem.steps):
+        before, sign, amount, _, thing = _parse_step(step)
+        value = before if value is None else value
+        if number >= first and rng.random() < wrong_share:
+            sign, amount, result = _wrong_step(rng, value, sign, amount)
+        else:
+            result = _apply(value, sign, amount)
+        steps.append(_step_text(value, sign, amount, result, thing))
+        value = result
+    return _solution_text(steps, problem.answer if value is None else value)
+
+
+CHECKED_WHEN_WRONG: Final = 0.5
+CHECKED_WHEN_RIGHT: Final = 0.1
+
+
+def corrupt_with_repairs(problem: ChainProblem, rng: np.random.Generator, wrong_share: float) -> str:
+    """Return a solution in which a wrong step may be noticed and mended.
+
+        45+26=73 books.
+        check 73-26=47 no.
+        45+26=71 books.
+
+    Each step has a wrong result with probability `wrong_share`. A wrong step is checked half of the time,
+    and the check always says no and is followed by the step again, right or wrong as before; an unchecked
+    mistake is carried on. A right step is checked now and then, and the check says ok. A check undoes the
+    step and compares with where it started, so it can be read off the lines before it.
+    """
+    lines: list[str] = []
+    value: int | None = None
+    for step in problem.steps:
+        before, sign, amount, _, thing = _parse_step(step)
+        value = before if value is None else value
+        right = _apply(value, sign, amount)
+        while True:
+            wrong = rng.random() < wrong_share
+            result = right
+            while wrong and result == right:
+                # The operator stays: a check can tell a wrong result, not a misread question.
+                written, _, result = _wrong_step(rng, value, sign, amount)
+                result = result if written == sign else right
+            lines.append(_step_text(value, sign, amount, result, thing))
+            if rng.random() < (CHECKED_WHEN_WRONG if wrong else CHECKED_WHEN_RIGHT):
+                lines.append(_check_text(value, sign, amount, result))
+                if wrong:
+                    continue
+            break
+        value = result
+    return _solution_text(lines, problem.answer if value is None else value)
+
+
+def _check_text(value: int, sign: str, amount: int, result: int) -> str:
+    """The step undone, and whether that leads back to `value`."""
+    verdict = "ok." if result == _apply(value, sign, amount) else "no."
+    if sign == "*":
+        # Doubling and tripling are checked by adding: what is added to the value, and what that makes.
+        return f"check {value}+{value * (amount - 1)}={value * amount} {verdict}"
+    undone, back = ("-", result - amount) if sign == "+" else ("+", result + amount)
+    return f"check {result}{undone}{amount}={back} {verdict}"
+
+
 def _wrong_step(rng: np.random.Generator, value: int, sign: str, amount: int) -> tuple[str, int, int]:
     """Return the operator, amount and result of a step gone wrong."""
     right = _apply(value, sign, amount)
