@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from html import unescape
 from html.parser import HTMLParser
+from importlib.metadata import EntryPoint
 from typing import Any
 from urllib.parse import quote
 
@@ -16,6 +17,7 @@ from django.test import Client
 
 from tests.webapp.material import People
 from trainer.config import RunConfig
+from trainer.judges import PLUGINS
 from trainer.presets import PRESETS
 from trainer.schema.data import JsonlData
 from webapp import broker
@@ -23,7 +25,9 @@ from webapp.accounts.models import User
 from webapp.projects.access import Role
 from webapp.projects.models import Dataset, Membership, ModelSource, Project
 from webapp.runs import services
+from webapp.runs.config_form import FormField
 from webapp.runs.models import Event, Run
+from webapp.runs.views import PLUGIN_GROUP
 
 URL = "/api/v1/projects/lab/runs"
 
@@ -627,6 +631,24 @@ def test_the_address_fills_the_form(people: People) -> None:
     assert fields["sampler.group_size"].value == "3"
     assert page.context["estimate"]["leaves_per_tree"] == 3
     assert page.context["errors"] == []
+
+
+def test_verifiers_of_ones_own_are_offered_where_they_are_installed(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = people.client("editor")
+    assert PLUGIN_GROUP == PLUGINS
+
+    def fields() -> dict[str, FormField]:
+        page = client.get("/p/lab/new?verifier.kind=plugin")
+        return {f.path: f for s in page.context["sections"] for f in (*s.fields, *s.advanced)}
+
+    assert "plugin" not in [kind for kind, _ in fields()["verifier.kind"].choices]
+    assert fields()["verifier.kind"].value == "gsm8k"
+    mine = EntryPoint("mine", "somewhere:judge", "arborist.verifiers")
+    monkeypatch.setattr("webapp.runs.views.entry_points", lambda **_: [mine])
+    assert fields()["verifier.kind"].value == "plugin"
+    assert list(fields()["verifier.name"].choices) == [("mine", "mine")]
 
 
 def test_unknown_presets_are_404(people: People) -> None:

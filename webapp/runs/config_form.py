@@ -137,15 +137,16 @@ def _variants(schema: Schema) -> dict[str, Schema]:
     return {names[member["$ref"]]: _resolve(member) for member in schema.get("oneOf", ()) if names}
 
 
-def _known(schema: Schema) -> list[str]:
-    return list(schema.get("properties", {}))
-
-
 _CAPITALS = {"dpo", "ipo", "uct", "puct", "lora", "gsm8k", "chord", "k3", "cpu", "gpu", "jsonl", "ppo"}
 
 
 def _title(name: str) -> str:
     return name.upper() if name in _CAPITALS else name.replace("_", " ").capitalize()
+
+
+def kinds_of(section: str) -> list[tuple[str, str]]:
+    """The kinds that a section may be, as a form's choices: `kinds_of("verifier")`."""
+    return [(kind, _title(kind)) for kind in _variants(_resolve(_root()["properties"][section]))]
 
 
 # ------------------------------------------------------------------------------------------------ form

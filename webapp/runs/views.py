@@ -6,6 +6,7 @@ import io
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import messages
@@ -32,6 +33,7 @@ from webapp.runs.config_form import (
     FormSection,
     build_form,
     config_errors,
+    kinds_of,
     linked_message,
     read_form,
     unseen_fields,
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PRESET = "treerpo-tiny"
 FIRST_PRESETS = ("treerpo-tiny", "grpo-tiny", "treepo-tiny")  # what an empty project offers
+PLUGIN_GROUP = "arborist.verifiers"  # entry points, as `trainer.judges` asks for them
 GENERATED = ("chain", "graph")
 DATA_KINDS = {
     "chain": "Chain (generated)",
@@ -114,12 +117,15 @@ def run_new(request: HttpRequest, slug: str) -> HttpResponseBase:
 
 
 def _options(project: Project, typed: Mapping[str, str], preset: Preset) -> dict[str, list[tuple[str, str]]]:
-    """What the text fields of a form may name here: base models, and the project's data. Two queries."""
+    """What the text fields of a form may name here: base models, the project's data, installed verifiers.
+    Two queries.
+    """
     models = [(source.slug, source.name) for source in ModelSource.objects.all()[:200]]
     sources: dict[str, list[tuple[str, str]]] = {}
     for dataset in Dataset.objects.filter(project=project).order_by("name"):
         source = str(dataset.spec.get("path") or dataset.spec.get("name") or "")
         sources.setdefault(str(dataset.spec.get("kind")), []).append((source, dataset.name))
+    plugins = sorted(entry.name for entry in entry_points(group=PLUGIN_GROUP))
     kind = typed.get("data.kind", preset.config.data.kind)
     kinds = [*GENERATED, *(name for name in ("jsonl", "parquet", "datasets") if name in sources)]
     return {
@@ -127,6 +133,8 @@ def _options(project: Project, typed: Mapping[str, str], preset: Preset) -> dict
         "data.kind": [(name, DATA_KINDS[name]) for name in kinds],
         "data.path": sources.get(kind, []),
         "data.name": sources.get(kind, []),
+        "verifier.kind": [one for one in kinds_of("verifier") if plugins or one[0] != "plugin"],
+        "verifier.name": [(name, name) for name in plugins],
     }
 
 
