@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,20 @@ import pytest
 from trainer.data import Problem
 from trainer.sampling.engine import Plan, SamplingPlan, SamplingStopped, plan_from_config
 from trainer.sampling.growth import END, PROMPT, Ground, Orders, Request, Segment, Strand, tree_of
+from trainer.sampling.lookahead import (
+    LookaheadGrowth,
+    edit_distance,
+    is_too_similar,
+    rouge_l,
+    suffix_match,
+)
 from trainer.sampling.scripted_engine import Distribution, Letters, ScriptedEngine
 from trainer.sampling.segment_tree import repeats_itself
 from trainer.schema.sampler import (
     EntropyForks,
     FlatSampler,
     ForkTreeSampler,
+    LookaheadSampler,
     Sampler,
     SegmentTreeSampler,
     SurprisalForks,
@@ -80,6 +89,9 @@ SAMPLERS: dict[str, Sampler] = {
     "surprisal forks": ForkTreeSampler(trees=3, rounds=2, forks=2, continuations=2, max_tokens=9),
     "entropy forks": ForkTreeSampler(
         score=EntropyForks(threshold=1.3), trees=2, rounds=2, forks=2, max_tokens=9, never_after="ab"
+    ),
+    "lookahead": LookaheadSampler(
+        group_size=5, max_tokens=12, windows=(2, 3), tree_tokens=8, tree_share=0.8, tree_share_decay=1
     ),
     "uniform forks": ForkTreeSampler(score=UniformForks(), trees=2, rounds=2, forks=3, max_tokens=9),
 }
@@ -589,6 +601,269 @@ def test_uniform_forks_come_as_often_as_enumeration_says() -> None:
         (4, 4, 4): 1 / 9,
     }
     assert chi_square(seen, expected) > 0.001
+
+
+# -------------------------------------------------------------------------------------- lookahead trees
+
+
+def table(**rows: str) -> Distribution:
+    """`aa="b.6 1.4"`: behind the answer "aa" come b with .6 and 1 with .4. The empty answer is `start`. A row
+    that is not there: the end."""
+
+    def distribution(path: tuple[int, ...]) -> Sequence[float]:
+        answer = "".join(LETTERS.letters[t] for t in path[2:]) or "start"
+        chances = {part[0]: float(part[1:] or 1) for part in rows.get(answer.replace("1", "_"), "$").split()}
+        return [chances.get(letter, 0.0) for letter in LETTERS.letters]
+
+    return distribution
+
+
+def lookahead(**changes: Any) -> LookaheadSampler:
+    shape = {
+        "group_size": 3,
+        "max_tokens": 8,
+        "min_probability": 0.2,
+        "max_gap": 0.5,
+        "windows": (2,),
+        "threshold": 0.4,
+        "tree_tokens": 8,
+        "tree_share_decay": 1.0,
+    }
+    return LookaheadSampler(**(shape | changes))
+
+
+@dataclass(frozen=True)
+class InChunks:
+    """A lookahead plan with another chunk."""
+
+    sampler: LookaheadSampler
+    chunk: int
+    temperature: float = 1.0
+    most_tokens: int = 50
+    most_positions: int = 50
+
+    def growth(self, ground: Ground) -> LookaheadGrowth:
+        return LookaheadGrowth(ground, self.sampler, self.chunk)
+
+
+@pytest.mark.parametrize(
+    ("overflow", "expected"),
+    [
+        ("probability", [(0, "aa1$", "eos"), (0, "b", "fork"), (2, "a1$", "eos"), (2, "11$", "eos")]),
+        ("rank", [(0, "a", "fork"), (0, "ba1$", "eos"), (1, "a1$", "eos"), (1, "b1$", "eos")]),
+    ],
+)
+@pytest.mark.parametrize("chunk", [1, 2, 8])
+def test_forks_open_where_the_gap_is_small_and_free_places_go_to_the_likeliest(
+    overflow: str, expected: list[tuple[int, str, str]], chunk: int
+) -> None:
+    """LATR by hand, k = 3, windows (2).
+
+    step 0: the trunk takes a (.5); b has .4 > .2, the gap .1 < .5: B1 opens.          branches a, b
+    step 1: trunk a (.55), b has .45; B1 takes a (.52), 1 has .48. One place is free: by probability for
+            "b1", by rank (both are second best) for "ab". B1 has two tokens, "ba" against "aa": 1/2, stays.
+    step 2: all go on with 1, without a rival. The last one has two tokens: "11" against "a1", or "b1" against
+            "a1": 1/2, stays. Three branches, none younger than 2: the tree phase ends after three steps.
+    then:   each is finished by sampling: "$" has probability 1.
+    """
+    rows = {
+        "start": "a.5 b.4 2.1",
+        "a": "a.55 b.45",
+        "b": "a.52 1.48",
+        "aa": "1",
+        "ab": "1",
+        "ba": "1",
+        "b_": "1",
+    }
+    tree = grow(InChunks(lookahead(overflow=overflow), chunk), table(**rows))[0]
+    assert outline(tree) == expected
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+def test_branches_that_come_to_the_same_are_removed_with_their_descendants(chunk: int) -> None:
+    """LATR by hand, k = 3, windows (3), threshold .4, tree phase of 6 tokens.
+
+    step 0: trunk a; b (.4) opens B1.
+    step 1: trunk a; B1 a (.6), and 1 (.4) opens B2 from it.
+    step 2: aaa, baa, b11. B1 has three tokens, "baa" against "aaa": 1/3 < .4, removed, and B2 with it.
+    step 3: trunk b (.6), and 1 (.4) opens B3: the places are free again.
+    step 4: aaabb, aaa12.  step 5: aaabbb, aaa122: "122" against "bbb" is 1, stays. 6 tokens: the phase ends.
+    then:   both are finished, and the trunk once more for the third place.
+    """
+    rows = {
+        "start": "a.6 b.4",
+        "a": "a",
+        "b": "a.6 1.4",
+        "aa": "a",
+        "ba": "a",
+        "b_": "1",
+        "aaa": "b.6 1.4",
+        "aaab": "b",
+        "aaabb": "b",
+        "aaa_": "2",
+        "aaa_2": "2",
+        "aaabbb": "a.5 b.5",
+        "baa": "2",
+    }
+    plan = InChunks(lookahead(windows=(3,), tree_tokens=6), chunk)
+    engine = ScriptedEngine(LETTERS, table(**rows))
+    tree = grow(plan, engine=engine)[0]
+    endings = [word for _, word, _ in outline(tree)[-2:]]
+    assert outline(tree)[:4] == [
+        (0, "aaa", "fork"),
+        (1, "bbb", "fork"),
+        (1, "122$", "eos"),
+        (2, endings[0], "eos"),
+    ]
+    assert len(outline(tree)) == 5
+    assert set(endings) <= {"a$", "b$"}
+    # Nothing of the removed branches is in the tree, but it was sampled.
+    assert engine.spent.sampled >= tree.token_counts()[1:].sum() + len("baa" + "11")
+    if chunk == 1:
+        assert engine.spent.sampled == tree.token_counts()[1:].sum() + len("baa" + "11")
+
+
+def test_pairs_in_which_one_has_ended_are_not_compared() -> None:
+    """k = 4, m = 3, windows (3), threshold 1: whatever is not all different is removed.
+
+    step 0: a; b and 1 open B1 and B2.  step 1: aa, b$, 1a.  step 2: aaa, 1aa: B1 has ended, it stays; "1aa"
+    against "aaa": 1/3 < 1, removed. No branch opens any more; at step 3 the trunk ends too.
+    Two places are free, and the trunk has ended: it counts three times.
+    """
+    rows = {"start": "a.4 b.35 1.25", "a": "a", "b": "$", "_": "a", "aa": "a", "_a": "a"}
+    plan = lookahead(group_size=4, candidates=3, windows=(3,), threshold=1.0)
+    tree = grow(plan, table(**rows))[0]
+    assert outline(tree) == [(0, "aaa$", "eos"), (0, "b$", "eos")]
+    assert tree.copies.tolist() == [0, 3, 1]
+    # Where the trunk ends within the window, all three stay, and all have ended.
+    rows |= {"aa": "$"}
+    tree = grow(plan, table(**rows))[0]
+    assert outline(tree) == [(0, "aa$", "eos"), (0, "b$", "eos"), (0, "1aa$", "eos")]
+    assert tree.copies.tolist() == [0, 2, 1, 1]
+
+
+def test_a_branch_may_open_with_the_end() -> None:
+    # The end is the runner-up at step 1, when the last place is free: "a$" has ended at once.
+    tree = grow(lookahead(group_size=2), table(start="a", a="b.6 $.4", ab="b.9 a.1", abb="1"))[0]
+    assert outline(tree) == [(0, "a", "fork"), (1, "bb1$", "eos"), (1, "$", "eos")]
+
+
+def test_the_tree_phase_is_cut_by_the_answer_length() -> None:
+    rows = {"start": "a.6 b.4", "a": "a", "aa": "a", "b": "1", "b_": "1"}
+    tree = grow(lookahead(max_tokens=3), table(**rows))[0]
+    # Two branches of three tokens, cut off; the first counts for the place that stayed free.
+    assert outline(tree) == [(0, "aaa", "length"), (0, "b11", "length")]
+    assert tree.copies.tolist() == [0, 2, 1]
+
+
+def test_the_share_of_the_tree_fades() -> None:
+    """eta gamma^(step - 1) of 8 answers; the others are ordinary samples, as a flat sampler's."""
+    sampler = lookahead(group_size=8, tree_share=0.5, tree_share_decay=0.5, max_tokens=5, tree_tokens=2)
+    flat = table(start="a.5 b.3 1.2", a="a.5 b.5", b="b.5 $.5", _="$")
+    for step, width in ((1, 4), (2, 2), (3, 1), (4, 0)):  # 4, 2, 1, and .5 rounds to 0
+        engine = ScriptedEngine(LETTERS, flat)
+        tree = grow(sampler, engine=engine, step=step)[0]
+        ordinary = [r for _, r, _ in engine.trace if r.parent == PROMPT and not r.greedy]
+        assert len(ordinary) == 8 - width
+        assert tree.answer_counts()[0] == 8
+
+
+def test_similarities_by_hand() -> None:
+    assert edit_distance("kitten", "sitting") == 3  # type: ignore[arg-type]
+    assert edit_distance([1, 2, 3], [1, 2, 3]) == 0
+    assert edit_distance([1, 2, 3], []) == 3
+    assert edit_distance([1, 2, 3, 4], [2, 3, 4, 5]) == 2  # drop the 1, add the 5
+    assert suffix_match([9, 1, 2, 3], [1, 2, 3, 7]) == 3 / 4  # 1 2 3 ends the first and stands in the second
+    assert suffix_match([1, 2, 3, 7], [9, 1, 2, 3]) == 3 / 4
+    assert suffix_match([1, 2], [3, 4]) == 0
+    assert suffix_match([1, 2, 3, 4], [1, 2, 3, 5]) == 0  # equal starts do not count
+    assert rouge_l([1, 2, 3, 4], [1, 9, 3, 8]) == 2 / 4  # 1 3
+    assert rouge_l([1, 2], [3, 4]) == 0
+    alike, other = [1, 2, 3, 4], [9, 2, 3, 4]
+    assert is_too_similar(lookahead(threshold=0.3), alike, other)  # 1/4 < .3
+    assert not is_too_similar(lookahead(threshold=0.25), alike, other)
+    assert is_too_similar(lookahead(similarity="suffix_match", threshold=0.7), alike, other)  # 3/4 > .7
+    assert not is_too_similar(lookahead(similarity="suffix_match", threshold=0.75), alike, other)
+    assert is_too_similar(lookahead(similarity="rouge_l", threshold=0.7), alike, other)
+    assert not is_too_similar(lookahead(similarity="rouge_l", threshold=0.75), alike, other)
+
+
+def slow_lookahead(sampler: LookaheadSampler, distribution: Distribution) -> list[tuple[str, int]]:
+    """The branches at the end of the tree phase, as (letters, birth): the algorithm without any laziness."""
+    branches: list[tuple[str, int, int]] = [("", 0, -1)]  # letters, birth, number of the parent
+    numbers = [0]
+    count = 1
+    for step in range(min(sampler.tree_tokens, sampler.max_tokens)):
+        grown, candidates = [], []
+        for place, (word, birth, parent) in enumerate(branches):
+            if word.endswith("$"):
+                grown.append((word, birth, parent))
+                continue
+            chances = distribution(tuple(LETTERS.encode("ab" + word)))
+            ranked = sorted(range(6), key=lambda token: (-chances[token], token))[: sampler.candidates]
+            best = LETTERS.letters[ranked[0]]
+            grown.append((word + best, birth, parent))
+            for rank, token in enumerate(ranked[1:], 1):
+                chance = chances[token]
+                if chance > sampler.min_probability and chances[ranked[0]] - chance < sampler.max_gap:
+                    candidates.append((-chance, place, rank, word + LETTERS.letters[token]))
+        chosen = sorted(candidates)[: sampler.group_size - len(branches)]
+        for _, place, _, word in sorted(chosen, key=lambda found: found[1:3]):
+            grown.append((word, step, numbers[place]))
+            numbers.append(count)
+            count += 1
+        removed: set[int] = set()
+        for (word, birth, parent), number in zip(grown, numbers, strict=True):
+            if parent >= 0:
+                size = step + 1 - birth
+                other = grown[numbers.index(parent)][0]
+                pair = LETTERS.encode(word[birth:]), LETTERS.encode(other[birth:])
+                ended = "$" in word + other
+                if parent in removed or (
+                    size in sampler.windows and not ended and is_too_similar(sampler, *pair)
+                ):
+                    removed.add(number)
+        branches = [b for b, number in zip(grown, numbers, strict=True) if number not in removed]
+        numbers = [number for number in numbers if number not in removed]
+        ended_all = all(word.endswith("$") for word, _, _ in branches)
+        is_old = all(step + 1 - birth >= max(sampler.windows) for _, birth, _ in branches)
+        if ended_all or (len(branches) >= sampler.group_size and is_old):
+            break
+    return [(word, birth) for word, birth, _ in branches]
+
+
+@pytest.mark.parametrize("similarity", ["edit", "suffix_match", "rouge_l"])
+def test_lookahead_trees_are_those_of_a_slow_walk_for_every_chunk(similarity: str) -> None:
+    sampler = lookahead(
+        group_size=5, candidates=3, windows=(2, 4), similarity=similarity, threshold=0.55, max_tokens=14
+    )
+    sampler = sampler.model_copy(update={"tree_tokens": 11, "min_probability": 0.1, "max_gap": 0.4})
+    opened = 0
+    for seed in range(25):
+
+        def random(path: tuple[int, ...], seed: int = seed) -> Sequence[float]:
+            chance = np.random.default_rng((seed, *path)).dirichlet([0.7, 0.7, 0.3, 0.15, 0.5, 0.5])
+            return chance.tolist()  # type: ignore[no-any-return]
+
+        expected = slow_lookahead(sampler, random)
+        opened += len(expected)
+        trees = [
+            grow(InChunks(sampler, chunk), random, shuffle=None if chunk == 3 else chunk)[0]
+            for chunk in (1, 2, 3, 8, 50)
+        ]
+        assert len({tree.to_payload() for tree in trees}) == 1
+        answers = sorted(set(answers_of(trees[0])))
+        for word, _ in expected:
+            assert any(answer.startswith(word) for answer in answers)
+        # Each place is one answer; the free ones are endings of the first branch.
+        free = 5 - len(expected)
+        starts = [
+            next(w for w, _ in sorted(expected, key=lambda b: -b[1]) if a.startswith(w))
+            for a in answers_of(trees[0])
+        ]
+        counted = {word: starts.count(word) for word, _ in expected}
+        assert counted == {word: 1 + free * (number == 0) for number, (word, _) in enumerate(expected)}
+    assert opened > 50
 
 
 # ------------------------------------------------------------------------------------- strands to trees

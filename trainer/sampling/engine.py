@@ -15,6 +15,7 @@ from trainer.data import Problem
 from trainer.sampling.flat import FlatGrowth
 from trainer.sampling.fork_tree import ForkTreeGrowth
 from trainer.sampling.growth import Ground, Growth, Vocabulary
+from trainer.sampling.lookahead import LookaheadGrowth
 from trainer.sampling.segment_tree import SegmentTreeGrowth
 from trainer.sampling.width_tree import WidthTreeGrowth
 from trainer.schema.sampler import Sampler
@@ -136,6 +137,8 @@ class SamplerPlan:
             )
         if sampler.kind == "fork_tree":
             return ForkTreeGrowth(ground, sampler)
+        if sampler.kind == "lookahead":
+            return LookaheadGrowth(ground, sampler)
         raise NotImplementedError(sampler.kind)
 
 

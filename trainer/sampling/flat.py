@@ -41,7 +41,11 @@ class FlatGrowth:
         for number, budget in enumerate(budgets):
             sentence = self._sampler.budget_sentence.replace("{budget}", str(budget))
             tokens = tuple(self._ground.vocabulary.encode(sentence))
-            requests.append(Request(chain=number + 1, most_tokens=len(tokens), forced=tokens, keep=Keep.END))
+            requests.append(
+                Request(
+                    chain=number + 1, most_tokens=len(tokens), forced=tokens, keep=Keep.END, is_given=True
+                )
+            )
         return Orders(requests, (PROMPT,))
 
     def take(self, segments: Sequence[Segment]) -> Orders:

@@ -91,6 +91,7 @@ class Request(NamedTuple):
     top          report so many most likely tokens, with probabilities at temperature 1, for every token
     value        report the value head's opinion of the path that ends here (unless by an end token)
     keep         what may go on from here
+    is_given     all of it is forced and none the policy's choice, so that it does not count as sampled
     """
 
     chain: int
@@ -104,11 +105,7 @@ class Request(NamedTuple):
     top: int = 0
     value: bool = False
     keep: Keep = Keep.NOTHING
-
-    @property
-    def is_given(self) -> bool:
-        """Whether nothing of it is sampled."""
-        return len(self.forced) == self.most_tokens
+    is_given: bool = False
 
 
 class Segment(NamedTuple):

@@ -195,7 +195,7 @@ class _Drive:
         self._temperature, self._trees, self._most_rows = temperature, trees, most_rows
         self._should_stop, self._on_progress = should_stop, on_progress
         self._total = sum(tree.growth.total for tree in trees)
-        self._settled = 0  # of them, before the round under way
+        self._settled = self._reported = 0  # of them, before the round under way; and as last reported
         self._stack: list[list[_Start]] = []
         self.spent = Spent()
 
@@ -238,8 +238,12 @@ class _Drive:
                     first = start.chain.first + start.kept
                     tree.chains[segment.chain] = _Chain(shelf, index, first, segment.tokens)
             asked += self._obey(problem, tree.growth.take(news))
-        self._on_progress(sum(tree.growth.done for tree in self._trees), self._total)
+        self._report(sum(tree.growth.done for tree in self._trees))
         return asked
+
+    def _report(self, done: int) -> None:
+        self._reported = min(max(self._reported, done), self._total)
+        self._on_progress(self._reported, self._total)
 
     def _obey(self, problem: int, orders: Orders) -> list[_Start]:
         tree = self._trees[problem]
@@ -422,7 +426,7 @@ class _Drive:
                 count[over] = place + 1
                 source[over], row[over] = len(caches) - 1, stopping
                 done += len(stopping)
-                self._on_progress(done, self._total)
+                self._report(done)
                 growing = growing & ~stopped
             # A segment that others follow needs its last token read once more; then its logits and its
             # cache row wait.

@@ -342,18 +342,25 @@ class LookaheadSampler(Section):
         2, title="Candidates (m)", unit="tokens", description="Most likely tokens that may fork.", ge=2, le=16
     )
     min_probability: float = knob(
-        0.15,
+        0.05,
         title="Least probability",
         description="A fork's token must be likelier than this (tau_abs).",
         ge=0,
         lt=1,
     )
     max_gap: float = knob(
-        0.5,
+        0.95,
         title="Largest gap",
         description="P(best) - P(fork) must be less than this (tau_rel).",
         gt=0,
         le=1,
+    )
+    overflow: Literal["probability", "rank"] = knob(
+        "probability",
+        title="Forks that do not fit",
+        description="Who gets the free places. probability: the most likely tokens (paper). rank: second-best "
+        "tokens before third-best, then earlier branches (released code).",
+        advanced=True,
     )
     windows: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = knob(
         (4, 8),
