@@ -1,0 +1,117 @@
+"""Packed against flat training: the same gradient, how much less work?
+
+    python -m benchmarks.training
+
+Full trees of each shape with random rewards, on the tiny reasoner, one torch thread. The two layouts take turns
+in one process; CPU seconds are medians. The token ratio is the limit; both gradients are compared.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from benchmarks.parts import machine
+from trainer.credit import CreditPlan, credit_trees
+from trainer.optim import Optimiser
+from trainer.policy import load_policy
+from trainer.presets import PRESETS
+from trainer.schema.objective import PolicyObjective
+from trainer.schema.training import TrainingConfig
+from trainer.tree import FinishReason, RolloutTree, Verdict, sampled_tree
+
+TURNS = 7
+PROMPT = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """branching per depth, tokens per segment at each depth, problems of a batch."""
+
+    name: str
+    branching: tuple[int, ...]
+    tokens: tuple[int, ...]
+    problems: int
+
+
+SHAPES = (
+    Shape("N=4, D=3, L=16", (4, 4, 4), (16, 16, 16), 8),
+    Shape("binary, D=7, L=12", (2,) * 7, (12,) * 7, 6),
+    Shape("N=8, D=3, L=24", (8, 8, 8), (24, 24, 24), 2),
+    Shape("4, 2, 2 of 14, 14, 24", (4, 2, 2), (14, 14, 24), 24),
+    Shape("flat, 8 answers of 48", (8,), (48,), 24),
+    Shape("flat, 2 answers of 96", (2,), (96,), 48),
+    Shape("ragged chain, D=12", (2, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1), (6,) * 12, 12),
+)
+
+
+def full_tree(shape: Shape, number: int, vocabulary: int) -> RolloutTree:
+    """No answer ends early but in the ragged shape; every other leaf is right, so every group has credit."""
+    rng = np.random.default_rng(number)
+    parent, depth = [-1], [0]
+    ragged = shape.name.startswith("ragged")
+    node = 0
+    while node < len(parent):
+        if depth[node] < len(shape.branching) and not (ragged and node and rng.random() < 0.06):
+            for _ in range(shape.branching[depth[node]]):
+                parent.append(node)
+                depth.append(depth[node] + 1)
+        node += 1
+    counts = [PROMPT, *(shape.tokens[d - 1] for d in depth[1:])]
+    tree = sampled_tree(
+        problem_id=f"{number}",
+        reference_answer="",
+        step=1,
+        policy_version=0,
+        parent=parent,
+        segment_tokens=[rng.integers(2, vocabulary, count) for count in counts],
+        segment_logprobs=[np.full(count, -1.0) for count in counts],
+        segment_entropies=[np.zeros(count) for count in counts],
+        finish=[FinishReason.NONE] + [FinishReason.LENGTH] * (len(parent) - 1),
+        texts=[""] * len(parent),
+    )
+    leaf = tree.is_leaf()
+    reward = np.where(leaf, rng.random(len(parent)) < 0.5, np.nan).astype(np.float64)
+    verdict = np.where(leaf, np.where(reward > 0, Verdict.CORRECT, Verdict.INCORRECT), Verdict.NONE)
+    return tree.with_verdicts(verdict.astype(np.uint8), reward, [""] * len(parent))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    print(machine())
+    policy = load_policy("tiny-reasoner")
+    credit = PRESETS["grpo-tiny"].config.credit
+    training = TrainingConfig(microbatch_tokens=16384)
+    optimiser = Optimiser(policy, training, PolicyObjective(), "trajectory")
+    print(f"{'shape':<24}{'packed':>9}{'flat':>9}{'limit':>7}{'faster':>8}{'of limit':>9}{'gradient':>11}")
+    for shape in SHAPES:
+        trees = [full_tree(shape, n, policy.model.config.vocab_size) for n in range(shape.problems)]
+        trees = credit_trees(trees, CreditPlan(credit))
+        (data,) = optimiser.data([trees], [], 1)
+        rng = np.random.default_rng(0)
+        old = [known + rng.normal(0, 0.2, len(known)) for known in optimiser.logprobs(policy, data.weights)]
+        data = replace(data, old=old)
+        seconds: dict[str, list[float]] = {"packed": [], "flat": []}
+        tokens, gradients = {}, {}
+        for _ in range(TURNS):
+            for layout, spent in seconds.items():
+                began = time.process_time()
+                result, _ = optimiser.gradient(data, lambda: False, layout=layout)
+                spent.append(time.process_time() - began)
+                tokens[layout] = result.computed_tokens
+                gradients[layout] = torch.cat([p.grad.flatten() for p in policy.model.parameters()])
+        limit = tokens["flat"] / tokens["packed"]
+        packed, flat = statistics.median(seconds["packed"]), statistics.median(seconds["flat"])
+        away = float((gradients["packed"] - gradients["flat"]).norm() / gradients["flat"].norm())
+        print(
+            f"{shape.name:<24}{packed:>8.3f}s{flat:>8.3f}s{limit:>7.2f}{flat / packed:>8.2f}"
+            f"{flat / packed / limit:>9.2f}{away:>11.1e}"
+        )
+
+
+if __name__ == "__main__":
+    main()
