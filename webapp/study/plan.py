@@ -63,9 +63,9 @@ CREDIT_WORDS: Final[dict[Credit, str]] = {
 
 ANSWERS: Final = 8
 LEARNING_RATE: Final = 3e-4
-TOKENS_PER_RUN: Final = 300_000
-EVALUATIONS: Final = 8
-EVALUATION_PROBLEMS: Final = 256
+TOKENS_PER_RUN: Final = 200_000
+EVALUATIONS: Final = 6
+EVALUATION_PROBLEMS: Final = 192
 UPDATE_TOKENS: Final = (5_000, 15_000)  # what tuning chooses from
 TUNING_SEED: Final = 0  # no figure uses it
 MODELS: Final[dict[Errors, str]] = {
