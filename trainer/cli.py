@@ -286,7 +286,7 @@ def _whole_numbers(name: str, text: str) -> list[int]:
 
 def _table(counts: TokenCounts) -> Iterator[str]:
     yield f"nodes {counts.nodes:,}, leaves {counts.leaves:,}"
-    rows = (
+    rows: tuple[tuple[str | int | float, ...], ...] = (
         ("", "unique", "flattened", "ratio", "per node", "ratio"),
         ("sampled tokens", counts.sampled_unique, counts.sampled_flat, counts.sampling_ratio, "-", "-"),
         (

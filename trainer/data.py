@@ -1,21 +1,21 @@
 """Problems: where they come from, which are held out, and in which order they are trained on.
 
-Two sources: the generated `chain` task, and local JSONL files in GSM8K form. Nothing here knows tokens or
-models. Torch-free: the web app checks an uploaded file with `validate_jsonl`.
+Generated tasks (`trainer.tasks`), JSONL files here, Parquet files and data sets by name in `data_sources`.
+Nothing here knows tokens or models. Torch-free: the web app checks an uploaded file with `validate_jsonl`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from trainer.schema.data import ChainData, Data, JsonlData
+from trainer.schema.data import ChainData, Data, GraphData, HubData, JsonlData, ParquetData
 from trainer.seeding import generator
-from trainer.tasks import chain
+from trainer.tasks import chain, graph
 from trainer.text import storable
 
 ANSWER_MARK = "#### "
@@ -78,22 +78,71 @@ class Dataset:
 
 
 def load_data(
-    config: Data, *, seed: int, evaluation_problems: int, fits: Callable[[Problem], bool] | None = None
+    config: Data,
+    *,
+    seed: int,
+    evaluation_problems: int,
+    fits: Callable[[Problem], bool] | None = None,
+    prompt_tokens: Callable[[Problem], int] | None = None,
 ) -> Dataset:
     """The run's problems. `seed` is the run's and decides order; the held-out problems do not depend on it.
 
-    Problems of a file that do not fit (`fits`: the model's positions) are left out, and counted in a warning.
-    Raises DataError.
+    Problems of a source that do not fit (`fits`: the model's positions), or whose prompt is longer than the
+    config allows (`prompt_tokens`), are left out, and counted in a warning. Raises DataError.
     """
-    if isinstance(config, ChainData):
-        return Dataset(
-            training=ChainStream(seed, config.operations),
-            evaluation=tuple(
-                _chain_problem(EVALUATION_SEED, "evaluation", index, config.operations)
-                for index in range(evaluation_problems)
-            ),
+    if isinstance(config, ChainData | GraphData):
+        task = _chain_problem if isinstance(config, ChainData) else _graph_problem
+        size = config.operations if isinstance(config, ChainData) else config.people
+        held_out = tuple(
+            task(EVALUATION_SEED, "evaluation", index, size) for index in range(evaluation_problems)
         )
-    return _load_jsonl(config, seed, evaluation_problems, fits)
+        stream = ChainStream(seed, size) if isinstance(config, ChainData) else GraphStream(seed, size)
+        return Dataset(training=stream, evaluation=held_out)
+    form = RowForm.of(config)
+    if isinstance(config, JsonlData):
+        file = Path(config.path)
+        validate_jsonl(file, form)
+        name, rows = file.name, ((f"line {number}", content) for number, content, _ in _rows(file, form))
+    else:
+        from trainer.data_sources import hub_rows, parquet_rows  # heavy, and only where it is asked for
+
+        if isinstance(config, ParquetData):
+            name = Path(config.path).name
+            source = parquet_rows(Path(config.path), form)
+        else:
+            name = config.name
+            source = hub_rows(config.name, config.subset, config.split, form)
+        rows = ((f"row {number}", _problem(row, form)) for number, row in source)
+    return _split(name, rows, config, seed, evaluation_problems, fits, prompt_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class RowForm:
+    """How a row becomes a problem: its columns, the answer's form, the prompt's template."""
+
+    question: str = QUESTION_COLUMN
+    answer: str = ANSWER_COLUMN
+    is_gsm8k: bool = True
+    solution: str = ""
+    template: str = chain.PROMPT_TEMPLATE
+
+    @classmethod
+    def of(cls, config: JsonlData | ParquetData | HubData) -> RowForm:
+        """The form that a config describes."""
+        return cls(
+            config.question_column,
+            config.answer_column,
+            config.answer_form == "gsm8k",
+            config.solution_column,
+            config.template,
+        )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(filter(None, (self.question, self.answer, self.solution))))
+
+
+GSM8K_FORM = RowForm()
 
 
 # ---------------------------------------------------------------------------------------------------- chain
@@ -118,7 +167,26 @@ def _chain_problem(seed: int, split: str, index: int, operations: int) -> Proble
     return Problem(name, problem.prompt, str(problem.answer), problem.solution)
 
 
-# ---------------------------------------------------------------------------------------------------- JSONL
+class GraphStream:
+    """Generated problems of `tasks.graph` without end, as `ChainStream`."""
+
+    count: int | None = None
+
+    def __init__(self, seed: int, people: int) -> None:
+        self._seed, self._people = seed, people
+
+    def batch(self, step: int, size: int) -> list[Problem]:
+        first = (step - 1) * size
+        return [_graph_problem(self._seed, "train", first + place, self._people) for place in range(size)]
+
+
+def _graph_problem(seed: int, split: str, index: int, people: int) -> Problem:
+    problem = graph.problem_at(seed, split, index, people)
+    name = f"graph-{people}-{split}-{seed}-{index}"
+    return Problem(name, problem.prompt, str(problem.answer), problem.solution)
+
+
+# ---------------------------------------------------------------------------------------------------- rows
 
 
 class ShuffledProblems:
@@ -149,7 +217,7 @@ def is_held_out(question: str, share: float) -> bool:
     return int.from_bytes(digest, "little") / 2**64 < share
 
 
-def validate_jsonl(path: str | Path) -> DatasetReport:
+def validate_jsonl(path: str | Path, form: RowForm = GSM8K_FORM) -> DatasetReport:
     """Read a whole file and say what is in it. Raises DataError when it cannot be used at all.
 
     A file is refused when it is no readable text file, holds no usable row, or half of its rows or more are
@@ -160,7 +228,7 @@ def validate_jsonl(path: str | Path) -> DatasetReport:
     bad: list[tuple[int, str]] = []
     examples: list[Problem] = []
     file = Path(path)
-    for number, content, line in _rows(file):
+    for number, content, line in _rows(file, form):
         hashed.update(line)
         size += len(line)
         if isinstance(content, Problem):
@@ -173,7 +241,8 @@ def validate_jsonl(path: str | Path) -> DatasetReport:
                 bad.append((number, content))
     if not rows and not bad_rows:
         raise DataError(
-            f"{file.name} is empty. Expected one JSON object per line with `question` and `answer`."
+            f"{file.name} is empty. Expected one JSON object per line with `{form.question}` and "
+            f"`{form.answer}`."
         )
     if bad_rows >= rows:
         shown = "; ".join(f"line {number}: {message}" for number, message in bad[:EXAMPLES_IN_MESSAGE])
@@ -182,57 +251,99 @@ def validate_jsonl(path: str | Path) -> DatasetReport:
     return DatasetReport(rows, bad_rows, tuple(bad), hashed.hexdigest(), size, tuple(examples))
 
 
-def _load_jsonl(
-    config: JsonlData, seed: int, evaluation_problems: int, fits: Callable[[Problem], bool] | None
+def _split(
+    name: str,
+    rows: Iterable[tuple[str, Problem | str | None]],
+    config: JsonlData | ParquetData | HubData,
+    seed: int,
+    evaluation_problems: int,
+    fits: Callable[[Problem], bool] | None,
+    prompt_tokens: Callable[[Problem], int] | None,
 ) -> Dataset:
-    file = Path(config.path)
-    report = validate_jsonl(file)
+    """Usable rows to the side that the hash of their question says; what was left out is counted and told."""
     training: list[Problem] = []
     held_out: list[Problem] = []
-    too_long = 0
-    for _, content, _ in _rows(file):
-        if not isinstance(content, Problem):
+    seen: set[str] = set()
+    usable = bad = too_long = over_limit = twice = 0
+    first_bad = ""
+    for place, content in rows:
+        if content is None:
             continue
-        if fits is not None and not fits(content):
+        if isinstance(content, str):
+            bad += 1
+            first_bad = first_bad or f"{place}: {content}"
+            continue
+        usable += 1
+        if prompt_tokens and config.max_prompt_tokens and prompt_tokens(content) > config.max_prompt_tokens:
+            over_limit += 1
+        elif fits is not None and not fits(content):
             too_long += 1
+        elif content.problem_id in seen:
+            twice += 1
         else:
             side = held_out if is_held_out(content.prompt, config.evaluation_share) else training
             side.append(content)
-    if too_long == report.rows:
+        seen.add(content.problem_id)
+    if not usable:
         raise DataError(
-            f"{file.name}: not one of its {report.rows} questions fits the model together with an answer. "
+            f"{name} has no usable row." + (f" The first that is not: {first_bad}." if bad else "")
+        )
+    if bad >= usable:
+        raise DataError(f"{name}: {bad} of {usable + bad} rows cannot be used; the first is {first_bad}.")
+    if too_long + over_limit == usable:
+        raise DataError(
+            f"{name}: not one of its {usable} questions fits the model together with an answer. "
             "Use a model with more positions, or lower the answer or segment length."
         )
+    # Spelled alike but for blanks and capitals: hashes tell such questions apart, people and models do not.
+    held_out_questions = {_spelled(problem.prompt) for problem in held_out}
+    overlapping = [problem for problem in training if _spelled(problem.prompt) in held_out_questions]
+    if overlapping:
+        leaked = {problem.problem_id for problem in overlapping}
+        training = [problem for problem in training if problem.problem_id not in leaked]
     if not training or not held_out:
         raise DataError(
-            f"{file.name} has {report.rows} usable rows, of which {len(held_out)} fall to evaluation and "
+            f"{name} has {usable} usable rows, of which {len(held_out)} fall to evaluation and "
             f"{len(training)} to "
             f"training; both need at least one. Add rows, or change data.evaluation_share "
             f"({config.evaluation_share})."
         )
     warnings = []
-    if report.bad_rows:
-        number, message = report.bad[0]
-        warnings.append(
-            f"{file.name}: skipped {report.bad_rows} of {report.rows + report.bad_rows} rows; the first is "
-            f"line {number}: {message}."
-        )
+    if bad:
+        warnings.append(f"{name}: skipped {bad} of {usable + bad} rows; the first is {first_bad}.")
     if too_long:
         warnings.append(
-            f"{file.name}: left out {too_long} of {report.rows} problems, whose question and longest answer "
+            f"{name}: left out {too_long} of {usable} problems, whose question and longest answer "
             "do not fit the model's positions."
+        )
+    if over_limit:
+        warnings.append(
+            f"{name}: left out {over_limit} of {usable} problems, whose prompt is longer than "
+            f"{config.max_prompt_tokens} tokens."
+        )
+    if twice:
+        warnings.append(f"{name}: {twice} of {usable} rows repeat an earlier question; each is used once.")
+    if overlapping:
+        warnings.append(
+            f"{name}: {len(overlapping)} training problems are held-out ones but for blanks and "
+            f"capitals, and were "
+            "left out of training."
         )
     if len(held_out) < evaluation_problems:
         warnings.append(
-            f"{file.name}: {len(held_out)} problems are held out, fewer than the {evaluation_problems} asked "
+            f"{name}: {len(held_out)} problems are held out, fewer than the {evaluation_problems} asked "
             f"for; all are used."
         )
-    # By hash again, not by place in the file: the same problems whatever the order of the rows.
+    # By hash again, not by place in the source: the same problems whatever the order of the rows.
     held_out.sort(key=lambda problem: problem.problem_id)
     return Dataset(ShuffledProblems(training, seed), tuple(held_out[:evaluation_problems]), tuple(warnings))
 
 
-def _rows(file: Path) -> Iterator[tuple[int, Problem | str | None, bytes]]:
+def _spelled(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _rows(file: Path, form: RowForm) -> Iterator[tuple[int, Problem | str | None, bytes]]:
     """Line by line: (line number, the problem or what is wrong with the line or None if it is blank, the
     line's bytes).
 
@@ -246,7 +357,7 @@ def _rows(file: Path) -> Iterator[tuple[int, Problem | str | None, bytes]]:
             _refuse_other_formats(file, stream.read(4))
             stream.seek(0)
             for number, line, is_start in _lines(stream):
-                yield number, _parse(number, line) if is_start else None, line
+                yield number, _parse(number, line, form) if is_start else None, line
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}.") from error
 
@@ -278,7 +389,7 @@ def _refuse_other_formats(file: Path, head: bytes) -> None:
             )
 
 
-def _parse(number: int, line: bytes) -> Problem | str | None:
+def _parse(number: int, line: bytes, form: RowForm) -> Problem | str | None:
     """The problem on a line, a sentence on what is wrong with it, or None for a blank line."""
     if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
         return f"longer than {MAX_LINE_BYTES:,} bytes"
@@ -299,42 +410,61 @@ def _parse(number: int, line: bytes) -> Problem | str | None:
         RecursionError,
     ) as error:  # NaN, an integer of thousands of digits, nesting without end
         return f"not JSON: {error}" if isinstance(error, ValueError) else "not JSON: nested too deep"
-    return _problem(row)
+    return _problem(row, form)
 
 
 def _refuse_constant(word: str) -> Any:
     raise ValueError(f"{word} is not a JSON value")
 
 
-def _problem(row: Any) -> Problem | str:
-    """`Any`: whatever JSON holds."""
+def _problem(row: Any, form: RowForm) -> Problem | str:
+    """The problem of a row, or what is wrong with it. `Any`: whatever JSON or a column holds."""
     if not isinstance(row, dict):
-        return f"a JSON {_kind(row)}, expected an object with `{QUESTION_COLUMN}` and `{ANSWER_COLUMN}`"
-    missing = [name for name in (QUESTION_COLUMN, ANSWER_COLUMN) if name not in row]
+        return f"a JSON {_kind(row)}, expected an object with `{form.question}` and `{form.answer}`"
+    missing = [name for name in form.columns if name not in row]
     if missing:
         found = ", ".join(f"`{storable(str(name))[:40]}`" for name in list(row)[:10]) or "none"
-        return f"columns found: {found}; needed: `{QUESTION_COLUMN}`, `{ANSWER_COLUMN}`"
-    for name in (QUESTION_COLUMN, ANSWER_COLUMN):
-        if not isinstance(row[name], str):
-            return f"`{name}` is a JSON {_kind(row[name])}, expected text"
-    question = storable(row[QUESTION_COLUMN]).strip()
+        return f"columns found: {found}; needed: {', '.join(f'`{name}`' for name in form.columns)}"
+    texts: dict[str, str] = {}
+    for name in form.columns:
+        value = row[name]
+        if (
+            name == form.answer
+            and not form.is_gsm8k
+            and isinstance(value, int | float)
+            and not isinstance(value, bool)
+        ):
+            value = str(value)
+        if not isinstance(value, str):
+            return f"`{name}` is a JSON {_kind(value)}, expected text"
+        texts[name] = storable(value)
+    question = texts[form.question].strip()
     if not question:
-        return f"`{QUESTION_COLUMN}` is blank"
-    _, mark, answer = storable(row[ANSWER_COLUMN]).rpartition(ANSWER_MARK.rstrip())
-    answer = answer.strip()
-    if not mark:
-        return f"`{ANSWER_COLUMN}` has no `{ANSWER_MARK}` with the reference answer after it"
-    if not answer:
-        return f"`{ANSWER_COLUMN}` has nothing after its last `{ANSWER_MARK}`"
-    if "\n" in answer:
-        return f"`{ANSWER_COLUMN}` has more than one line after its last `{ANSWER_MARK}`"
+        return f"`{form.question}` is blank"
+    answer = texts[form.answer]
+    solution = texts[form.solution].strip() if form.solution else ""
+    if form.is_gsm8k:
+        whole, (_, mark, answer) = answer.strip(), answer.rpartition(ANSWER_MARK.rstrip())
+        if not mark:
+            return f"`{form.answer}` has no `{ANSWER_MARK}` with the reference answer after it"
+        if not answer.strip():
+            return f"`{form.answer}` has nothing after its last `{ANSWER_MARK}`"
+        if "\n" in answer.strip():
+            return f"`{form.answer}` has more than one line after its last `{ANSWER_MARK}`"
+        solution = solution or whole
+    elif not answer.strip():
+        return f"`{form.answer}` is blank"
     return Problem(
-        sha256(question.encode()).hexdigest()[:16], chain.PROMPT_TEMPLATE.format(question=question), answer
+        sha256(question.encode()).hexdigest()[:16],
+        form.template.replace("{question}", question),
+        answer.strip(),
+        solution,
     )
 
 
 def _kind(value: Any) -> str:
     names = {
+        bytes: "binary value",
         dict: "object",
         list: "array",
         str: "string",
@@ -343,4 +473,4 @@ def _kind(value: Any) -> str:
         float: "number",
         type(None): "null",
     }
-    return names[type(value)]
+    return names.get(type(value), type(value).__name__)

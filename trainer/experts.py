@@ -31,7 +31,7 @@ def expert_trees(policy: Policy, problems: Sequence[Problem], count: int, step: 
     trees = []
     for problem in solved:
         prompt = policy.encode(problem.prompt)
-        solution = [*policy.encode(problem.solution), min(policy.end_ids)]
+        solution = [*policy.encode_text(problem.solution), min(policy.end_ids)]
         trees.append(
             sampled_tree(
                 problem_id=problem.problem_id,

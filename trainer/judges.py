@@ -105,7 +105,7 @@ def are_same_mathematics(answer: str, reference: str) -> bool:
         return False
     import logging
 
-    from math_verify import parse, verify  # type: ignore[import-untyped]  # it ships no types
+    from math_verify import parse, verify
 
     logging.disable(logging.WARNING)  # it warns on every call that its own timeouts are off, as ours are on
     # Its own timeouts need signals, which do not work everywhere; a process is ended from outside instead.

@@ -44,8 +44,10 @@ from trainer.policy import Policy, load_policy, load_reference
 from trainer.rewards import shape_rewards
 from trainer.rollout_metrics import rollout_metrics
 from trainer.rollouts import Rollouts, collect
+from trainer.sampling.agreement import check_against_policy
 from trainer.sampling.engine import SamplingStopped, plan_from_config
 from trainer.sampling.local_engine import LocalEngine
+from trainer.schema.data import ChainData, GraphData
 from trainer.seeding import named_seed
 from trainer.tree import CreditState, RolloutTree, summarise
 from trainer.verifiers import judge_from_config, verify_trees
@@ -84,6 +86,7 @@ def train(
     """
     run = _Run(config, emit, should_stop, run_dir, resume, device)
     try:
+        run.check_engine()
         if run.state.is_evaluation_due:
             run.evaluate()
         for step in run.steps():
@@ -95,7 +98,7 @@ def train(
             updates = run.update(trees, rollouts.problems, step)
             run.engine.sync()
             clock.lap("training")
-            run.count(step, trees, updates, clock)
+            run.count(step, updates, clock)
             run.tell(trees, rollouts, updates, clock)
             if run.state.skipped_in_a_row >= SKIPS_IN_A_ROW:
                 run.save()
@@ -138,17 +141,20 @@ class _Run:
             self.state, saved = read_checkpoint(resume)
             refuse_other_config(saved, config)
         self.policy: Policy = load_policy(model_folder(resume) if resume else config.model.path, device)
-        self.plan = plan_from_config(config.sampler)
+        self.judge = judge_from_config(config.verifier)
+        self.plan = plan_from_config(config.sampler, self.judge)
+        if not isinstance(config.data, ChainData | GraphData) and config.data.chat:
+            self.policy.use_chat_template()
         self.data = load_data(
             config.data,
             seed=config.seed,
             evaluation_problems=config.evaluation.problems,
-            fits=lambda problem: self.policy.fits(problem.prompt, self.plan.most_tokens),
+            prompt_tokens=lambda problem: len(self.policy.encode(problem.prompt)),
+            fits=lambda problem: self.policy.fits(problem.prompt, self.plan.most_positions),
         )
         for warning in self.data.warnings:
             self.say("warning", warning)
         self.seed = named_seed(config.seed, "sampling")
-        self.judge = judge_from_config(config.verifier)
         self.credit = credit_plan(config)
         self.engine = LocalEngine(self.policy)
         if config.objective.kind == "supervised" and config.objective.value_weight:
@@ -164,6 +170,7 @@ class _Run:
             temperature=self.plan.temperature,
         )
         self.is_packing_checked = False
+        self.sampled_tokens = 0  # in the step under way, also those that stand in no tree
         self.judge.start()
         if resume is not None:
             load_optimiser(resume, self.policy, self.optimiser)
@@ -184,6 +191,11 @@ class _Run:
             )
         )
 
+    def check_engine(self) -> None:
+        """Raises EngineMismatchError unless the engine samples from the policy."""
+        problems = self.data.training.batch(1, 2)
+        check_against_policy(self.engine, self.policy, problems, temperature=self.plan.temperature)
+
     # ---- parts of a step
 
     def steps(self) -> range:
@@ -195,6 +207,7 @@ class _Run:
         """The step's trees, verified and rewarded."""
         config = self.config
         rule = config.credit.filter
+        self.sampled_tokens = 0
         return collect(
             self.data.training,
             step,
@@ -205,6 +218,7 @@ class _Run:
 
     def grow(self, problems: Sequence[Problem], step: int) -> list[RolloutTree]:
         """One verified tree with rewards per problem."""
+        before = self.engine.spent
         trees = self.engine.sample(
             problems,
             self.plan,
@@ -213,6 +227,7 @@ class _Run:
             should_stop=self.should_stop,
             on_progress=self.progress(step, "sampling"),
         )
+        self.sampled_tokens += (self.engine.spent - before).sampled
         trees = verify_trees(trees, self.judge)
         if trouble := self.judge.troubles():
             self.say("warning", f"Step {step}: {trouble}")
@@ -285,9 +300,7 @@ class _Run:
         self.emit(Metrics(time=time.time(), step=self.state.step, values=values))
         self.state = replace(self.state, is_evaluation_due=False)
 
-    def count(
-        self, step: int, trees: Sequence[RolloutTree], updates: Sequence[UpdateResult], clock: _Clock
-    ) -> None:
+    def count(self, step: int, updates: Sequence[UpdateResult], clock: _Clock) -> None:
         """Step `step` is complete: bring the counters up to it."""
         before = self.state
         in_a_row, skipped = before.skipped_in_a_row, before.skipped_updates
@@ -296,7 +309,7 @@ class _Run:
             skipped += not update.is_finite
         self.state = TrainerState(
             step=step,
-            unique_tokens=before.unique_tokens + sum(int(tree.token_counts()[1:].sum()) for tree in trees),
+            unique_tokens=before.unique_tokens + self.sampled_tokens,
             skipped_updates=skipped,
             skipped_in_a_row=in_a_row,
             cpu_seconds=before.cpu_seconds + clock.cpu_seconds(),
@@ -335,6 +348,7 @@ class _Run:
         last = updates[-1]
         trained = sum(update.trained_tokens for update in updates)
         values |= {
+            "tree/sampled_tokens": float(self.sampled_tokens),
             "tree/unique_tokens_total": float(state.unique_tokens),
             "policy/loss": last.loss,
             "policy/grad_norm": last.grad_norm,
@@ -345,7 +359,7 @@ class _Run:
             "policy/trained_tokens": float(trained),
             "policy/computed_tokens": float(sum(update.computed_tokens for update in updates)),
             "policy/skipped_updates": float(state.skipped_updates),
-            "speed/tokens_per_second": values["tree/unique_tokens"] / clock.wall_seconds(),
+            "speed/tokens_per_second": self.sampled_tokens / clock.wall_seconds(),
             "speed/step_seconds": clock.wall_seconds(),
             "speed/sampling_seconds": clock.laps["sampling"],
             "speed/training_seconds": clock.laps["training"],

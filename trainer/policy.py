@@ -66,6 +66,8 @@ class Policy:
         vocabulary: int = self.model.config.vocab_size
         self.newline_tokens: NDArray[np.bool_] = self.decoder.newline_tokens(vocabulary)
         self.value_head: nn.Linear | None = None
+        self._before: list[int] = []
+        self._after: list[int] = []
 
     @property
     def device(self) -> torch.device:
@@ -73,9 +75,46 @@ class Policy:
         return device
 
     def encode(self, prompt: str) -> list[int]:
-        """Ids of a prompt, at least one. Text that looks like a special token is text."""
-        ids: list[int] = self.tokenizer(prompt, split_special_tokens=True)["input_ids"]
+        """Ids of a prompt, at least one. Text that looks like a special token is text. After
+        `use_chat_template` the
+        prompt stands in it as the user's message.
+        """
+        own = not self._before  # a chat template brings its own beginning
+        ids: list[int] = self.tokenizer(prompt, split_special_tokens=True, add_special_tokens=own)[
+            "input_ids"
+        ]
+        ids = [*self._before, *ids, *self._after]
         return ids or [next(iter(sorted(self.end_ids)))]
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of a text, as it is: nothing before or after it."""
+        ids: list[int] = self.tokenizer(text, split_special_tokens=True, add_special_tokens=False)[
+            "input_ids"
+        ]
+        return ids
+
+    def use_chat_template(self) -> None:
+        """From now on prompts are user's messages in the tokenizer's own chat template.
+
+        The template is applied to a stand-in and cut there, so that no prompt can hold one of the
+        template's special tokens. Raises ModelError when there is no template, or when it does not leave a
+        message as it is.
+        """
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise ModelError(
+                "data.chat needs a chat template, and this model's tokenizer has none. Set data.chat off."
+            )
+        stand_in = "arborist-stands-for-a-message"
+        text: str = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": stand_in}], tokenize=False, add_generation_prompt=True
+        )
+        before, found, after = text.partition(stand_in)
+        if not found or stand_in in after:
+            raise ModelError(
+                "This model's chat template does not hold a message just as it is. Set data.chat off."
+            )
+        self._before = self.tokenizer(before, add_special_tokens=False)["input_ids"]
+        self._after = self.tokenizer(after, add_special_tokens=False)["input_ids"]
 
     def fits(self, prompt: str, most_tokens: int) -> bool:
         """Whether the model has positions for a prompt and an answer of `most_tokens`."""

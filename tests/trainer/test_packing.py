@@ -78,6 +78,7 @@ def policy_of(kind: str = "llama", dtype: torch.dtype = torch.float64) -> Policy
     policy = object.__new__(Policy)
     policy.model = make().to(dtype).eval()
     policy.value_head = None
+    policy._before, policy._after = [], []
     policy.tokenizer = _Tokenizer()
     policy.end_ids = frozenset([1])
     return policy

@@ -51,10 +51,22 @@ class _RowsData(Section):
     answer_column: str = knob(
         "answer",
         title="Answer column",
-        description="The reference answer. Of a text with `#### ` what follows the last one is the "
-        "answer and "
-        "what stands before it the worked solution.",
+        description="The reference answer, in the form below.",
         min_length=1,
+        max_length=200,
+        advanced=True,
+    )
+    answer_form: Literal["gsm8k", "plain"] = knob(
+        "gsm8k",
+        title="Answer form",
+        description="gsm8k: what follows the last `#### ` is the answer, the whole text the worked solution. "
+        "plain: the whole text is the answer.",
+        advanced=True,
+    )
+    solution_column: str = knob(
+        "",
+        title="Solution column",
+        description="A worked solution, for objectives that mix an expert in. Empty: none, or that of gsm8k.",
         max_length=200,
         advanced=True,
     )
