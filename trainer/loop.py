@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import torch
 from trainer.checkpoint import (
     CheckpointError,
     TrainerState,
+    load_adapter,
     load_optimiser,
     load_value_head,
     model_folder,
@@ -140,7 +142,19 @@ class _Run:
         if resume is not None:
             self.state, saved = read_checkpoint(resume)
             refuse_other_config(saved, config)
-        self.policy: Policy = load_policy(model_folder(resume) if resume else config.model.path, device)
+        adapter = config.model.adapter
+        # An adapter is trained over the weights that the run started from, also after a resume.
+        is_whole = resume is not None and adapter.kind == "full"
+        self.policy: Policy = load_policy(
+            model_folder(resume) if is_whole and resume else config.model.path, device
+        )
+        if adapter.kind == "lora":
+            self.policy.add_adapter(adapter.rank, adapter.alpha, config.seed)
+            if resume is not None:
+                load_adapter(resume, self.policy)
+        self.policy.is_half = config.training.precision == "bfloat16"
+        if config.training.gradient_checkpointing:
+            self.policy.use_gradient_checkpointing()
         self.judge = judge_from_config(config.verifier)
         self.plan = plan_from_config(config.sampler, self.judge)
         if not isinstance(config.data, ChainData | GraphData) and config.data.chat:
@@ -157,6 +171,7 @@ class _Run:
         self.seed = named_seed(config.seed, "sampling")
         self.credit = credit_plan(config)
         self.engine = LocalEngine(self.policy)
+        self.engine.sync()
         if config.objective.kind == "supervised" and config.objective.value_weight:
             self.policy.add_value_head(config.seed)
             if resume is not None:
@@ -170,6 +185,10 @@ class _Run:
             temperature=self.plan.temperature,
         )
         self.is_packing_checked = False
+        self.accuracy: tuple[int, float | None] = (
+            -1,
+            None,
+        )  # of the last evaluation: its step, and what it found
         self.sampled_tokens = 0  # in the step under way, also those that stand in no tree
         self.judge.start()
         if resume is not None:
@@ -299,6 +318,8 @@ class _Run:
         )
         self.emit(Metrics(time=time.time(), step=self.state.step, values=values))
         self.state = replace(self.state, is_evaluation_due=False)
+        sampled = values["eval/pass1_sampled"]
+        self.accuracy = (self.state.step, None if math.isnan(sampled) else sampled)
 
     def count(self, step: int, updates: Sequence[UpdateResult], clock: _Clock) -> None:
         """Step `step` is complete: bring the counters up to it."""
@@ -396,6 +417,8 @@ class _Run:
             self.policy,
             self.optimiser,
             keep_last=self.config.checkpoint.keep_last,
+            keep_best=self.config.checkpoint.keep_best,
+            accuracy=self.accuracy[1] if self.accuracy[0] == self.state.step else None,
         )
         self.emit(
             CheckpointSaved(

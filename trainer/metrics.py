@@ -108,13 +108,20 @@ _ALL = (
     Metric(
         "sampling/error_share", "Verifier errors", "", "share of leaves on which the verifier failed", "lower"
     ),
-    Metric("tree/unique_tokens", "Unique tokens", "tokens", "tokens sampled in this step, each segment once"),
+    Metric("tree/unique_tokens", "Unique tokens", "tokens", "tokens of this step's trees, each segment once"),
+    Metric(
+        "tree/sampled_tokens",
+        "Sampled tokens",
+        "tokens",
+        "tokens drawn from the policy in this step, also those that stand in no tree: merged, removed, "
+        "only for scores, or of dropped problems",
+    ),
     Metric("tree/flat_tokens", "Flat tokens", "tokens", "the same answers written out path by path"),
     Metric(
         "tree/unique_tokens_total",
-        "Unique tokens, total",
+        "Sampled tokens, total",
         "tokens",
-        "tokens sampled since step 1, each segment once",
+        "tokens drawn from the policy since step 1, a shared prefix once",
     ),
     Metric("tree/leaves", "Leaves", "leaves", "mean leaves per tree"),
     Metric(
@@ -249,7 +256,7 @@ _ALL = (
         "speed/tokens_per_second",
         "Tokens per second",
         "tokens/s",
-        "unique tokens of the step over its wall time",
+        "sampled tokens of the step over its wall time",
         "higher",
     ),
     Metric("speed/step_seconds", "Step time", "s", "wall time of the step, evaluation not counted", "lower"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,20 +22,25 @@ from trainer.sampling.lookahead import (
     suffix_match,
 )
 from trainer.sampling.scripted_engine import Distribution, Letters, ScriptedEngine
+from trainer.sampling.search_tree import SearchTreeGrowth
 from trainer.sampling.segment_tree import repeats_itself
 from trainer.schema.sampler import (
     EntropyForks,
     FlatSampler,
     ForkTreeSampler,
     LookaheadSampler,
+    PuctSelect,
     Sampler,
+    SearchTreeSampler,
     SegmentTreeSampler,
     SurprisalForks,
+    UctSelect,
     UniformForks,
 )
 from trainer.schema.section import Section
 from trainer.seeding import child_path, child_paths
-from trainer.tree import FinishReason, RolloutTree
+from trainer.tree import FinishReason, RolloutTree, Verdict
+from trainer.verifiers import Judgement
 
 LETTERS = Letters("ab\n$12")
 A, B, NEWLINE, STOP, ONE, TWO = range(6)
@@ -44,6 +49,11 @@ PROBLEM = Problem("p", "ab", "a")
 
 def anything(_path: tuple[int, ...]) -> Sequence[float]:
     return (0.35, 0.35, 0.15, 0.15, 0.0, 0.0)
+
+
+def guessed(path: tuple[int, ...]) -> float:
+    """A value head."""
+    return (sum(path) % 7) / 7
 
 
 def grow(
@@ -56,7 +66,7 @@ def grow(
     shuffle: int | None = None,
     engine: ScriptedEngine | None = None,
 ) -> list[RolloutTree]:
-    engine = engine or ScriptedEngine(LETTERS, distribution, shuffle=shuffle)
+    engine = engine or ScriptedEngine(LETTERS, distribution, shuffle=shuffle, value=guessed)
     return engine.sample(
         problems,
         plan_from_config(plan) if isinstance(plan, Section) else plan,
@@ -90,6 +100,10 @@ SAMPLERS: dict[str, Sampler] = {
     "entropy forks": ForkTreeSampler(
         score=EntropyForks(threshold=1.3), trees=2, rounds=2, forks=2, max_tokens=9, never_after="ab"
     ),
+    "puct": SearchTreeSampler(iterations=3, expand=2, segment_tokens=2, last_tokens=4),
+    "uct": SearchTreeSampler(
+        select=UctSelect(), iterations=9, expand=3, segment_tokens=2, last_tokens=4, evaluator="value_head"
+    ),
     "lookahead": LookaheadSampler(
         group_size=5, max_tokens=12, windows=(2, 3), tree_tokens=8, tree_share=0.8, tree_share_decay=1
     ),
@@ -99,12 +113,13 @@ SAMPLERS: dict[str, Sampler] = {
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_tree_does_not_depend_on_the_order_of_completion(name: str) -> None:
+    sampler = plan_from_config(SAMPLERS[name], judge_one)
     problems = [Problem(f"p{i}", "ab" + "a" * i, "a") for i in range(3)]
-    usual = grow(SAMPLERS[name], problems=problems)
+    usual = grow(sampler, problems=problems)
     for shuffle in range(4):
-        other = grow(SAMPLERS[name], problems=problems, shuffle=shuffle)
+        other = grow(sampler, problems=problems, shuffle=shuffle)
         assert [tree.to_payload() for tree in usual] == [tree.to_payload() for tree in other]
-    alone = [grow(SAMPLERS[name], problems=[problem])[0] for problem in problems]
+    alone = [grow(sampler, problems=[problem])[0] for problem in problems]
     assert [tree.to_payload() for tree in usual] == [tree.to_payload() for tree in alone]
 
 
@@ -221,7 +236,7 @@ def test_stop_is_heard(name: str) -> None:
     with pytest.raises(SamplingStopped):
         engine.sample(
             [PROBLEM],
-            plan_from_config(SAMPLERS[name]),
+            plan_from_config(SAMPLERS[name], judge_one),
             seed=1,
             step=1,
             should_stop=lambda: True,
@@ -864,6 +879,156 @@ def test_lookahead_trees_are_those_of_a_slow_walk_for_every_chunk(similarity: st
         counted = {word: starts.count(word) for word, _ in expected}
         assert counted == {word: 1 + free * (number == 0) for number, (word, _) in enumerate(expected)}
     assert opened > 50
+
+
+# ----------------------------------------------------------------------------------------- search trees
+
+
+def judge_one(text: str, _has_ended: bool, _reference: str) -> Judgement:
+    """Right where the answer ends with 1; no verdict where it ends with a line break."""
+    if text.endswith("\n"):
+        return Judgement(Verdict.ERROR, math.nan, "")
+    return (
+        Judgement(Verdict.CORRECT, 1.0, "") if text.endswith("1") else Judgement(Verdict.INCORRECT, 0.0, "")
+    )
+
+
+@dataclass
+class Watched:
+    """A search plan that keeps its growth."""
+
+    sampler: SearchTreeSampler
+    temperature: float = 1.0
+    most_tokens: int = 50
+    most_positions: int = 50
+    grown: list[SearchTreeGrowth] = field(default_factory=list)
+
+    def growth(self, ground: Ground) -> SearchTreeGrowth:
+        self.grown.append(SearchTreeGrowth(ground, self.sampler, judge_one))
+        return self.grown[-1]
+
+    def figures(self, *names: str) -> dict[str, tuple[float, ...]]:
+        """Of every node, by its answer so far."""
+        growth = self.grown[-1]
+        return {
+            "".join(LETTERS.letters[t] for t in node.tokens): tuple(round(getattr(node, n), 4) for n in names)
+            for node in [growth._root, *growth._nodes]
+        }
+
+
+def search(select: PuctSelect | UctSelect, **changes: Any) -> SearchTreeSampler:
+    shape = {"iterations": 1, "expand": 2, "depth": 2, "segment_tokens": 1, "last_tokens": 2, "split": "none"}
+    return SearchTreeSampler(select=select, **(shape | changes))
+
+
+def test_puct_by_hand() -> None:
+    """MCTS-DPO, every prior 1 (all letters are certain), w = 1, one iteration per decision.
+
+    Prompt, 4 iterations. The first expands it: "a", completed "1$": right, score 1; "b", completed "2$": -1.
+    Q = r: a 1, b -1.   N(root) 1: a 1 + 1/1 = 2, b -1 + 1/1 = 0: to a.  Expanded: "1$" right, r = 1 - 1 = 0;
+    "2$" wrong, r = -2.  N(a) 1: 0 + 1, -2 + 1: to a1, a terminal.  V(a) = (0 - 2) / 2 = -1, Q(a) = 1 - 1 = 0.
+    2: N(root) 2: a 0 + 1.414/2, b -1 + 1.414: to a; a1.   V(a) = (2*0 - 2)/3, Q(a) = .3333
+    3: N(root) 3: a .3333 + 1.732/3 = .911, b -1 + 1.732 = .732: a; a1.   V(a) = -2/4, Q(a) = .5
+    4: N(root) 4: a .5 + 2/4 = 1, b -1 + 2 = 1, the first: a; a1.   V(a) = -2/5, Q(a) = .6
+       V(root) = (4*.6 - 1)/5 = .28
+    Commit a (N 4 against 0). One iteration from there: a1 again, V(a) = (5*0 - 2)/6 = -.3333. Commit a1.
+    """
+    plan = Watched(search(PuctSelect(weight=1, length_power=1)))
+    engine = ScriptedEngine(LETTERS, dictated("ab" + "1$" + "2$" + "1$" + "2$"))
+    tree = grow(plan, engine=engine)[0]
+    assert outline(tree) == [
+        (0, "a", "length"),
+        (0, "b", "pruned"),
+        (1, "1$", "eos"),
+        (1, "2$", "eos"),
+    ]
+    assert tree.visits.tolist() == [4, 5, 0, 5, 0]
+    assert plan.figures("score", "q", "v") == {
+        "": (0, 0.28, 0.28),
+        "a": (1, 0.6667, -0.3333),
+        "b": (-1, -1, 0),
+        "a1$": (1, 0, 0),
+        "a2$": (-1, -2, 0),
+    }
+    # Completions are sampled, but stand in no tree.
+    assert engine.spent.sampled == tree.token_counts()[1:].sum() + 4
+
+
+def test_the_prior_of_puct_is_the_likelihood_over_a_power_of_the_length() -> None:
+    def halves(path: tuple[int, ...]) -> Sequence[float]:
+        return (0.5, 0.5, 0, 0, 0, 0) if len(path) < 5 else (0, 0, 0, 1, 0, 0)
+
+    for power, expected in ((1.0, 0.5), (0.0, 0.125), (2.0, 0.5 ** (1 / 3))):
+        plan = Watched(search(PuctSelect(length_power=power), segment_tokens=3))
+        grow(plan, halves)
+        assert {round(node.prior, 4) for node in plan.grown[-1]._nodes if node.depth == 1} == {
+            round(expected, 4)
+        }
+
+
+def test_an_expansion_counts_equal_segments_once() -> None:
+    plan = Watched(search(PuctSelect(), expand=3))
+    tree = grow(plan, dictated("aba" + "11" + "22" + "1$" + "1$" + "2$"))[0]
+    assert outline(tree) == [(0, "a", "length"), (0, "b", "pruned"), (1, "1$", "eos"), (1, "2$", "eos")]
+
+
+VALUES = {"a": 0.4, "b": 0.6, "ba": 0.2, "a1": 0.3}
+
+
+def test_uct_by_hand() -> None:
+    """ReST-MCTS*, c = .7, alpha .5, one step forward, values from a value head, D = 3.
+
+    1: the prompt is expanded: V(a) = .4, V(b) = .6. Best: b (1.6). Forward: "ba" has .2, so V(b) = .5*.6 +
+       .5*.2 = .4, N(b) 1. N(root) 1, V(root) = .4.
+    2: a is unvisited, .4 + 1, b .4 + .7 sqrt(2 ln 1 / 1) = .4: to a, expanded: "a1" .3, "a$" ended and wrong:
+       0. Best: a1. Forward: "a11" is terminal and right: 1, V(a1) = .65. V(a) = .65, N(a) 1. N(root) 2,
+       V(root) = (.65 + .4)/2 = .525.
+    3: a .65 + .7 sqrt(2 ln 2) = 1.474, b 1.224: to a; a1 .65 + .7 sqrt(2 ln 1) = .65, a$ is unvisited, 0 + 1:
+       to a$, a terminal that is not good enough. N(a$) 1; V(a) = (.65 + 0)/2 = .325, N(a) 2; N(root) 3,
+       V(root) = (2*.325 + .4)/3 = .35.
+    """
+    sampler = search(
+        UctSelect(weight=0.7, roll_forward=1, roll_share=0.5), iterations=3, depth=3, evaluator="value_head"
+    )
+    plan = Watched(sampler.model_copy(update={"last_tokens": 1}))
+    engine = ScriptedEngine(
+        LETTERS,
+        dictated("ab" + "a" + "1$" + "1"),
+        value=lambda path: VALUES["".join(LETTERS.letters[t] for t in path[2:])],
+    )
+    tree = grow(plan, engine=engine)[0]
+    assert outline(tree) == [
+        (0, "a", "length"),
+        (0, "b", "pruned"),
+        (1, "1", "pruned"),
+        (1, "$", "eos"),
+    ]
+    assert tree.visits.tolist() == [3, 2, 1, 1, 1]
+    assert plan.figures("v") == {"": (0.35,), "a": (0.325,), "b": (0.4,), "a1": (0.65,), "a$": (0.0,)}
+    assert engine.spent.sampled == 6
+
+
+def test_uct_ends_with_an_answer_that_is_good_enough() -> None:
+    """Both children end at once, "1$" is right: V 1. Iteration 2 comes to it and ends the search, before it
+    counts."""
+    sampler = search(UctSelect(roll_forward=2), iterations=50, segment_tokens=2)
+    tree = grow(Watched(sampler), dictated("1$" + "2$"))[0]
+    assert tree.visits.tolist() == [1, 1, 0]
+    # A wrong one does not: all iterations are made.
+    tree = grow(Watched(sampler), dictated("2$" + "2b" + "$" * 200))[0]
+    assert tree.visits[0] == 50
+
+
+def test_a_node_whose_verifier_failed_keeps_its_parents_score() -> None:
+    plan = Watched(search(PuctSelect(), segment_tokens=2))
+    grow(plan, dictated("1$" + "ab" + "\n$" + "2$" * 9))
+    assert plan.figures("score")["1$"] == (1,)
+    assert plan.figures("score")["ab"] == (0,)  # its completion ended with a line break
+
+
+def test_search_needs_a_judge() -> None:
+    with pytest.raises(ValueError, match="with a judge"):
+        grow(search(PuctSelect()))
 
 
 # ------------------------------------------------------------------------------------- strands to trees

@@ -21,8 +21,10 @@ from trainer.schema.sampler import (
     ForkTreeSampler,
     LookaheadSampler,
     Sampler,
+    SearchTreeSampler,
     SegmentTreeSampler,
     SurprisalForks,
+    UctSelect,
     UniformForks,
 )
 from trainer.tree import FinishReason, RolloutTree
@@ -44,6 +46,11 @@ SAMPLERS: dict[str, Sampler] = {
     "surprisal forks": ForkTreeSampler(score=SurprisalForks(), trees=2, rounds=2, forks=2, max_tokens=60),
     "entropy forks": ForkTreeSampler(score=EntropyForks(threshold=0.2), rounds=2, max_tokens=60),
     "uniform forks": ForkTreeSampler(score=UniformForks(), trees=2, forks=2, continuations=2, max_tokens=60),
+    "puct": SearchTreeSampler(iterations=2, expand=3, depth=3),
+    "uct": SearchTreeSampler(select=UctSelect(), iterations=6, expand=3, depth=4),
+    "valued uct": SearchTreeSampler(
+        select=UctSelect(stop_value=1.0), iterations=6, expand=3, evaluator="value_head", segment_tokens=8
+    ),
     "lookahead": LookaheadSampler(group_size=6, max_tokens=60, tree_tokens=20, tree_share=0.7),
     "edge lookahead": LookaheadSampler(
         group_size=5, max_tokens=40, min_probability=0.01, max_gap=1.0, windows=(3, 5), similarity="rouge_l"
@@ -59,6 +66,22 @@ def precise_policy(wild_policy: Policy) -> Policy:
     model = copy.deepcopy(wild_policy.model).double()
     policy = Policy(model, wild_policy.tokenizer, wild_policy.end_ids)
     policy.newline_tokens[:] = wild_policy.newline_tokens
+    return valued(policy)
+
+
+@pytest.fixture(scope="module")
+def reasoner(tiny_reasoner: Policy) -> Policy:
+    """The tiny reasoner with a value head."""
+    return valued(copy.copy(tiny_reasoner))
+
+
+def valued(policy: Policy) -> Policy:
+    """With a lively value head."""
+    policy.add_value_head(1)
+    assert policy.value_head is not None
+    policy.value_head.to(policy.model.dtype)
+    with torch.no_grad():
+        policy.value_head.weight.mul_(1000)
     return policy
 
 
@@ -114,9 +137,9 @@ def assert_same_trees(first: Sequence[RolloutTree], second: Sequence[RolloutTree
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_on_the_tiny_reasoner(tiny_reasoner: Policy, name: str) -> None:
+def test_every_sampler_on_the_tiny_reasoner(reasoner: Policy, name: str) -> None:
     sampler = SAMPLERS[name]
-    for tree in sample(tiny_reasoner, problems(4), sampler):
+    for tree in sample(reasoner, problems(4), sampler):
         bounds, counts, given = sampler.bounds, tree.token_counts(), tree.finish == FinishReason.GIVEN
         assert tree.n_nodes - 1 <= bounds.nodes
         assert 1 <= tree.leaf_counts()[0] <= bounds.leaves
@@ -129,18 +152,19 @@ def test_every_sampler_on_the_tiny_reasoner(tiny_reasoner: Policy, name: str) ->
             tree.finish[~leaf], (FinishReason.EOS, FinishReason.REPETITION, FinishReason.PRUNED)
         ).any()
         assert not np.isin(tree.finish[leaf], (FinishReason.SPLIT, FinishReason.FORK)).any()
+        assert (tree.visits > 0).any() == (sampler.kind == "search_tree")
         for node in np.flatnonzero(leaf).tolist():
             ids, prompt = path_tokens(tree, node), int(counts[0])
             inner = tree.path(node)[1:]
             sampled = np.concatenate([np.full(counts[n], not given[n]) for n in inner])
             assert sampled.sum() <= bounds.answer_tokens
-            assert (ids[-1] in tiny_reasoner.end_ids) == (tree.finish[node] == FinishReason.EOS)
-            assert not tiny_reasoner.end_ids.intersection(ids[prompt:-1])
+            assert (ids[-1] in reasoner.end_ids) == (tree.finish[node] == FinishReason.EOS)
+            assert not reasoner.end_ids.intersection(ids[prompt:-1])
             # The texts of a path join to its decoded tokens.
-            answer = [t for t in ids[prompt:] if t not in tiny_reasoner.end_ids]
-            assert "".join(tree.texts[n] for n in inner) == tiny_reasoner.tokenizer.decode(answer)
+            answer = [t for t in ids[prompt:] if t not in reasoner.end_ids]
+            assert "".join(tree.texts[n] for n in inner) == reasoner.tokenizer.decode(answer)
             # Its logprobs are those of the whole path read at once.
-            logprobs, entropies = recomputed(tiny_reasoner, ids, sampler.temperature)
+            logprobs, entropies = recomputed(reasoner, ids, sampler.temperature)
             parts = [slice(tree.token_offsets[n], tree.token_offsets[n + 1]) for n in inner]
             written = np.concatenate([tree.logprobs[p] for p in parts])
             spread = np.concatenate([tree.entropies[p] for p in parts])
@@ -170,8 +194,8 @@ def test_neither_parts_nor_compaction_nor_little_memory_change_a_tree(
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_stop_is_heard_and_progress_ends_at_its_total(wild_policy: Policy, name: str) -> None:
-    engine, seen, asked = LocalEngine(wild_policy), [(0, 1)], 0
+def test_stop_is_heard_and_progress_ends_at_its_total(precise_policy: Policy, name: str) -> None:
+    engine, seen, asked = LocalEngine(precise_policy), [(0, 1)], 0
 
     def should_stop() -> bool:
         nonlocal asked
@@ -198,11 +222,11 @@ def test_stop_is_heard_and_progress_ends_at_its_total(wild_policy: Policy, name:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_what_is_spent_is_counted(tiny_reasoner: Policy, name: str) -> None:
+def test_what_is_spent_is_counted(reasoner: Policy, name: str) -> None:
     """Tokens sampled are those of the tree and those that merging, lookahead or search leave out; only a
     start inside a segment reads a token again."""
-    engine = LocalEngine(tiny_reasoner)
-    trees = sample(tiny_reasoner, problems(4), SAMPLERS[name], engine=engine)
+    engine = LocalEngine(reasoner)
+    trees = sample(reasoner, problems(4), SAMPLERS[name], engine=engine)
     given = sum(int(t.token_counts()[t.finish == FinishReason.GIVEN].sum()) for t in trees)
     tokens = sum(int(t.token_counts()[1:].sum()) for t in trees) - given
     assert engine.spent.given == given
@@ -212,7 +236,7 @@ def test_what_is_spent_is_counted(tiny_reasoner: Policy, name: str) -> None:
             int((t.token_counts() * t.answer_counts())[1:].sum()) for t in trees
         )
         assert engine.spent.sampled > tokens
-    elif "lookahead" in name:
+    elif "lookahead" in name or "uct" in name:
         assert engine.spent.sampled >= tokens
         return
     else:

@@ -47,13 +47,11 @@ class CachedDecoder:
     t; columns from the row's length on mean nothing and are masked.
     """
 
-    def __init__(self, model: nn.Module, value_head: nn.Linear | None = None) -> None:
-        """`value_head`: H to 1, reads the final normed hidden state; its sigmoid is a value. Raises
-        UnsupportedModelError naming the part that is not supported."""
+    def __init__(self, model: nn.Module) -> None:
+        """Raises UnsupportedModelError naming the part that is not supported."""
         config: Any = model.config  # transformers' config classes share no typed base for these fields
         refuse_unsupported(config)
         self._model: Any = model
-        self._value_module = value_head
         self.heads: int = config.num_attention_heads
         self.kv_heads: int = config.num_key_value_heads
         self.head_size: int = (
@@ -68,8 +66,11 @@ class CachedDecoder:
         self._cos, self._sin = self._rotary_table(min(self.max_positions, 1024))
         self.sync()
 
-    def sync(self) -> None:
-        """Take over the module's weights as they are now. Call it after every update of the policy."""
+    def sync(self, value_head: nn.Linear | None = None) -> None:
+        """Take over the module's weights as they are now. Call it after every update of the policy.
+
+        `value_head`: H to 1, reads the final normed hidden state; its sigmoid is a value.
+        """
         self.embedding: Tensor = self._model.get_input_embeddings().weight.detach()  # [V, H]
         with torch.no_grad():
             self._layers = [self._read(block) for block in self._model.model.layers]
@@ -79,9 +80,9 @@ class CachedDecoder:
             bias = self._model.get_output_embeddings().bias
             self._head_bias: Tensor | None = None if bias is None else bias.detach()
             self._value_head: tuple[Tensor, Tensor] | None = None
-            if self._value_module is not None:
-                head = self._value_module
-                self._value_head = (head.weight * self._model.model.norm.weight, head.bias.detach())
+            if value_head is not None:
+                weight = value_head.weight * self._model.model.norm.weight
+                self._value_head = (weight, value_head.bias.detach())
 
     def _read(self, block: Any) -> _Layer:
         attention, mlp = block.self_attn, block.mlp
@@ -98,12 +99,13 @@ class CachedDecoder:
             qkv=torch.cat([x.weight for x in projections]) * block.input_layernorm.weight,
             qkv_bias=_joined_bias(projections),
             qk_norm=qk_norm,
-            out=attention.o_proj.weight.detach(),
+            # Copies, as an adapter is taken off the weights again.
+            out=attention.o_proj.weight.detach().clone(),
             out_bias=_joined_bias((attention.o_proj,)),
             gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
             * block.post_attention_layernorm.weight,
             gate_up_bias=_joined_bias((mlp.gate_proj, mlp.up_proj)),
-            down=mlp.down_proj.weight.detach(),
+            down=mlp.down_proj.weight.detach().clone(),
             down_bias=_joined_bias((mlp.down_proj,)),
         )
 

@@ -16,6 +16,7 @@ from trainer.sampling.flat import FlatGrowth
 from trainer.sampling.fork_tree import ForkTreeGrowth
 from trainer.sampling.growth import Ground, Growth, Vocabulary
 from trainer.sampling.lookahead import LookaheadGrowth
+from trainer.sampling.search_tree import SearchTreeGrowth
 from trainer.sampling.segment_tree import SegmentTreeGrowth
 from trainer.sampling.width_tree import WidthTreeGrowth
 from trainer.schema.sampler import Sampler
@@ -139,7 +140,9 @@ class SamplerPlan:
             return ForkTreeGrowth(ground, sampler)
         if sampler.kind == "lookahead":
             return LookaheadGrowth(ground, sampler)
-        raise NotImplementedError(sampler.kind)
+        if self.judge is None:
+            raise ValueError("A search asks the verifier while it samples: make its plan with a judge.")
+        return SearchTreeGrowth(ground, sampler, self.judge)
 
 
 def plan_from_config(sampler: Sampler, judge: JudgeAnswer | None = None) -> SamplerPlan:

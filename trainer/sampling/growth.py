@@ -89,7 +89,8 @@ class Request(NamedTuple):
     split        also end behind a token with a line break
     forced       its first tokens, put there instead of sampled; only the last of them can end the segment
     top          report so many most likely tokens, with probabilities at temperature 1, for every token
-    value        report the value head's opinion of the path that ends here (unless by an end token)
+    value        report the value head's opinion of the path that ends here (unless by an end token); needs
+                 keep END
     keep         what may go on from here
     is_given     all of it is forced and none the policy's choice, so that it does not count as sampled
     """
@@ -242,7 +243,7 @@ class Strand(NamedTuple):
     visits: int = 0
 
 
-def tree_of(ground: Ground, strands: Mapping[int, Strand]) -> RolloutTree:
+def tree_of(ground: Ground, strands: Mapping[int, Strand], root_visits: int = 0) -> RolloutTree:
     """The rollout tree of these strands, named by numbers above 0; PROMPT is the root.
 
     A strand that others leave before its token k is cut there, and its earlier piece ends with
@@ -263,7 +264,7 @@ def tree_of(ground: Ground, strands: Mapping[int, Strand]) -> RolloutTree:
     parent_of, finish = [-1], [int(FinishReason.NONE)]
     tokens: list[NDArray[np.int32]] = [prompt]
     logprobs, entropies = [zeros], [zeros]
-    copies, subgroup, visits = [0], [0], [0]
+    copies, subgroup, visits = [0], [0], [root_visits]
     ends = [(PROMPT, 0)]  # of each node, the place behind it: a strand, and its tokens above
     node = 0
     while node < len(ends):

@@ -112,16 +112,18 @@ class LocalEngine:
 
     def __init__(self, policy: Policy, *, max_rows: int = MAX_ROWS, cache_bytes: int = CACHE_BYTES) -> None:
         self._policy = policy
-        self._decoder = CachedDecoder(policy.model, getattr(policy, "value_head", None))
+        self._decoder = CachedDecoder(policy.model)
         self._max_rows = max_rows
         self._cache_bytes = cache_bytes
         self._ends = torch.zeros(self._decoder.vocabulary, dtype=torch.bool, device=policy.device)  # [V]
         self._ends[sorted(policy.end_ids)] = True
         self._newlines = torch.from_numpy(policy.newline_tokens).to(policy.device)  # [V]
         self.spent = Spent()
+        self.sync()
 
     def sync(self) -> None:
-        self._decoder.sync()
+        with self._policy.merged():
+            self._decoder.sync(self._policy.value_head)
 
     def sample(
         self,
@@ -254,6 +256,8 @@ class _Drive:
             kept = length if request.at == END else request.at
             if not 1 <= kept <= length:
                 raise ValueError(f"{request} starts outside its parent, which has {length} tokens.")
+            if request.value and request.keep != Keep.END:
+                raise ValueError(f"{request} asks for a value, which needs its last token read: keep END.")
             end = chain.first + kept + request.most_tokens
             if end > self._decoder.max_positions:
                 raise ValueError(

@@ -358,8 +358,8 @@ class LookaheadSampler(Section):
     overflow: Literal["probability", "rank"] = knob(
         "probability",
         title="Forks that do not fit",
-        description="Who gets the free places. probability: the most likely tokens (paper). rank: second-best "
-        "tokens before third-best, then earlier branches (released code).",
+        description="Who gets the free places. probability: the most likely tokens (paper). rank: "
+        "second-best tokens before third-best, then earlier branches (released code).",
         advanced=True,
     )
     windows: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = knob(
@@ -508,16 +508,20 @@ class SearchTreeSampler(Section):
 
     @property
     def bounds(self) -> TreeBounds:
-        decisions = self.depth if self.select.kind == "puct" else 1
-        expansions = (
-            self.iterations * decisions * (1 + (self.select.roll_forward if self.select.kind == "uct" else 0))
-        )
-        nodes = min(expansions * self.expand, MAX_NODES_PER_TREE)
+        # Each node is expanded once, so the full tree bounds the nodes, however many iterations there are.
+        per_depth = [min(self.expand**level, MAX_NODES_PER_TREE) for level in range(1, self.depth + 1)]
+        most = self.iterations * self.expand if self.select.kind == "uct" else MAX_NODES_PER_TREE
+        nodes = min(sum(per_depth), most, MAX_NODES_PER_TREE)
+        leaves = min(per_depth[-1], nodes)
         answer = (self.depth - 1) * self.segment_tokens + self.last_tokens
-        # A rollout that only scores a node is not part of the tree, but it is sampled.
+        # Completions and ways forward that only score are not part of the tree, but they are sampled.
         tokens = nodes * max(self.segment_tokens, self.last_tokens)
-        tokens += expansions * answer if self.evaluator == "rollout" else 0
-        return TreeBounds(nodes, nodes, tokens, nodes * answer, answer)
+        if self.evaluator == "rollout":
+            tokens += nodes * answer
+        if self.select.kind == "uct":
+            way = self.segment_tokens + (answer if self.evaluator == "rollout" else 0)
+            tokens += self.iterations * self.select.roll_forward * way
+        return TreeBounds(nodes, leaves, tokens, leaves * answer, answer)
 
 
 Sampler = Annotated[
