@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import { decodeColumns } from "../../webapp/static/js/tree/columns.js";
-import { look, lookOf, signalOf, spoken, times, withoutCredit } from "../../webapp/static/js/tree/signals.js";
+import { advantageWords, look, lookOf, signalOf, spoken, times, visitWords, withoutCredit } from "../../webapp/static/js/tree/signals.js";
 import { hit } from "../../webapp/static/js/tree/hit.js";
 import { firstRightOf, layout, visibleBoxes } from "../../webapp/static/js/tree/layout.js";
 import { around, bringIn, fit, transformOf, viewOf } from "../../webapp/static/js/tree/viewport.js";
@@ -270,4 +270,8 @@ test("equal answers, visits and missing credit are said", () => {
   assert.match(spoken(columns, 2, "2", 0, 3), /0 of 3 correct, advantage plus 0.50, 3 equal answers, 2 tokens, 4 visits$/);
   assert.match(spoken(columns, 6, "6", 0, 1), /say per_path/);
   assert.equal(withoutCredit(columns, 1), "no credit");
+  assert.deepEqual([advantageWords(columns, 2), advantageWords(columns, 6), advantageWords(columns, 9)], ["A +0.500", "say per_path", ""]);
+  assert.ok(!spoken(columns, 9, "9", 0, 1).includes("no_advantage"), "nothing is said of what the whole run has not");
+  columns.visits[2] = 1;
+  assert.deepEqual([visitWords(columns, 1), visitWords(columns, 2)], ["4 visits", "1 visit"]);
 });

@@ -216,4 +216,6 @@ def test_a_leaf_that_was_given_up_has_no_verdict_and_says_so(run: Run, people: P
     node = client.get(f"/api/v1/trees/{kept.id}/nodes/2").json()
     assert (node["verdict"], node["finish_words"]) == ("none", "given up before its end")
     assert node["audit"]["value_agrees"] is True
+    root = client.get(f"/api/v1/trees/{kept.id}/nodes/0").json()
+    assert (root["n_answers"], root["n_given_up"], root["n_leaves"]) == (2, 1, 3)
     assert "given up before its end" in client.get(f"/t/{kept.id}/n/2").content.decode()

@@ -109,6 +109,7 @@ def node_json(tree: RolloutTree, node: int, plan: CreditPlan) -> dict[str, Any]:
     """Everything the inspector and the path reader show of one node. Missing numbers are None."""
     shape = _Shape(tree)
     leaves = shape.leaves_below(node)
+    answers = leaves[tree.finish[leaves] != FinishReason.PRUNED]  # what a search gave up is no answer
     scored = leaves[np.isfinite(tree.reward[leaves])]
     n_scored = int(tree.copies[scored].sum())
     correct = leaves[tree.verdict[leaves] == Verdict.CORRECT]
@@ -125,7 +126,8 @@ def node_json(tree: RolloutTree, node: int, plan: CreditPlan) -> dict[str, Any]:
         if n_scored
         else None,
         "n_leaves": len(leaves),
-        "n_answers": int(tree.copies[leaves].sum()),
+        "n_answers": int(tree.copies[answers].sum()),
+        "n_given_up": len(leaves) - len(answers),
         "n_correct": n_correct,
         "n_scored": n_scored,
         "wilson": wilson_interval(n_correct, n_scored) if n_scored else None,
@@ -153,6 +155,7 @@ def node_json(tree: RolloutTree, node: int, plan: CreditPlan) -> dict[str, Any]:
                 "text_start": text_start(tree.texts[other]),
                 "n_leaves": int(shape.n_leaves[other]),
                 "copies": int(tree.copies[other]),
+                "visits": int(tree.visits[other]),
             }
             for other in siblings
         ],

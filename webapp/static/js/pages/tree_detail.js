@@ -1,7 +1,7 @@
 // One tree. Selection is one thing: canvas, outline, reader, inspector and the address always show the same node.
 import { request } from "../core/api.js";
 import { byId, setText, typed } from "../core/dom.js";
-import { number, signed } from "../core/format.js";
+import { number } from "../core/format.js";
 import { onKeys } from "../core/keys.js";
 import { onTheme, theme } from "../core/theme.js";
 import { read, write } from "../core/url_state.js";
@@ -13,7 +13,7 @@ import { layout } from "../tree/layout.js";
 import { drawLegend } from "../tree/legend.js";
 import { Outline } from "../tree/outline.js";
 import { colourSegments, interceptNodeLinks } from "../tree/reader.js";
-import { look, SIGNALS, signalOf, spoken, times, withoutCredit } from "../tree/signals.js";
+import { advantageWords, look, SIGNALS, signalOf, spoken, times, visitWords, withoutCredit } from "../tree/signals.js";
 import { countBelow, move, nameOf, nextAlike, nodeNamed } from "../tree/walk.js";
 
 const root = byId("tree-layout");
@@ -38,16 +38,19 @@ async function open() {
   const columns = decodeColumns(await (await request(`/trees/${treeId}/columns?v=2`)).arrayBuffer());
   const tree = layout(columns.parent, columns.copies);
   const correct = countBelow(tree, columns.verdict, columns.labels.verdict.indexOf("correct"));
+  // What a search gave up is no answer.
+  const givenUp = countBelow(tree, columns.finish, columns.labels.finish.indexOf("pruned"));
+  const answers = tree.leaves.map((all, node) => all - /** @type {number} */ (givenUp[node]));
   let signal = signalOf(columns, signalNamed(root.dataset.colour), theme());
   let selected = Math.max(0, nodeNamed(tree, root.dataset.node ?? "0"));
   let view = root.dataset.view === "outline" ? "outline" : "icicle";
   let pushedAt = -Infinity;
 
-  const inWords = (/** @type {number} */ node) => spoken(columns, node, nameOf(tree, node), /** @type {number} */ (correct[node]), /** @type {number} */ (tree.leaves[node]));
+  const inWords = (/** @type {number} */ node) => spoken(columns, node, nameOf(tree, node), /** @type {number} */ (correct[node]), /** @type {number} */ (answers[node]));
   const scene = () => ({ columns, layout: tree, signal, textOf: (/** @type {number} */ node) => textStarts.get(nameOf(tree, node)) ?? "" });
   const canvasElement = typed("icicle", HTMLCanvasElement);
   const canvas = new TreeCanvas(canvasElement, { onSelect: (node) => choose(node), onHover: hint });
-  const outline = new Outline(scene(), correct, { onSelect: (node) => choose(node) });
+  const outline = new Outline(scene(), correct, answers, { onSelect: (node) => choose(node) });
   const inspector = new Inspector(treeId, decorate);
 
   byId("outline-box").replaceChildren(head(), outline.element);
@@ -113,13 +116,11 @@ async function open() {
   /** What the pointer is on; the selected node when it is on nothing. @param {number} node */
   function hint(node) {
     const at = node < 0 ? selected : node;
-    const advantage = /** @type {number} */ (columns.advantage[at]);
     const name = nameOf(tree, at);
-    const words = [name, times(columns, at), `V ${number(columns.value[at], 3)}`, `${correct[at]}/${tree.leaves[at]} ✓`];
-    if (at > 0) words.push(Number.isNaN(advantage) ? withoutCredit(columns, at) : `A ${signed(advantage, 3)}`);
+    const words = [name, times(columns, at), `V ${number(columns.value[at], 3)}`, `${correct[at]}/${answers[at]} ✓`];
+    if (at > 0) words.push(advantageWords(columns, at));
     words.push(`${columns.tokens[at]} tok`);
-    if (columns.visits[at]) words.push(`${columns.visits[at]} visits`);
-    words.push(textStarts.get(name) ?? "");
+    words.push(visitWords(columns, at), textStarts.get(name) ?? "");
     setText(byId("icicle-hint"), words.filter(Boolean).join("   "));
   }
 

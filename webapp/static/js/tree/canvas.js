@@ -220,7 +220,7 @@ export class TreeCanvas {
       ctx.fillStyle = plain ? (signal.signal === "verdict" && isLeaf && verdict !== "unparsed" ? colour("--surface") : colour("--text-1")) : signal.scale.ink(signal.scale.level(value));
       const y = row * ROW + ROW / 2;
       let text = node === 0 ? `V ${label("value", /** @type {number} */ (columns.value[0]))}` : signal.signal === "verdict" ? (isLeaf ? verdictGlyph(verdict) : "") : label(signal.signal, value);
-      if (node > 0 && kind !== "credit") text = this.#instead(ctx, withoutCredit(columns, node), kind, room);
+      if (node > 0 && kind !== "credit") text = this.#instead(ctx, signal.signal === "advantage" || kind === "context" ? withoutCredit(columns, node) : "not scored", kind, room);
       const equal = times(columns, node);
       if (equal && room > 60) text = `${text} ${equal}`.trim();
       const plated = kind === "hatched" && signal.signal !== "verdict";
@@ -244,7 +244,7 @@ export class TreeCanvas {
    */
   #instead(ctx, words, kind, room) {
     if (kind === "plain") return "";
-    return [words, "no credit"].find((text) => (kind !== "context" || text === words) && ctx.measureText(text).width < room) ?? "";
+    return [words, ...(words.startsWith("no credit") ? ["no credit"] : [])].find((text) => ctx.measureText(text).width < room) ?? "";
   }
 
   /** Ground for a text on a hatch. @param {CanvasRenderingContext2D} ctx @param {string} text @param {number} x @param {number} y */

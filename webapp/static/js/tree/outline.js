@@ -16,14 +16,16 @@ export class Outline {
   #selected = 0;
   #scene;
   #correct;
+  #answers;
   #hooks;
   #rows;
   /** Row of each node, -1 while it is hidden in a closed one. */ #rowOf;
 
-  /** @param {Scene} scene @param {Int32Array} correct answers below each node @param {{onSelect: (node: number) => void}} hooks */
-  constructor(scene, correct, hooks) {
+  /** @param {Scene} scene @param {Int32Array} correct right answers below each node @param {Int32Array} answers all of them @param {{onSelect: (node: number) => void}} hooks */
+  constructor(scene, correct, answers, hooks) {
     this.#scene = scene;
     this.#correct = correct;
+    this.#answers = answers;
     this.#hooks = hooks;
     this.#rows = outlineRows(scene.layout, this.#closed);
     this.#rowOf = new Int32Array(scene.layout.n);
@@ -89,7 +91,7 @@ export class Outline {
       "aria-setsize": node === 0 ? 1 : /** @type {number} */ (layout.nChildren[parent]),
       "aria-expanded": children ? String(!this.#closed.has(node)) : null,
       "aria-selected": String(node === this.#selected),
-      "aria-label": spoken(columns, node, name, /** @type {number} */ (this.#correct[node]), /** @type {number} */ (layout.leaves[node])),
+      "aria-label": spoken(columns, node, name, /** @type {number} */ (this.#correct[node]), /** @type {number} */ (this.#answers[node])),
     },
       first,
       make("span", { class: "num" }, number(columns.value[node], 2)),

@@ -34,6 +34,19 @@ export function look(columns, signal, node) {
 /** What is said in place of an advantage. @param {TreeColumns} columns @param {number} node */
 export const withoutCredit = (columns, node) => columns.labels.credit[/** @type {number} */ (columns.credit_state[node])] || "no credit";
 
+/** `A +0.57`, why there is none, or "" where no node has any. @param {TreeColumns} columns @param {number} node */
+export function advantageWords(columns, node) {
+  const advantage = /** @type {number} */ (columns.advantage[node]);
+  if (!Number.isNaN(advantage)) return `A ${signed(advantage, 3)}`;
+  return columns.credit_state[node] === NO_ADVANTAGE ? "" : withoutCredit(columns, node);
+}
+
+/** `12 visits`; "" where nothing was searched. @param {TreeColumns} columns @param {number} node */
+export function visitWords(columns, node) {
+  const visits = /** @type {number} */ (columns.visits[node]);
+  return visits ? `${visits} visit${visits === 1 ? "" : "s"}` : "";
+}
+
 /** `×3` for a leaf in which three sampled answers ended, else "". @param {TreeColumns} columns @param {number} node */
 export function times(columns, node) {
   const copies = /** @type {number} */ (columns.copies[node]);
@@ -67,12 +80,12 @@ export function spoken(columns, node, name, correct, answers) {
   if (!Number.isNaN(at(columns.value))) parts.push(`value ${at(columns.value).toFixed(2)}`);
   parts.push(`${correct} of ${answers} correct`);
   const advantage = at(columns.advantage);
-  if (node > 0) parts.push(Number.isNaN(advantage) ? withoutCredit(columns, node) : `advantage ${advantage < 0 ? "minus" : "plus"} ${Math.abs(advantage).toFixed(2)}`);
+  if (node > 0 && columns.credit_state[node] !== NO_ADVANTAGE) parts.push(Number.isNaN(advantage) ? withoutCredit(columns, node) : `advantage ${advantage < 0 ? "minus" : "plus"} ${Math.abs(advantage).toFixed(2)}`);
   const verdict = columns.labels.verdict[at(columns.verdict)];
   if (verdict && verdict !== "none") parts.push(verdict);
   if (at(columns.copies) > 1) parts.push(`${at(columns.copies)} equal answers`);
   parts.push(`${at(columns.tokens)} tokens`);
-  if (at(columns.visits) > 0) parts.push(`${at(columns.visits)} visits`);
+  if (at(columns.visits) > 0) parts.push(visitWords(columns, node));
   return parts.join(", ");
 }
 
