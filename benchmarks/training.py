@@ -2,8 +2,8 @@
 
     python -m benchmarks.training
 
-Full trees of each shape with random rewards, on the tiny reasoner, one torch thread. The two layouts take turns
-in one process; CPU seconds are medians. The token ratio is the limit; both gradients are compared.
+Full trees of each shape with random rewards, on the tiny reasoner, one torch thread. The two layouts take
+turns in one process; CPU seconds are medians. The token ratio is the limit; both gradients are compared.
 """
 
 from __future__ import annotations

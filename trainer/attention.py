@@ -14,7 +14,6 @@ heads, G query heads for each, D head size.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from trainer.packing import Runs
 
@@ -30,6 +30,7 @@ NAME: Final = "arborist_packed"
 # A bucket is closed when padding would make it so much larger than what it holds, unless it is small anyway.
 MOST_PADDING: Final = 1.25
 SMALL_BUCKET: Final = 1 << 14  # query-key pairs
+FLEX_LENGTH: Final = 2048  # tokens from which on a GPU's block mask is worth its kernel
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,8 +116,64 @@ def _grouped(
         yield group
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockLayout:
+    """A row on a GPU: FlexAttention's block mask of the rule k <= q < end of k's subtree."""
+
+    mask: Any  # torch's BlockMask
+    length: int
+
+    @classmethod
+    def of(cls, runs: Runs, device: torch.device) -> BlockLayout:
+        """The mask over the row, padded to a few sizes so that the kernel is compiled for few of them."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        length = int(runs.end[-1])
+        padded = max(FLEX_LENGTH, 1 << (length - 1).bit_length())
+        last = np.full(padded, 0, np.int64)  # end of the subtree of every token
+        last[:length] = subtree_ends(runs)
+        ends = torch.from_numpy(last).to(device)
+
+        def sees(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            # Padding sees itself alone, so that nothing is NaN.
+            return ((k <= q) & (q < ends[k])) | (q == k)
+
+        return cls(create_block_mask(sees, None, None, padded, padded, device=str(device)), padded)
+
+
+def subtree_ends(runs: Runs) -> np.ndarray[Any, Any]:
+    """[U] where the subtree below each token ends: the first place that is no longer on its path or below
+    it."""
+    end = runs.end.copy()
+    for run in range(len(end) - 1, -1, -1):
+        parent = runs.parent[run]
+        if parent >= 0:
+            end[parent] = max(end[parent], end[run])
+    return np.repeat(end, runs.end - runs.start)
+
+
+def layout_of(runs: Runs, device: torch.device) -> PathLayout | BlockLayout:
+    """Gathered paths on a CPU and for short rows, a block mask for long ones on a GPU."""
+    if device.type == "cuda" and int(runs.end[-1]) >= FLEX_LENGTH:
+        return BlockLayout.of(runs, device)
+    return PathLayout.of(runs, device)
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, layout: BlockLayout, scaling: float | None) -> Tensor:
+    """[1, U, K*G, D] by FlexAttention, compiled once per padded length."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    more = layout.length - query.shape[2]
+    q, k, v = (functional.pad(x, (0, 0, 0, more)) for x in (query, key, value))
+    compiled: Any = torch.compile(flex_attention, dynamic=False)
+    mixed: Tensor = compiled(
+        q, k, v, block_mask=layout.mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+    )
+    return mixed[:, :, : query.shape[2]].transpose(1, 2)
+
+
 def path_attention(
-    _module: nn.Module,
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -124,14 +181,22 @@ def path_attention(
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
-    path_layout: PathLayout | None = None,
+    path_layout: PathLayout | BlockLayout | None = None,
     **_: Any,  # what other attention functions take
 ) -> tuple[Tensor, None]:
-    """query [1, K*G, U, D], key and value [1, K, U, D]. Returns [1, U, K*G, D]. Raises ValueError without a
-    layout.
+    """query [1, K*G, U, D], key and value [1, K, U, D]. Returns [1, U, K*G, D]. Without a layout: plain
+    causal
+    attention of [B, heads, T, D].
     """
-    if path_layout is None or attention_mask is not None or dropout:
-        raise ValueError("Packed attention needs a path layout, and knows no other mask and no dropout.")
+    if path_layout is None:
+        plain: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling
+        )
+        return plain
+    if attention_mask is not None or dropout:
+        raise ValueError("Packed attention knows no other mask and no dropout.")
+    if isinstance(path_layout, BlockLayout):
+        return _flex(query, key, value, path_layout, scaling), None
     heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[3]
     groups = heads // kv_heads
     # One row of all heads per token, so that a gather copies whole rows.
@@ -159,12 +224,8 @@ def path_attention(
 AttentionInterface.register(NAME, path_attention)
 
 
-@contextmanager
-def attention_of(model: Any, name: str) -> Iterator[None]:
-    """Inside, the model calls the attention function of this name. `Any`: transformers' models."""
-    before = model.config._attn_implementation
-    model.config._attn_implementation = name
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = before
+def use_path_attention(model: Any) -> None:
+    """From now on the model's layers call `path_attention`: with a layout packed, without one as ever. `Any`:
+    transformers' models.
+    """
+    model.config._attn_implementation = NAME

@@ -34,6 +34,7 @@ from trainer.policy import Policy
 FORMAT_VERSION = 1
 FOLDER = "checkpoints"
 VALUE_HEAD = "value_head.safetensors"
+ADAPTER = "adapter.safetensors"
 
 _NAME = re.compile(r"step-(\d+)")
 _HEADROOM = 1.2
@@ -74,9 +75,14 @@ def save_checkpoint(
     optimiser: Optimiser,
     *,
     keep_last: int,
+    keep_best: bool = False,
+    accuracy: float | None = None,
 ) -> SavedCheckpoint:
-    """Write `checkpoints/step-N` and delete all but the last `keep_last`. Raises CheckpointError; then
-    nothing changed.
+    """Write `checkpoints/step-N` and delete all but the last `keep_last`, and with `keep_best` the one
+    with the
+    best accuracy. Raises CheckpointError; then nothing changed.
+
+    accuracy: of an evaluation at this very step, None without one.
 
     Everything is written under a temporary name and synced to disk before the folder takes its name.
     """
@@ -88,11 +94,13 @@ def save_checkpoint(
         folder.mkdir(parents=True, exist_ok=True)
         _refuse_full_disk(folder, policy)
         _write(scratch, config, state, policy, optimiser)
-        size = _write_manifest(scratch, state, config, weights)
+        size = _write_manifest(scratch, state, config, weights, accuracy)
         _take_name(scratch, target, weights)
         _sync(folder)
+        best = best_checkpoint(run_dir) if keep_best else None
         for old in list_checkpoints(run_dir)[:-keep_last]:
-            shutil.rmtree(old)
+            if old != best:
+                shutil.rmtree(old)
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
         raise CheckpointError(
@@ -117,6 +125,19 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
         if match and (path / "manifest.json").is_file():
             found.append((int(match[1]), path))
     return [path for _, path in sorted(found)]
+
+
+def best_checkpoint(run_dir: Path) -> Path | None:
+    """The finished checkpoint with the best accuracy, the earliest of equals; None if none was evaluated."""
+    best: tuple[float, Path] | None = None
+    for path in list_checkpoints(run_dir):
+        try:
+            accuracy = json.loads((path / "manifest.json").read_bytes()).get("accuracy")
+        except (OSError, ValueError, AttributeError):
+            continue  # a damaged one is nobody's best
+        if isinstance(accuracy, int | float) and (best is None or accuracy > best[0]):
+            best = (float(accuracy), path)
+    return None if best is None else best[1]
 
 
 def read_checkpoint(path: Path) -> tuple[TrainerState, RunConfig]:
@@ -155,6 +176,21 @@ def read_checkpoint(path: Path) -> tuple[TrainerState, RunConfig]:
 def model_folder(path: Path) -> Path:
     """The policy of a checkpoint, as a model folder."""
     return path / "model"
+
+
+def load_adapter(path: Path, policy: Policy) -> None:
+    """Put an adapter's weights back over the base model. Raises CheckpointError when they are missing or
+    differ."""
+    try:
+        saved = load_file(path / ADAPTER)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path / ADAPTER} cannot be read: {error}.") from error
+    own = policy.named_parameters()
+    if saved.keys() != own.keys():
+        raise CheckpointError(f"{path / ADAPTER} holds another adapter than the run's.")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(saved[name])
 
 
 def load_value_head(path: Path, policy: Policy) -> None:
@@ -202,7 +238,11 @@ def load_optimiser(path: Path, policy: Policy, optimiser: Optimiser) -> None:
 def _write(
     scratch: Path, config: RunConfig, state: TrainerState, policy: Policy, optimiser: Optimiser
 ) -> None:
-    policy.model.save_pretrained(model_folder(scratch))
+    with policy.merged() as model:
+        model.save_pretrained(model_folder(scratch), state_dict=policy.plain_weights())
+    if policy.adapter is not None:
+        adapter = {name: own.detach().cpu().contiguous() for name, own in policy.named_parameters().items()}
+        save_file(adapter, scratch / ADAPTER)
     policy.tokenizer.save_pretrained(model_folder(scratch))
     tensors: dict[str, Tensor] = {}
     for name, parameter in policy.named_parameters().items():
@@ -239,7 +279,9 @@ def _take_name(scratch: Path, target: Path, weights: str) -> None:
         scratch.rename(target)
 
 
-def _write_manifest(scratch: Path, state: TrainerState, config: RunConfig, weights: str) -> int:
+def _write_manifest(
+    scratch: Path, state: TrainerState, config: RunConfig, weights: str, accuracy: float | None
+) -> int:
     """Sync every file, then write and sync the manifest. Returns the bytes of all."""
     files: dict[str, dict[str, Any]] = {}
     for file in sorted(path for path in scratch.rglob("*") if path.is_file()):
@@ -253,6 +295,7 @@ def _write_manifest(scratch: Path, state: TrainerState, config: RunConfig, weigh
         "step": state.step,
         "config_sha256": config.sha256(),
         "weights_sha256": weights,
+        "accuracy": accuracy,
         "files": files,
     }
     path = scratch / "manifest.json"

@@ -100,7 +100,7 @@ class Optimiser:
         self.objective: Objective = objective or PolicyObjective()
         self._spread, self._reference, self._temperature = spread, reference, temperature
         self.adamw = torch.optim.AdamW(
-            [p for p in policy.named_parameters().values() if p.requires_grad],
+            list(policy.named_parameters().values()),
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
         )

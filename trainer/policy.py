@@ -8,6 +8,8 @@ folder is run.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -19,8 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trainer.attention import NAME as PACKED
-from trainer.attention import PathLayout, attention_of
+from trainer.attention import layout_of, use_path_attention
 from trainer.detokenizer import SegmentDecoder
 from trainer.packing import FlatBatch, PackedBatch
 from trainer.sampling.decoder import UnsupportedModelError, refuse_unsupported
@@ -60,12 +61,15 @@ class Policy:
     def __init__(self, model: Any, tokenizer: Any, end_ids: frozenset[int]) -> None:
         """A causal model and a fast tokenizer of transformers; Any because they are typed only in part."""
         self.model = model
+        use_path_attention(model)
         self.tokenizer = tokenizer
         self.end_ids = end_ids
         self.decoder = SegmentDecoder(tokenizer, end_ids)
         vocabulary: int = self.model.config.vocab_size
         self.newline_tokens: NDArray[np.bool_] = self.decoder.newline_tokens(vocabulary)
         self.value_head: nn.Linear | None = None
+        self.adapter: Any = None  # peft's model around `model`, when only an adapter is trained
+        self.is_half = False  # autocast to bfloat16 in training
         self._before: list[int] = []
         self._after: list[int] = []
 
@@ -92,6 +96,58 @@ class Policy:
             "input_ids"
         ]
         return ids
+
+    def add_adapter(self, rank: int, alpha: int, seed: int) -> None:
+        """From now on only low-rank updates of the linear layers are trained (LoRA, arXiv:2106.09685, by
+        peft).
+
+        `named_parameters` are the adapter's, drawn from `seed`; the base weights stay as they are.
+        """
+        from peft import LoraConfig, get_peft_model
+
+        linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=linear, bias="none")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.adapter = get_peft_model(self.model, config)
+
+    @contextmanager
+    def merged(self) -> Iterator[Any]:
+        """The model with its adapter added to the weights: what samples, and what a checkpoint holds.
+        `Any`: a model
+        of transformers.
+        """
+        if self.adapter is None:
+            yield self.model
+            return
+        adapted = [module.base_layer for module in self.model.modules() if hasattr(module, "lora_A")]
+        before = [layer.weight.detach().clone() for layer in adapted]
+        self.adapter.merge_adapter()
+        try:
+            yield self.model
+        finally:
+            self.adapter.unmerge_adapter()
+            with torch.no_grad():  # taking off what was added rounds; the base weights must not wander
+                for layer, weight in zip(adapted, before, strict=True):
+                    layer.weight.copy_(weight)
+
+    def plain_weights(self) -> dict[str, Tensor]:
+        """Weights by the names that the base model gives them; inside `merged` with the adapter in them."""
+        return {
+            name.replace(".base_layer.", "."): own
+            for name, own in self.model.state_dict().items()
+            if ".lora_" not in name
+        }
+
+    def use_gradient_checkpointing(self) -> None:
+        """Less memory for about a third more work: activations are computed again in the backward pass."""
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.model.train()  # transformers checkpoints in training mode alone; there is no dropout to turn on
+        for module in self.model.modules():
+            if isinstance(module, nn.Dropout) or getattr(module, "attention_dropout", False):
+                raise ModelError(
+                    "Gradient checkpointing would turn this model's dropout on. Set its dropout to 0."
+                )
 
     def use_chat_template(self) -> None:
         """From now on prompts are user's messages in the tokenizer's own chat template.
@@ -126,7 +182,11 @@ class Policy:
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by name, each tied weight once; those of the value head as `value_head.…`."""
-        named: dict[str, nn.Parameter] = dict(self.model.named_parameters())
+        named: dict[str, nn.Parameter] = {
+            name: own
+            for name, own in self.model.named_parameters()
+            if self.adapter is None or own.requires_grad
+        }
         if self.value_head is not None:
             named |= {f"value_head.{name}": own for name, own in self.value_head.named_parameters()}
         return named
@@ -173,6 +233,10 @@ class Policy:
         distribution that is sampled from. Logits are made for the places with a loss only, and once for
         tokens that follow the same place.
         """
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_half):
+            return self._outputs(batch, temperature, entropy=entropy)
+
+    def _outputs(self, batch: PackedBatch | FlatBatch, temperature: float, *, entropy: bool) -> Outputs:
         device = self.device
         if isinstance(batch, FlatBatch):
             tokens = torch.from_numpy(batch.tokens).to(
@@ -187,14 +251,13 @@ class Policy:
             tokens = tokens.reshape(-1)
         else:
             tokens = torch.from_numpy(batch.tokens).to(device)  # [U]
-            layout = PathLayout.of(batch.runs, device)
-            with attention_of(self.model, PACKED):
-                hidden = self.model.model(
-                    input_ids=tokens[None],
-                    position_ids=torch.from_numpy(batch.positions).to(device)[None],
-                    use_cache=False,
-                    path_layout=layout,
-                ).last_hidden_state[0]  # [U, H]
+            layout = layout_of(batch.runs, device)
+            hidden = self.model.model(
+                input_ids=tokens[None],
+                position_ids=torch.from_numpy(batch.positions).to(device)[None],
+                use_cache=False,
+                path_layout=layout,
+            ).last_hidden_state[0]  # [U, H]
             source, target, values_at = batch.source, batch.target, batch.values_at
         places, back = np.unique(source, return_inverse=True)
         logits = at_least_float32(

@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +13,13 @@ import pytest
 import torch
 
 from trainer.checkpoint import (
+    VALUE_HEAD,
     CheckpointError,
     TrainerState,
+    best_checkpoint,
     list_checkpoints,
     load_optimiser,
+    load_value_head,
     model_folder,
     read_checkpoint,
     remove_unfinished,
@@ -204,3 +208,38 @@ def test_optimiser_of_another_model_is_refused(
     other = Policy(random_model("llama", 409), policy.tokenizer, policy.end_ids)
     with pytest.raises(CheckpointError, match=r"has shape|does not have"):
         load_optimiser(path, other, Optimiser(other, TrainingConfig()))
+
+
+def test_the_best_evaluated_checkpoint_stays_beside_the_last_ones(policy: Policy, tmp_path: Path) -> None:
+    optimiser = Optimiser(policy, TrainingConfig(learning_rate=1e-3))
+    for step, accuracy in ((1, 0.3), (2, 0.6), (3, None), (4, 0.6), (5, 0.4)):
+        a_step(policy, optimiser)
+        save_checkpoint(
+            tmp_path,
+            CONFIG,
+            replace(STATE, step=step),
+            policy,
+            optimiser,
+            keep_last=1,
+            keep_best=True,
+            accuracy=accuracy,
+        )
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-2", "step-5"]
+    best = best_checkpoint(tmp_path)
+    assert best is not None
+    assert best.name == "step-2"  # the first of equals
+
+
+def test_a_value_head_comes_back(policy: Policy, tmp_path: Path) -> None:
+    policy.add_value_head(3)
+    assert policy.value_head is not None
+    with torch.no_grad():
+        policy.value_head.weight.add_(1)
+    _, path = saved_run(policy, tmp_path)
+    again = load_policy(model_folder(path))
+    again.add_value_head(4)
+    load_value_head(path, again)
+    assert again.weights_sha256() == policy.weights_sha256()
+    (path / VALUE_HEAD).write_bytes(b"no")
+    with pytest.raises(CheckpointError, match="value_head"):
+        load_value_head(path, again)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from trainer.checkpoint import CheckpointError, list_checkpoints
 from trainer.config import RunConfig
@@ -413,3 +414,53 @@ def test_a_run_ends_when_its_tokens_are_sampled_and_does_not_go_on(whole: Run, t
     assert (again.outcome.outcome, again.outcome.step) == ("succeeded", 2)
     more = Run(tmp_path, small(), resume=list_checkpoints(tmp_path)[-1])
     assert more.outcome.weights_sha256 == whole.outcome.weights_sha256
+
+
+# ---- how the weights are trained
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.adapter={kind: lora, rank: 4, alpha: 8}"],
+        ["training.precision=bfloat16"],
+        ["training.gradient_checkpointing=true"],
+    ],
+)
+def test_adapters_half_precision_and_checkpointing_train_and_resume(
+    tmp_path: Path, overrides: list[str]
+) -> None:
+    # Whole prompts are sampled, so what is compared is what the run learnt, not chance.
+    config = small(*overrides, "checkpoint.keep_last=9")
+    whole = Run(tmp_path / "whole", config)
+    assert whole.outcome.outcome == "succeeded"
+    half = "precision=bfloat16" in overrides[0]
+    for (_, is_evaluation), values in whole.metrics().items():
+        if not is_evaluation:
+            assert values["policy/logprob_gap"] < (0.2 if half else 1e-4)
+            assert values["policy/grad_norm"] > 0
+    part = Run(tmp_path / "part", small(*overrides, "training.steps=2"))
+    assert part.outcome.step == 2
+    rest = Run(tmp_path / "part", config, resume=list_checkpoints(tmp_path / "part")[-1])
+    assert rest.outcome.weights_sha256 == whole.outcome.weights_sha256
+
+
+def test_checkpointing_changes_no_gradient(whole: Run, tmp_path: Path) -> None:
+    again = Run(tmp_path, small("training.gradient_checkpointing=true"))
+    assert again.outcome.weights_sha256 == whole.outcome.weights_sha256
+
+
+def test_an_adapter_leaves_the_base_alone_and_its_checkpoint_is_a_plain_model(tmp_path: Path) -> None:
+    run = Run(tmp_path, small("model.adapter={kind: lora, rank: 4, alpha: 8}"))
+    started = run.of(Started)[0]
+    assert isinstance(started, Started)
+    assert started.parameters < 100_000  # of 338,208
+    plain = load_policy(list_checkpoints(tmp_path)[-1] / "model")
+    base = load_policy("tiny-reasoner")
+    moved = [
+        name
+        for name, parameter in plain.named_parameters().items()
+        if not torch.equal(parameter, base.named_parameters()[name])
+    ]
+    assert moved
+    assert all("_proj" in name for name in moved)

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from tests.trainer.trees import T1, T2, Nested, credit_tree, nested_trees, tree_of
+from trainer.attention import use_path_attention
 from trainer.config import RunConfig
 from trainer.credit import credit_plan, credit_trees
 from trainer.loss_weights import (
@@ -79,6 +80,8 @@ def policy_of(kind: str = "llama", dtype: torch.dtype = torch.float64) -> Policy
     policy.model = make().to(dtype).eval()
     policy.value_head = None
     policy._before, policy._after = [], []
+    policy.adapter, policy.is_half = None, False
+    use_path_attention(policy.model)
     policy.tokenizer = _Tokenizer()
     policy.end_ids = frozenset([1])
     return policy

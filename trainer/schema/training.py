@@ -155,7 +155,9 @@ class CheckpointConfig(Section):
     keep_best: bool = knob(
         True,
         title="Keep the best",
-        description="Also keep the checkpoint with the best sampled accuracy at an evaluation.",
+        description="Of the checkpoints saved right after an evaluation, also keep the one with the "
+        "best sampled "
+        "accuracy, the first of equals.",
         advanced=True,
     )
 
