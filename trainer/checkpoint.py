@@ -78,9 +78,8 @@ def save_checkpoint(
     keep_best: bool = False,
     accuracy: float | None = None,
 ) -> SavedCheckpoint:
-    """Write `checkpoints/step-N` and delete all but the last `keep_last`, and with `keep_best` the one
-    with the
-    best accuracy. Raises CheckpointError; then nothing changed.
+    """Write `checkpoints/step-N` and delete all but the last `keep_last` up to it, and with `keep_best` the
+    one with the best accuracy. Raises CheckpointError; then nothing changed.
 
     accuracy: of an evaluation at this very step, None without one.
 
@@ -98,7 +97,9 @@ def save_checkpoint(
         _take_name(scratch, target, weights)
         _sync(folder)
         best = best_checkpoint(run_dir) if keep_best else None
-        for old in list_checkpoints(run_dir)[:-keep_last]:
+        # A run that went on from an earlier step leaves later ones alone: they are none of its own.
+        own = [path for path in list_checkpoints(run_dir) if _step_of(path) <= state.step]
+        for old in own[:-keep_last]:
             if old != best:
                 shutil.rmtree(old)
     except OSError as error:
@@ -119,12 +120,12 @@ def remove_unfinished(run_dir: Path) -> None:
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """Folders of finished checkpoints, oldest step first; their files are not verified here."""
-    found = []
-    for path in (run_dir / FOLDER).glob("step-*"):
-        match = _NAME.fullmatch(path.name)
-        if match and (path / "manifest.json").is_file():
-            found.append((int(match[1]), path))
-    return [path for _, path in sorted(found)]
+    named = [path for path in (run_dir / FOLDER).glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted((path for path in named if (path / "manifest.json").is_file()), key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def best_checkpoint(run_dir: Path) -> Path | None:

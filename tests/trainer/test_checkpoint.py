@@ -142,6 +142,15 @@ def test_only_the_last_ones_are_kept_in_order_of_steps(policy: Policy, tmp_path:
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-10", "step-11"]
 
 
+def test_a_run_that_went_on_from_an_earlier_step_keeps_what_it_saves(policy: Policy, tmp_path: Path) -> None:
+    for step in (5, 7, 8, 9):
+        saved_run(policy, tmp_path, TrainerState(step=step), keep=9)
+    saved_run(policy, tmp_path, TrainerState(step=6), keep=1)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-6", "step-7", "step-8", "step-9"]
+    saved_run(policy, tmp_path, TrainerState(step=10), keep=1)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-10"]
+
+
 @pytest.mark.parametrize("crash", ["rename", "_write_manifest", "_write", "_sync"])
 def test_a_crash_while_saving_leaves_the_last_one_whole(
     policy: Policy, tmp_path: Path, crash: str, monkeypatch: pytest.MonkeyPatch
