@@ -221,11 +221,9 @@ def path_attention(
     return rows.view(1, -1, heads, size), None
 
 
-AttentionInterface.register(NAME, path_attention)
-
-
 def use_path_attention(model: Any) -> None:
     """From now on the model's layers call `path_attention`: with a layout packed, without one as ever. `Any`:
     transformers' models.
     """
+    AttentionInterface.register(NAME, path_attention)
     model.config._attn_implementation = NAME

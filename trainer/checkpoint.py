@@ -111,9 +111,15 @@ def save_checkpoint(
 
 
 def remove_unfinished(run_dir: Path) -> None:
-    """Delete what a killed process left half-written. Only the one process that may write to this folder
-    calls it.
+    """Delete what a killed process left half-written, and give a checkpoint its name back that was to be
+    replaced by one that never took it. Only the one process that may write to this folder calls it.
     """
+    for parked in (run_dir / FOLDER).glob("step-*.old-*"):
+        target = parked.with_name(parked.name.partition(".")[0])
+        if target.exists():
+            shutil.rmtree(parked, ignore_errors=True)
+        else:
+            parked.rename(target)
     for leftover in (run_dir / FOLDER).glob("step-*.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -262,7 +268,8 @@ def _write(
 
 def _take_name(scratch: Path, target: Path, weights: str) -> None:
     """Rename into place. After a resume the same step may be there already, usually bit for bit; then that
-    one stays.
+    one stays. Another one is parked for the moment between two renames; a crash there is mended by
+    `remove_unfinished`, and a run that looks before takes the checkpoint that it went on from last time.
     """
     if target.exists():
         try:
@@ -272,10 +279,14 @@ def _take_name(scratch: Path, target: Path, weights: str) -> None:
         if known == weights:
             shutil.rmtree(scratch)
             return
-        old = target.with_name(f"{target.name}.tmp-{secrets.token_hex(4)}")
-        target.rename(old)
-        scratch.rename(target)
-        shutil.rmtree(old)
+        parked = target.with_name(f"{target.name}.old-{secrets.token_hex(4)}")
+        target.rename(parked)
+        try:
+            scratch.rename(target)
+        except OSError:
+            parked.rename(target)
+            raise
+        shutil.rmtree(parked)
     else:
         scratch.rename(target)
 

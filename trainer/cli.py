@@ -240,8 +240,7 @@ def _in_words(told: Explanation, numbered: NumberedTree) -> Iterator[str]:
         times = "" if row.weight in (0, 1) else f", counts {row.weight:g} times"
         mark = "  <-" if row.node == told.node else "" if row.in_group else "  not in the group"
         yield f"    node {numbered.names[row.node]}: {value}{times}{mark}"
-    if told.filter:
-        yield f"  {told.filter}"
+    yield f"  {told.filter or 'There is no filter.'}"
     if told.reason:
         yield f"  {told.reason}"
 

@@ -353,7 +353,7 @@ def _filter_sentence(tree: RolloutTree, node: int, credit: Credit, config: Credi
     if rule.kind == "none":
         if credit.state[node] == CreditState.DROPPED_BY_FILTER:
             return "Dropped: all values of its group are equal."
-        return "There is no group filter: every group is kept."
+        return ""
     spread = float(members.max() - members.min())
     if spread > rule.tau:
         return f"Kept: max V − min V = {figure(spread)} > τ = {rule.tau:g}."

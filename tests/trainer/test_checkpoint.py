@@ -210,6 +210,63 @@ def test_the_same_step_again_keeps_one_whole_checkpoint(policy: Policy, tmp_path
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-7"]
 
 
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("crash", [1, 2, 3])
+def test_a_crash_while_replacing_a_step_loses_no_checkpoint_of_it(
+    policy: Policy, tmp_path: Path, crash: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first rename, between the two, and after the second before the old one is deleted."""
+    optimiser, path = saved_run(policy, tmp_path)
+    before = policy.weights_sha256()
+    a_step(policy, optimiser)
+    rename, moves = Path.rename, 0
+
+    def die_at_rename(own: Path, target: Path) -> Path:
+        nonlocal moves
+        moves += 1
+        if moves == crash:
+            raise Killed
+        return rename(own, target)
+
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(Path, "rename", die_at_rename)
+    monkeypatch.setattr(shutil, "rmtree", die)
+    with pytest.raises(Killed):
+        save_checkpoint(tmp_path, CONFIG, STATE, policy, optimiser, keep_last=3)
+    monkeypatch.undo()
+    assert path.exists() == (crash != 2)
+    remove_unfinished(tmp_path)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-7"]
+    read_checkpoint(path)
+    kept = load_policy(model_folder(path)).weights_sha256()
+    assert kept == (policy.weights_sha256() if crash == 3 else before)
+
+
+def test_a_step_that_cannot_be_replaced_stays(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimiser, path = saved_run(policy, tmp_path)
+    before = policy.weights_sha256()
+    a_step(policy, optimiser)
+    rename = Path.rename
+
+    def refuse(own: Path, target: Path) -> Path:
+        if ".tmp-" in own.name:
+            raise OSError(5, "Input/output error")
+        return rename(own, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(CheckpointError, match="step 7 could not be written: Input/output error"):
+        save_checkpoint(tmp_path, CONFIG, STATE, policy, optimiser, keep_last=3)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-7"]
+    assert load_policy(model_folder(path)).weights_sha256() == before
+
+
 def test_optimiser_of_another_model_is_refused(
     policy: Policy, tmp_path: Path, random_model: Callable[..., Any]
 ) -> None:

@@ -55,7 +55,8 @@ def test_a_run_prints_events_and_nothing_else_and_ends_with_finished(config: Pat
     status, events, _ = finish(start(config, "--output", str(tmp_path / "run")))
     assert status == 0
     assert [e.kind for e in events if e.kind != "progress"] == [
-        "started", "metrics", "packing_checked", "metrics", "tree", "metrics", "tree", "metrics", "checkpoint", "finished",
+        "started", "metrics", "packing_checked", "metrics", "tree", "metrics", "tree", "metrics",
+        "checkpoint", "finished",
     ]  # fmt: skip
     last = events[-1]
     assert isinstance(last, Finished)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer.checkpoint import list_checkpoints
 from trainer.config import RunConfig
 from trainer.events import Event, Metrics, PackingChecked, TreeSampled
 from trainer.loop import train
@@ -75,3 +76,32 @@ def test_every_algorithm_of_the_list_has_a_tiny_preset() -> None:
         "chord hbpo mcts-dpo rest-mcts step-grpo step-grpo+"
     )
     assert {f"{slug}-tiny" for slug in wanted.split()} <= set(TINY)
+
+
+# What each holds between steps beside the weights: further problems (dapo), annealing (latr), the expert's
+# weight
+# (chord), a choice of leaves (treerl), a value head (rest-mcts), a reference model (mcts-dpo).
+RESUMED = ("dapo", "latr", "chord", "treerl", "rest-mcts", "mcts-dpo", "step-grpo+")
+
+
+@pytest.mark.parametrize("slug", [f"{slug}-tiny" for slug in RESUMED])
+def test_a_resumed_run_ends_with_the_weights_of_the_unbroken_one(slug: str, tmp_path: Path) -> None:
+    values = small(slug).model_dump(mode="json")
+    values["training"]["steps"] = 4
+    config = RunConfig.model_validate(values)
+    values["training"]["steps"] = 2
+    half = RunConfig.model_validate(values)
+
+    def run(wanted: RunConfig, folder: str, resume: Path | None = None) -> str:
+        outcome = train(
+            wanted,
+            emit=lambda _event: None,
+            should_stop=lambda: False,
+            run_dir=tmp_path / folder,
+            resume=resume,
+        )
+        return outcome.weights_sha256
+
+    whole = run(config, "whole")
+    run(half, "parts")
+    assert run(config, "parts", list_checkpoints(tmp_path / "parts")[-1]) == whole

@@ -43,7 +43,7 @@ def test_length_counts_the_whole_path_and_no_given_text() -> None:
 
 
 def test_budget_rewards_by_hand() -> None:
-    # L = 40, beta 1, alpha .01; budget 10: f(10) = cos(pi / 8) = .92388 within it; 20 tokens: cos(pi / 4) - .1
+    # L = 40, beta 1, alpha .01; budget 10: f(10) = cos(pi / 8) = .92388 within it; 20: cos(pi / 4) - .1.
     reward = RewardConfig(shaping=BudgetShaping(max_tokens=40, beta=1.0, alpha=0.01))
     tree = flat([Verdict.CORRECT] * 4 + [Verdict.INCORRECT], [4, 10, 20, 41, 4])
     found = rewards_of(tree, reward, [10])

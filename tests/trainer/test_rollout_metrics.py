@@ -16,7 +16,7 @@ TREERPO = PRESETS["treerpo-tiny"].config.credit
 
 
 def ragged() -> list[RolloutTree]:
-    """root -> a (1, 2 tokens), b (3 tokens) -> c (0, 1 token), d (1, 4 tokens); root -> e (error, 2), f (0, 5)."""
+    """root -> a (1; 2 tokens), b (3 tokens) -> c (0; 1), d (1; 4); and root -> e (error; 2), f (0; 5)."""
     first = tree_of([1, [0, 1]], tokens_per_segment=[2, 3, 1, 4])
     second = tree_of([math.nan, 0], tokens_per_segment=[2, 5])
     verdict = second.verdict.copy()

@@ -4,6 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
@@ -167,3 +169,24 @@ def test_a_file_that_is_not_there_and_a_project_that_is_not(lab: Path) -> None:
         call_command("import_dataset", "lab", str(lab / "nothing.jsonl"))
     with pytest.raises(CommandError, match="Known: lab"):
         call_command("import_dataset", "nowhere", str(lab / "nothing.jsonl"))
+
+
+def test_a_parquet_file_and_a_data_set_by_name_are_offered_too(
+    lab: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pyarrow.table(
+        {"problem": [f"{n} + 1?" for n in range(40)], "result": [str(n + 1) for n in range(40)]}
+    )
+    file = lab / "sums.parquet"
+    pyarrow.parquet.write_table(table, file)
+    columns = ("--question-column", "problem", "--answer-column", "result", "--answer-form", "plain")
+    call_command("import_dataset", "lab", str(file), *columns)
+    assert "problems as sums" in capsys.readouterr().out
+    spec = Dataset.objects.get(slug="sums").spec
+    assert (spec["kind"], spec["question_column"], spec["answer_form"]) == ("parquet", "problem", "plain")
+    assert Path(spec["path"]).read_bytes() == file.read_bytes()
+    with pytest.raises(CommandError, match="has no column `question`"):
+        call_command("import_dataset", "lab", str(file), "--name", "other")
+    call_command("import_dataset", "lab", "someone/sums", "--hub", "--split", "test", "--name", "Hub sums")
+    spec = Dataset.objects.get(slug="hub-sums").spec
+    assert (spec["kind"], spec["name"], spec["split"]) == ("datasets", "someone/sums", "test")

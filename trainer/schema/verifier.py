@@ -39,7 +39,7 @@ class Gsm8kVerifier(_Verifier):
 
 
 class BoxedVerifier(_Verifier):
-    r"""Compares the last `\\boxed{…}` with the reference answer as mathematics, through math-verify."""
+    r"""Compares the last `\boxed{…}` with the reference answer as mathematics, through math-verify."""
 
     kind: Literal["boxed"] = "boxed"
 

@@ -19,7 +19,10 @@ from typing import Final
 import numpy as np
 
 ANSWER_MARK: Final = "#### "
-NAMES: Final = tuple("Ada Ben Cal Dan Eva Fay Gus Hal Ida Jon Kim Leo Mia Ned Ola Pia".split())
+NAMES: Final = (
+    "Ada", "Ben", "Cal", "Dan", "Eva", "Fay", "Gus", "Hal",
+    "Ida", "Jon", "Kim", "Leo", "Mia", "Ned", "Ola", "Pia",
+)  # fmt: skip
 FIRST_RANGE: Final = (5, 30)
 STEP_RANGE: Final = (2, 15)
 LARGEST: Final = 99
