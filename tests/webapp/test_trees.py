@@ -22,7 +22,7 @@ from trainer.config import RunConfig
 from trainer.credit import credit_plan
 from trainer.presets import PRESETS
 from trainer.schema.credit import CreditConfig
-from trainer.tree import RolloutTree, sampled_tree, summarise
+from trainer.tree import FinishReason, RolloutTree, sampled_tree, summarise
 from webapp.runs.models import Run
 from webapp.trees import querysets
 from webapp.trees.models import StoredTree
@@ -180,12 +180,40 @@ def test_nodes_that_do_not_exist_are_404(stored: StoredTree, client: Client, nam
 
 
 def test_the_interval_of_the_leaf_mean(stored: StoredTree, client: Client) -> None:
-    """1 of 4 correct: .0456 to .6994 (Wilson, 95 %); nothing scored: no interval."""
-    node = client.get(f"/api/v1/trees/{stored.id}/nodes/0").json()
-    assert node["wilson"] == pytest.approx([0.0456, 0.6994], abs=5e-5)
+    """1 of 2 correct: .0945 to .9055 (Wilson, 95 %); nothing scored: no interval."""
+    node = client.get(f"/api/v1/trees/{stored.id}/nodes/1").json()
+    assert node["wilson"] == pytest.approx([0.0945, 0.9055], abs=5e-5)
+    assert "0.09 – 0.91" in client.get(f"/t/{stored.id}/n/1").content.decode()
     tree = worked_tree()
     unscored = tree.with_verdicts(tree.verdict, np.full(7, np.nan), tree.answers)
-    assert node_json(unscored, 0, PLAN)["wilson"] is None
+    assert node_json(unscored, 1, PLAN)["wilson"] is None
+
+
+def test_no_interval_where_leaves_share_text_or_are_the_node_itself(
+    stored: StoredTree, client: Client
+) -> None:
+    for name in ("0", "1.1"):
+        assert client.get(f"/api/v1/trees/{stored.id}/nodes/{name}").json()["wilson"] is None
+        assert "Wilson" not in client.get(f"/t/{stored.id}/n/{name}").content.decode()
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_no_interval_where_a_search_gave_an_answer_up(given_up: bool) -> None:
+    tree = star(3)
+    tree = tree.with_verdicts(np.array([0, 1, 2, 2], np.uint8), np.array([np.nan, 1, 0, 0]), tree.answers)
+    if given_up:
+        tree.finish[3] = FinishReason.PRUNED
+    assert (node_json(tree, 0, PLAN)["wilson"] is None) == given_up
+
+
+@pytest.mark.parametrize("parent", [[-1, 0, 0, 1], [-1, 0, 0, 2, 2]])
+def test_no_interval_where_only_some_leaves_are_children(parent: list[int]) -> None:
+    tree = grown(parent)
+    leaf = tree.is_leaf()
+    tree = tree.with_verdicts(
+        np.where(leaf, 1, 0).astype(np.uint8), np.where(leaf, 1.0, np.nan), tree.answers
+    )
+    assert node_json(tree, 0, PLAN)["wilson"] is None
 
 
 # ------------------------------------------------------------------------------------------------ shapes

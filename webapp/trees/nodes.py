@@ -130,7 +130,9 @@ def node_json(tree: RolloutTree, node: int, plan: CreditPlan) -> dict[str, Any]:
         "n_given_up": len(leaves) - len(answers),
         "n_correct": n_correct,
         "n_scored": n_scored,
-        "wilson": wilson_interval(n_correct, n_scored) if n_scored else None,
+        "wilson": wilson_interval(n_correct, n_scored)
+        if n_scored and _are_independent(tree, node, leaves)
+        else None,
         "parent_value": None if node == ROOT else _number(tree.value[tree.parent[node]]),
         "advantage": _number(tree.advantage[node]),
         **_credit_words(tree, node),
@@ -178,6 +180,13 @@ def node_json(tree: RolloutTree, node: int, plan: CreditPlan) -> dict[str, Any]:
         ],
         "leaf_path_suggestion": shape.name(_best_leaf(tree, leaves, node)),
     }
+
+
+def _are_independent(tree: RolloutTree, node: int, leaves: NDArray[np.int64]) -> bool:
+    """Whether the leaves below were each sampled from the node on its own: all are its children, none was
+    given up. Leaves deeper down share text, so they tell less about the node than as many on their own.
+    """
+    return bool((tree.parent[leaves] == node).all() and (tree.finish[leaves] != FinishReason.PRUNED).all())
 
 
 def _credit_words(tree: RolloutTree, node: int) -> dict[str, str]:
