@@ -19,13 +19,17 @@ class Metric:
 
 _ALL = (
     Metric(
-        "reward/mean", "Reward", "", "mean over trees of the mean reward of a tree's scored leaves", "higher"
+        "reward/mean",
+        "Reward",
+        "",
+        "mean over trees of the mean reward of a tree's scored leaves, every sampled answer alike",
+        "higher",
     ),
     Metric(
         "reward/pass1",
         "pass@1 (training rollouts)",
         "",
-        "share of scored leaves that are correct, mean over trees",
+        "mean over trees of the share of a tree's scored leaves that are correct, every sampled answer alike",
         "higher",
     ),
     Metric(
@@ -101,7 +105,7 @@ _ALL = (
         "sampling/response_tokens",
         "Response length",
         "tokens",
-        "mean tokens of a root-to-leaf answer, prompt not counted",
+        "mean tokens of a root-to-leaf answer, prompt not counted; every sampled answer of all trees alike",
     ),
     Metric("sampling/truncated_share", "Truncated", "", "share of leaves cut off before their end", "lower"),
     Metric("sampling/unparsed_share", "Unparsed", "", "share of leaves without a readable answer", "lower"),

@@ -49,6 +49,18 @@ def test_every_metric_by_hand() -> None:
     assert found == pytest.approx(expected, rel=1e-6)
 
 
+def test_flat_groups_and_unreadable_answers_are_counted() -> None:
+    """root -> (1), (1); root -> g -> (0), (0, unread); root -> (1): two of three groups are flat."""
+    second = tree_of([[0, 0], 1])
+    verdict = second.verdict.copy()
+    verdict[4] = Verdict.UNPARSED
+    trees = [tree_of([1, 1]), replace(second, verdict=verdict)]
+    found = rollout_metrics([credit_tree(tree, TREERPO) for tree in trees])
+    assert found["credit/zero_variance_share"] == pytest.approx(2 / 3)
+    assert found["sampling/unparsed_share"] == pytest.approx(1 / 5)
+    assert found["sampling/truncated_share"] == 0
+
+
 def test_merged_answers_count_as_often_as_they_were_sampled() -> None:
     tree = credit_tree(
         replace(tree_of([1, 0], tokens_per_segment=[2, 3]), copies=np.array([0, 3, 1], np.int32)), GRPO
