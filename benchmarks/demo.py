@@ -4,7 +4,7 @@
 
 Everything is as a person has it: the command, its login link, a headless Chromium. Cold means an empty data
 folder and an environment that is set up; warm is the second start on the same folder. Wall seconds from the
-command's start.
+command's start, so they hang on the load that is printed first. Ends with 1 if a stop left anything behind.
 """
 
 from __future__ import annotations
@@ -37,12 +37,14 @@ def main() -> None:
         sys.exit("This needs a Chromium.")
     folder = Path(tempfile.mkdtemp(prefix="arborist-bench-demo-"))
     folder.chmod(0o711)
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     try:
         for word, look in (("cold", _first_point), ("warm", _first_tree)):
             link, shown = _start(folder, look)
-            print(f"{word}: login link after {link:.1f} s, {look.__doc__} after {shown:.1f} s")
-        left = what_is_left(DataFolder.at(folder))
-        print(f"left behind: {', '.join(left) or 'nothing'}")
+            print(f"{word}: login link after {link:.1f} s, {look.__doc__} after {shown:.1f} s", flush=True)
+            if left := what_is_left(DataFolder.at(folder)):
+                sys.exit(f"left behind: {', '.join(left)}")
+        print("left behind: nothing, either time")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
