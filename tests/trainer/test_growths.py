@@ -378,6 +378,22 @@ def test_the_root_gets_a_random_number_of_children() -> None:
     assert chi_square(seen, {"2": 0.25, "3": 0.25, "4": 0.5}) > 0.001
 
 
+def test_fallback_goes_back_to_every_boundary_alike() -> None:
+    """All answers are aa$; 8 of 9 places are used by 2, 4, 8 of them. The last goes back to the prompt, or to
+    one of two earlier boundaries: whoever has three children."""
+
+    def twice(path: tuple[int, ...]) -> Sequence[float]:
+        return (0, 0, 0, 1, 0, 0) if len(path) == 4 else (1, 0, 0, 0, 0, 0)
+
+    sampler = width_tree(depth=3, max_width=9, fallback="random", transfer_budget=False)
+    seen: dict[int, int] = {}
+    for tree in grow(sampler, twice, problems=[Problem(f"p{i}", "ab", "") for i in range(600)]):
+        (place,) = np.flatnonzero(tree.child_counts() == 3)
+        depth = int(tree.depths()[place])
+        seen[depth] = seen.get(depth, 0) + 1
+    assert chi_square(seen, {0: 1 / 3, 1: 1 / 3, 2: 1 / 3}) > 0.001
+
+
 Outline = tuple[tuple[int, str], ...]
 
 
@@ -690,8 +706,10 @@ def test_forks_open_where_the_gap_is_small_and_free_places_go_to_the_likeliest(
         "ba": "1",
         "b_": "1",
     }
-    tree = grow(InChunks(lookahead(overflow=overflow), chunk), table(**rows))[0]
+    engine = ScriptedEngine(LETTERS, table(**rows))
+    tree = grow(InChunks(lookahead(overflow=overflow), chunk), engine=engine)[0]
     assert outline(tree) == expected
+    assert [r.most_tokens for _, r, _ in engine.trace if not r.greedy] == [8 - 3] * 3
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 8])
@@ -803,8 +821,11 @@ def test_similarities_by_hand() -> None:
     assert not is_too_similar(lookahead(similarity="rouge_l", threshold=0.75), alike, other)
 
 
-def slow_lookahead(sampler: LookaheadSampler, distribution: Distribution) -> list[tuple[str, int]]:
-    """The branches at the end of the tree phase, as (letters, birth): the algorithm without any laziness."""
+def slow_lookahead(
+    sampler: LookaheadSampler, distribution: Distribution
+) -> tuple[list[tuple[str, int]], int]:
+    """The branches at the end of the tree phase, as (letters, birth), and its steps: the algorithm without
+    any laziness."""
     branches: list[tuple[str, int, int]] = [("", 0, -1)]  # letters, birth, number of the parent
     numbers = [0]
     count = 1
@@ -844,7 +865,7 @@ def slow_lookahead(sampler: LookaheadSampler, distribution: Distribution) -> lis
         is_old = all(step + 1 - birth >= max(sampler.windows) for _, birth, _ in branches)
         if ended_all or (len(branches) >= sampler.group_size and is_old):
             break
-    return [(word, birth) for word, birth, _ in branches]
+    return [(word, birth) for word, birth, _ in branches], step + 1
 
 
 @pytest.mark.parametrize("similarity", ["edit", "suffix_match", "rouge_l"])
@@ -860,12 +881,13 @@ def test_lookahead_trees_are_those_of_a_slow_walk_for_every_chunk(similarity: st
             chance = np.random.default_rng((seed, *path)).dirichlet([0.7, 0.7, 0.3, 0.15, 0.5, 0.5])
             return chance.tolist()  # type: ignore[no-any-return]
 
-        expected = slow_lookahead(sampler, random)
+        expected, steps = slow_lookahead(sampler, random)
         opened += len(expected)
-        trees = [
-            grow(InChunks(sampler, chunk), random, shuffle=None if chunk == 3 else chunk)[0]
-            for chunk in (1, 2, 3, 8, 50)
-        ]
+        trees = []
+        for chunk in (1, 2, 3, 8, 50):
+            engine = ScriptedEngine(LETTERS, random, shuffle=None if chunk == 3 else chunk)
+            trees += grow(InChunks(sampler, chunk), engine=engine)
+            assert {r.most_tokens for _, r, _ in engine.trace if not r.greedy} <= {14 - steps}
         assert len({tree.to_payload() for tree in trees}) == 1
         answers = sorted(set(answers_of(trees[0])))
         for word, _ in expected:

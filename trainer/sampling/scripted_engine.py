@@ -7,6 +7,9 @@ be shuffled, as a serving engine would; and it refuses what a growth may not ask
 
 from __future__ import annotations
 
+import itertools
+import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -128,21 +131,21 @@ class ScriptedEngine:
         logprobs, entropies, top_ids, top_probs = [], [], [], []
         finish = FinishReason.NONE
         for place in range(request.most_tokens):
-            plain = np.asarray(self._distribution(path), float)
-            probs = plain ** (1 / (temperature or 1.0))
-            probs = probs / probs.sum()
-            token = int(np.searchsorted(probs.cumsum(), draws[0, place], side="right"))
+            plain = self._distribution(path)
+            weights = [chance ** (1 / (temperature or 1.0)) for chance in plain]
+            total = sum(weights)
+            edges = list(itertools.accumulate(weight / total for weight in weights))
+            token = min(bisect_right(edges, draws[0, place]), len(edges) - 1)
             if request.greedy or temperature == 0:
-                token = int(probs.argmax())
+                token = max(range(len(weights)), key=weights.__getitem__)
             if place < len(request.forced):
                 token = request.forced[place]
-            best = np.argsort(-plain, kind="stable")[: request.top]
+            best = sorted(range(len(plain)), key=lambda t: (-plain[t], t))[: request.top]
             tokens.append(token)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                logprobs.append(np.log(probs[token]))
-                entropies.append(-np.nansum(probs * np.log(probs)))
+            logprobs.append(math.log(weights[token] / total) if weights[token] else -math.inf)
+            entropies.append(-sum(w / total * math.log(w / total) for w in weights if w))
             top_ids.append(best)
-            top_probs.append(plain[best] / plain.sum())
+            top_probs.append([plain[t] / sum(plain) for t in best])
             path = (*path, token)
             if place + 1 < len(request.forced):
                 continue
