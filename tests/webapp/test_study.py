@@ -9,7 +9,7 @@ import pytest
 
 from webapp.study import plan
 from webapp.study.plan import CREDITS, SAMPLINGS, TASKS, UPDATE_TOKENS, Cell, config
-from webapp.study.report import choose_update_tokens, estimate, figure, tables
+from webapp.study.report import choose_update_tokens, estimate, figure, tables, tuning_tables
 from webapp.study.results import Result, append_result, by_method, read_results, result_of
 
 CELL = Cell(TASKS["uniform-8"], "flat", "trajectory", 5000, 1)
@@ -150,6 +150,20 @@ def test_tables_rank_by_mean_accuracy_and_leave_the_tuning_seed_out() -> None:
     assert "trajectory" in lines[1]
     assert "0.175 ±" in lines[1]
     assert len(by_method(results)) == 2
+
+
+def test_tuning_is_shown_as_single_runs_and_says_what_was_not_run() -> None:
+    text = tuning_tables(
+        [result([0.1, 0.9], seed=0), result([0.5, 0.1], seed=0, credit="global", update=15000)]
+    )
+    rows = [line for line in text.splitlines() if line.startswith("| flat")]
+    assert rows[0].endswith("| 0.500 → 0.900 | not run |")
+    assert rows[1].endswith("| not run | 0.300 → 0.100, fell |")
+    assert tuning_tables([result([0.1, 0.9])]) == ""
+
+
+def test_no_figure_of_single_runs() -> None:
+    assert figure([result([0.1, 0.2])], "uniform-8") == ""
 
 
 def test_figure_has_a_dot_per_seed_and_one_for_the_mean() -> None:

@@ -16,6 +16,7 @@ from webapp.study.plan import (
     SAMPLINGS,
     TASKS,
     TUNING_SEED,
+    UPDATE_TOKENS,
     Credit,
     Sampling,
 )
@@ -90,6 +91,43 @@ def tables(results: Iterable[Result]) -> str:
     return "\n".join(parts)
 
 
+def tuning_tables(results: Iterable[Result]) -> str:
+    """Markdown: what tuning saw, one row per method and task, a column for each number of tokens per update.
+    One run each, so no intervals: they choose, they do not compare.
+    """
+    tuning = [result for result in results if result.seed == TUNING_SEED]
+    parts = []
+    for slug, task in TASKS.items():
+        rows: dict[tuple[str, Sampling, Credit], dict[int, Result]] = {}
+        for result in tuning:
+            if result.task == slug:
+                key = (slug, _sampling(result.sampling), _credit(result.credit))
+                rows.setdefault(key, {})[result.update_tokens] = result
+        if not rows:
+            continue
+        heads = " | ".join(f"{update:,} tokens, mean → final" for update in UPDATE_TOKENS)
+        parts += [
+            f"### Tuning: {task.errors} errors, k = {task.operations}",
+            "",
+            "One run each (seed 0), which chose the tokens per update and is in no other figure.",
+            "",
+            f"| sampling | credit | {heads} |",
+            "|---|---|" + "---|" * len(UPDATE_TOKENS),
+        ]
+        for key in sorted(rows, key=_order):
+            cells = " | ".join(_tuned(rows[key].get(update)) for update in UPDATE_TOKENS)
+            parts.append(f"| {SAMPLING_WORDS[key[1]]} | {CREDIT_WORDS[key[2]]} | {cells} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _tuned(result: Result | None) -> str:
+    if result is None:
+        return "not run"
+    fell = ", fell" if result.is_collapsed else ""
+    return f"{result.mean_accuracy:.3f} → {result.final_accuracy:.3f}{fell}"
+
+
 # ------------------------------------------------------------------------------------------------ figures
 
 _WIDTH, _ROW, _LEFT, _RIGHT, _TOP = 760, 22, 260, 40, 44
@@ -97,11 +135,11 @@ _COLOURS: Final = {"flat": "#4477aa", "segments": "#ee6677", "forks": "#228833",
 
 
 def figure(results: Iterable[Result], slug: str) -> str:
-    """An SVG of one task: each method's mean accuracy with its interval, and a dot per seed. "" if there is
-    nothing to draw.
+    """An SVG of one task: each method's mean accuracy with its interval, and a dot per seed. "" while no
+    method has two seeds: a picture of single runs would be read as a comparison.
     """
     groups = by_method(r for r in results if r.seed != TUNING_SEED and r.task == slug)
-    if not groups:
+    if all(len(runs) < 2 for runs in groups.values()):
         return ""
     rows = sorted(groups.items(), key=lambda row: -statistics.fmean(r.mean_accuracy for r in row[1]))
     values = [run.mean_accuracy for _, runs in rows for run in runs]

@@ -19,7 +19,7 @@ from webapp.embedded.stack import REPOSITORY, STEPS, Interrupted, Stack
 from webapp.embedded.terminal import Terminal
 from webapp.study import plan
 from webapp.study.plan import CREDITS, SAMPLINGS, TASKS, Cell
-from webapp.study.report import choose_update_tokens, figure, tables
+from webapp.study.report import choose_update_tokens, figure, tables, tuning_tables
 from webapp.study.results import Result, append_result, read_results
 
 FOLDER = REPOSITORY / "docs" / "study"
@@ -74,6 +74,7 @@ def write_pages(results: Iterable[Result]) -> list[str]:
             (FOLDER / f"{slug}.svg").write_text(drawing, encoding="utf-8")
             written.append(f"{slug}.svg")
             body = f"{body}\n![{slug}: mean accuracy of every method]({slug}.svg)\n"
+    body = f"{body}\n{tuning_tables(results)}"
     page.write_text(f"{before}{BEGIN}\n\n{body}\n{END}{after}", encoding="utf-8")
     return written
 
