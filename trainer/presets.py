@@ -596,11 +596,10 @@ _ALGORITHMS = (
         objective=PolicyObjective(clip_high=0.28),
         reward=RewardConfig(shaping=BudgetShaping(max_tokens=4096, beta=1.0, alpha=0.0001)),
         tiny_reward=RewardConfig(shaping=BudgetShaping(max_tokens=96, beta=1.0, alpha=0.002)),
-        tiny=FlatSampler(group_size=8, max_tokens=96, budgets=(40, 50, 60, 70)),
+        tiny=FlatSampler(group_size=8, max_tokens=96, budgets=(40, 50, 60, 70), budget_sentence="{budget}\n"),
         paper=FlatSampler(group_size=16, max_tokens=4096, budgets=(512, 1024, 2048, 2560)),
         differences="The README's sketch takes min(f(length), f(b)) inside the budget; the paper f(b), "
-        "which is the "
-        "same there.",
+        "which is the same there. The tiny reasoner reads no English: its budget is a bare number.",
         unverified=(
             "reward.shaping.alpha",
             "reward.shaping.beta",
