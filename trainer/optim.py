@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trainer.loss_weights import (
     Floats,
+    Ints,
     TreeWeights,
     every_answer,
     expert_share,
@@ -154,8 +155,7 @@ class Optimiser:
 
     def leaf_log_ratios(self, trees: Sequence[RolloutTree]) -> list[Floats]:
         """Per tree [N], of leaves: log(policy / reference) summed over the answer; the sampler's logprobs
-        stand
-        for the policy, which wrote the tokens.
+        stand for the policy, which wrote the tokens. NaN where the reference gives no number.
         """
         if self._reference is None:
             raise ValueError("reward.kl_coefficient compares with a reference model, and there is none.")
@@ -163,9 +163,9 @@ class Optimiser:
         ratios = []
         for own, known in zip(weights, self.logprobs(self._reference, weights), strict=True):
             tree = own.tree
-            away = np.where(np.isfinite(known), tree.logprobs - known, 0.0)
-            total = np.concatenate(([0.0], np.cumsum(away)))
-            per_node = total[tree.token_offsets[1:]] - total[tree.token_offsets[:-1]]
+            away = np.where(own.trains, tree.logprobs - known, 0.0)
+            node_of = np.repeat(np.arange(tree.n_nodes), tree.token_counts())
+            per_node = np.bincount(node_of, away, minlength=tree.n_nodes)
             for node in range(1, tree.n_nodes):
                 per_node[node] += per_node[tree.parent[node]]
             ratios.append(np.where(tree.is_leaf(), per_node, 0.0))
@@ -238,7 +238,8 @@ class Optimiser:
         """
         self.adamw.zero_grad(set_to_none=True)
         loss, gap = 0.0, 0.0
-        trained = computed = 0
+        computed = 0
+        trained: list[Ints] = []  # [2, M] of each micro-batch: tree and place of its loss tokens
         sums: dict[str, float] = {}
         experts = len(data.experts)
         old = None if data.old is None else [*data.old, *[_unknown(w) for w in data.experts]]
@@ -255,9 +256,11 @@ class Optimiser:
             gap = _larger(gap, here)
             for name, value in part.figures.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
-            trained += len(np.unique(np.stack([batch.loss.tree, batch.loss.place]), axis=1).T)
+            trained.append(np.stack([batch.loss.tree, batch.loss.place]))
             computed += batch.tokens.size
-        if not trained and not sums.get("value_error"):
+        # A token that stands in several micro-batches, as context or written out again, is one token.
+        trained_tokens = np.unique(np.concatenate(trained, axis=1), axis=1).shape[1] if trained else 0
+        if not trained_tokens and not sums.get("value_error"):
             return UpdateResult(0.0, 0.0, 0.0, 0.0, 0, 0, 0.0, is_applied=False, is_finite=True), 0.0
         gradients = [p.grad for p in self._policy.named_parameters().values() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
@@ -267,7 +270,7 @@ class Optimiser:
                 grad_norm=norm,
                 clip_fraction=sums.get("clipped", 0.0) / max(sums.get("terms", 0.0), 1.0),
                 logprob_gap=gap,
-                trained_tokens=trained,
+                trained_tokens=trained_tokens,
                 computed_tokens=computed,
                 learning_rate=0.0,
                 is_applied=True,

@@ -203,3 +203,29 @@ def test_log_ratios_to_the_reference_are_summed_over_answers(policy: Policy) -> 
         known = policy.logprobs(row, torch.zeros_like(columns), columns, 1.0)
     assert ratios[leaf] == pytest.approx(float(old[start:].sum() - known.sum()), abs=1e-4)
     assert (ratios[~tree.is_leaf()] == 0).all()
+
+
+def test_a_reference_that_gives_no_number_gives_no_kl(policy: Policy) -> None:
+    broken = copy.deepcopy(policy.model)
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(math.nan)
+    reference = Policy(broken, policy.tokenizer, policy.end_ids)
+    tree = forest(GRPO)[0]
+    (ratios,) = Optimiser(policy, TrainingConfig(), reference=reference).leaf_log_ratios([tree])
+    assert np.isnan(ratios[tree.is_leaf()]).all()
+
+
+@pytest.mark.parametrize("layout", ["packed", "flat"])
+@pytest.mark.parametrize("ratio", ["token", "geometric"])
+def test_a_trained_token_is_counted_once_however_often_it_is_computed(
+    policy: Policy, layout: str, ratio: Literal["token", "geometric"]
+) -> None:
+    trees = forest(GRPO)
+    counted = []
+    for most in (10, 10_000):  # 10 is below what a run may ask for, so that these small trees are split
+        training = TrainingConfig().model_copy(update={"microbatch_tokens": most})
+        optimiser = Optimiser(policy, training, PolicyObjective(ratio=ratio), "trajectory")
+        (data,) = optimiser.data([trees], [], 1)
+        result, _ = optimiser.gradient(data, lambda: False, layout=layout)
+        counted.append(result.trained_tokens)
+    assert counted == [sum(int(tree.token_counts()[1:].sum()) for tree in trees)] * 2

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from tests.trainer.trees import T1, T2, Nested, credit_tree, nested_trees, tree_of
-from trainer.attention import use_path_attention
+from trainer.attention import subtree_ends, use_path_attention
 from trainer.config import RunConfig
 from trainer.credit import credit_plan, credit_trees
 from trainer.loss_weights import (
@@ -359,6 +359,26 @@ def test_a_batch_that_fits_holds_each_token_once_and_leaves_idle_branches_out() 
     star = credit_tree(tree_of([1, 0, 0, 1], tokens_per_segment=3), GRPO)
     (batch,) = pack(weigh([star], PolicyObjective(), "trajectory"), 1000)
     assert len(batch.tokens) == 3 + 4 * 3  # the prompt once
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(nested_trees(max_leaves=10), min_size=1, max_size=3), st.integers(1, 5))
+def test_the_rule_of_the_block_mask_is_ones_own_path(batch: list[Nested], tokens: int) -> None:
+    # Key k is seen from q if and only if k is q's path: the GPU's rule against the runs' own parents.
+    trees = [credit_tree(tree_of(nested, tokens_per_segment=tokens), GRPO) for nested in batch]
+    for packed in pack(weigh(trees, PolicyObjective(), "trajectory"), 10_000):
+        runs, n = packed.runs, len(packed.tokens)
+        expected = np.zeros((n, n), np.bool_)
+        for run in range(len(runs.start)):
+            above = run
+            while above >= 0:
+                expected[runs.start[run] : runs.end[run], runs.start[above] : runs.end[above]] = True
+                above = int(runs.parent[above])
+        place = np.arange(n)
+        expected &= place <= place[:, None]
+        seen = (place <= place[:, None]) & (place[:, None] < subtree_ends(runs))
+        assert (seen == expected).all()
+        assert (seen.sum(1) == packed.positions + 1).all()
 
 
 def test_nothing_to_train_is_no_batch() -> None:
