@@ -22,7 +22,7 @@ from trainer.sampling.lookahead import (
     suffix_match,
 )
 from trainer.sampling.scripted_engine import Distribution, Letters, ScriptedEngine
-from trainer.sampling.search_tree import SearchTreeGrowth
+from trainer.sampling.search_tree import SearchNode, SearchTreeGrowth, committed, puct, uct_best
 from trainer.sampling.segment_tree import repeats_itself
 from trainer.schema.sampler import (
     EntropyForks,
@@ -974,6 +974,22 @@ def test_puct_by_hand() -> None:
     }
     # Completions are sampled, but stand in no tree.
     assert engine.spent.sampled == tree.token_counts()[1:].sum() + 4
+
+
+def test_bounds_of_search_by_numbers() -> None:
+    def node(visits: int, q: float = 0.0, v: float = 0.0, prior: float = 1.0) -> SearchNode:
+        return SearchNode(1, 0, visits=visits, q=q, v=v, prior=prior)
+
+    assert puct(node(3, 0.5, prior=0.25), node(16), 2.0) == pytest.approx(0.5 + 2 * 0.25 * 4 / 4)
+    assert puct(node(0, 0.5, prior=0.25), node(16), 2.0) == pytest.approx(0.5 + 2 * 0.25 * 4)
+    # The decision: visits, then Q, then V.
+    children = [node(3, 0.1), node(2, 0.9), node(3, 0.2), node(3, 0.2, 0.5), node(3, 0.2, 0.4)]
+    assert committed(children) is children[3]
+    # .3 + .7 sqrt(2 ln 8 / 2) = 1.309, .9 + .7 sqrt(2 ln 8 / 6) = 1.483; an unvisited one has .4 + 1.
+    top = node(8)
+    top.children = [node(2, v=0.3), node(6, v=0.9), node(0, v=0.4)]
+    assert uct_best(top, 0.7) is top.children[1]
+    assert uct_best(top, 0.1) is top.children[2]
 
 
 def test_the_prior_of_puct_is_the_likelihood_over_a_power_of_the_length() -> None:

@@ -13,6 +13,7 @@ from trainer.data import Problem, load_data
 from trainer.policy import Policy
 from trainer.sampling import local_engine
 from trainer.sampling.engine import SamplingStopped, plan_from_config
+from trainer.sampling.growth import END, Ground, Keep, Orders, Request, Segment, tree_of
 from trainer.sampling.local_engine import LocalEngine
 from trainer.schema.data import ChainData
 from trainer.schema.sampler import (
@@ -247,3 +248,86 @@ def test_what_is_spent_is_counted(reasoner: Policy, name: str) -> None:
         assert engine.spent.reread == sum(int(t.leaf_counts()[0]) - starts[name] for t in trees)
     elif name != "uniform forks":
         assert engine.spent.reread == 0
+
+
+class Asks:
+    """A growth that asks for two segments, one after the other, and keeps them."""
+
+    total, done = 2, 0
+    temperature, most_tokens, most_positions = 0.8, 20, 20
+
+    def __init__(self, first: Request, second: Request) -> None:
+        self.first, self.second = first, second
+        self.told: list[Segment] = []
+
+    def growth(self, ground: Ground) -> Asks:
+        self.ground = ground
+        return self
+
+    def begin(self) -> Orders:
+        return Orders([self.first])
+
+    def take(self, segments: Sequence[Segment]) -> Orders:
+        self.told += segments
+        return Orders([self.second] if len(self.told) == 1 else [])
+
+    def tree(self) -> RolloutTree:
+        return tree_of(self.ground, {segment.chain: segment.strand(0) for segment in self.told})
+
+
+@pytest.mark.parametrize("at", [END, 5, 6])
+def test_forced_greedy_and_reported_tokens(reasoner: Policy, at: int) -> None:
+    """The first segment is put there, end and line break and all, and ends with its sixth token; the second
+    goes on from its end or its middle, greedily."""
+    newline = int(np.flatnonzero(reasoner.newline_tokens)[0])
+    forced = (newline, min(reasoner.end_ids), 20, newline, 21, 22)
+    asks = Asks(
+        Request(chain=1, most_tokens=6, forced=forced, split=True, top=3, keep=Keep.END, value=True),
+        Request(chain=2, parent=1, at=at, most_tokens=4, greedy=True, top=2, keep=Keep.END, value=True),
+    )
+    engine = LocalEngine(reasoner)
+    (problem,) = problems(1)
+    engine.sample([problem], asks, seed=1, step=1, should_stop=lambda: False, on_progress=lambda _d, _t: None)
+    first, second = asks.told
+    assert tuple(first.tokens.tolist()) == forced
+    assert first.finish == FinishReason.LENGTH
+    path = [*reasoner.encode(problem.prompt), *first.tokens.tolist()]
+    if at == 5:
+        path = path[:-1]
+    start = len(path)
+    path += second.tokens.tolist()
+    with torch.no_grad():
+        state = reasoner.model.model(input_ids=torch.tensor([path])).last_hidden_state[0]
+        logits = reasoner.model.lm_head(state)
+        assert reasoner.value_head is not None
+        values = torch.sigmoid(reasoner.value_head(state))[:, 0]
+    plain, sampled = logits.softmax(-1), (logits / 0.8).log_softmax(-1)
+    for place, token in enumerate(second.tokens.tolist(), start):
+        before = plain[place - 1]
+        assert token == int(before.argmax())
+        best = before.topk(2)
+        assert second.top_ids is not None
+        assert second.top_probs is not None
+        assert second.top_ids[place - start].tolist() == best.indices.tolist()
+        np.testing.assert_allclose(second.top_probs[place - start], best.values, atol=1e-5)
+        assert second.logprobs[place - start] == pytest.approx(float(sampled[place - 1, token]), abs=1e-4)
+    if second.finish == FinishReason.EOS:  # nothing follows it
+        assert np.isnan(second.value)
+        assert at == 5
+    else:
+        assert second.value == pytest.approx(float(values[-1]), abs=1e-5)
+    assert first.top_ids is not None
+    assert first.top_ids.shape == (6, 3)
+    assert engine.spent.reread == (at == 5)
+
+
+def test_a_value_needs_the_last_token_read(reasoner: Policy) -> None:
+    with pytest.raises(ValueError, match="keep END"):
+        LocalEngine(reasoner).sample(
+            problems(1),
+            Asks(Request(chain=1, value=True), Request(chain=2)),
+            seed=1,
+            step=1,
+            should_stop=lambda: False,
+            on_progress=lambda _d, _t: None,
+        )

@@ -60,10 +60,12 @@ AT_THE_PROMPT = 4  # times as many iterations
 
 
 @dataclass(slots=True, eq=False)
-class _Node:
+class SearchNode:
+    """A segment of a search. score, visits (N), q and v are those of the module's docstring; prior: p."""
+
     chain: int
     path: int
-    parent: _Node | None = None
+    parent: SearchNode | None = None
     segment: Segment | None = None
     tokens: list[int] = field(default_factory=list)  # of the answer so far
     depth: int = 0
@@ -73,7 +75,7 @@ class _Node:
     visits: int = 0
     q: float = 0.0
     v: float = 0.0
-    children: list[_Node] = field(default_factory=list)
+    children: list[SearchNode] = field(default_factory=list)
 
     @property
     def gain(self) -> float:
@@ -86,8 +88,8 @@ class SearchTreeGrowth(Stepwise):
 
     def __init__(self, ground: Ground, sampler: SearchTreeSampler, judge: JudgeAnswer) -> None:
         self._ground, self._sampler, self._judge = ground, sampler, judge
-        self._root = _Node(PROMPT, ROOT_PATH)
-        self._nodes: list[_Node] = []
+        self._root = SearchNode(PROMPT, ROOT_PATH)
+        self._nodes: list[SearchNode] = []
         self._next = 1
         select = sampler.select
         steps = self._puct(select) if select.kind == "puct" else self._uct(select)
@@ -100,9 +102,9 @@ class SearchTreeGrowth(Stepwise):
         while not top.is_terminal:
             for _ in range(self._sampler.iterations * (AT_THE_PROMPT if top is self._root else 1)):
                 yield from self._iterate(top, select)
-            top = max(top.children, key=lambda child: (child.visits, child.q, child.v))
+            top = committed(top.children)
 
-    def _iterate(self, top: _Node, select: PuctSelect) -> Steps:
+    def _iterate(self, top: SearchNode, select: PuctSelect) -> Steps:
         path = [top]
         top.visits += 1
         while not path[-1].is_terminal:
@@ -112,7 +114,7 @@ class SearchTreeGrowth(Stepwise):
                 for child in node.children:
                     child.q = node.v + child.gain
                     child.prior = _prior(child, select.length_power)
-            path.append(max(node.children, key=lambda child, node=node: _puct(child, node, select.weight)))  # type: ignore[misc]
+            path.append(max(node.children, key=lambda child, node=node: puct(child, node, select.weight)))  # type: ignore[misc]
             path[-1].visits += 1
         for node in reversed(path):
             if node.children:
@@ -127,7 +129,7 @@ class SearchTreeGrowth(Stepwise):
         for _ in range(self._sampler.iterations):
             node = self._root
             while node.children:
-                node = _best(node, select.weight)
+                node = uct_best(node, select.weight)
             if node.is_terminal:
                 if node.v >= select.stop_value:
                     return
@@ -135,11 +137,11 @@ class SearchTreeGrowth(Stepwise):
                 yield from self._expand(node)
                 for child in node.children:
                     child.v = child.score
-                rolled = _best(node, select.weight)
+                rolled = uct_best(node, select.weight)
                 seen = yield from self._roll_forward(rolled, select.roll_forward)
                 rolled.v = (1 - select.roll_share) * rolled.v + select.roll_share * seen
                 rolled.visits += 1
-            upward: _Node | None = node
+            upward: SearchNode | None = node
             while upward is not None:
                 upward.visits += 1
                 visits = sum(child.visits for child in upward.children)
@@ -147,7 +149,7 @@ class SearchTreeGrowth(Stepwise):
                     upward.v = sum(child.visits * child.v for child in upward.children) / visits
                 upward = upward.parent
 
-    def _roll_forward(self, node: _Node, most: int) -> Generator[Orders, list[Segment], float]:
+    def _roll_forward(self, node: SearchNode, most: int) -> Generator[Orders, list[Segment], float]:
         """The largest value on a sampled way of up to so many segments from a node; 0 if it goes nowhere, its
         own value if it is terminal.
         """
@@ -168,7 +170,7 @@ class SearchTreeGrowth(Stepwise):
 
     # ---- both
 
-    def _expand(self, node: _Node) -> Steps:
+    def _expand(self, node: SearchNode) -> Steps:
         """Give a node its children, scored."""
         paths = [child_path(node.path, number) for number in range(self._sampler.expand)]
         segments = yield Orders([self._below(node, path) for path in paths])
@@ -185,7 +187,7 @@ class SearchTreeGrowth(Stepwise):
         # Nothing starts at this node again: its children are there.
         yield Orders(release=[node.chain, *twice, *(c.chain for c in node.children if c.is_terminal)])
 
-    def _below(self, node: _Node, path: int) -> Request:
+    def _below(self, node: SearchNode, path: int) -> Request:
         sampler = self._sampler
         is_last = node.depth + 1 == sampler.depth
         self._next += 1
@@ -199,9 +201,9 @@ class SearchTreeGrowth(Stepwise):
             keep=Keep.NOTHING if is_last else Keep.END,
         )
 
-    def _child(self, parent: _Node, segment: Segment, path: int) -> _Node:
+    def _child(self, parent: SearchNode, segment: Segment, path: int) -> SearchNode:
         depth = parent.depth + 1
-        return _Node(
+        return SearchNode(
             chain=segment.chain,
             path=path,
             parent=parent,
@@ -211,7 +213,7 @@ class SearchTreeGrowth(Stepwise):
             is_terminal=segment.finish == FinishReason.EOS or depth == self._sampler.depth,
         )
 
-    def _score(self, nodes: Sequence[_Node]) -> Steps:
+    def _score(self, nodes: Sequence[SearchNode]) -> Steps:
         """Score nodes that are new."""
         answers = [(node, node.tokens, node.segment.finish) for node in nodes if node.segment]
         if self._sampler.evaluator == "rollout":
@@ -244,7 +246,7 @@ class SearchTreeGrowth(Stepwise):
             else:
                 node.score = self._scaled(reward)
 
-    def _rewards(self, answers: Sequence[tuple[_Node, list[int], int]]) -> list[float]:
+    def _rewards(self, answers: Sequence[tuple[SearchNode, list[int], int]]) -> list[float]:
         """1 or 0 of each answer, NaN where the verifier failed."""
         reference = self._ground.problem.reference_answer
         asked = [
@@ -268,19 +270,25 @@ class SearchTreeGrowth(Stepwise):
         return tree_of(self._ground, strands, root_visits=self._root.visits)
 
 
-def _prior(node: _Node, length_power: float) -> float:
+def committed(children: Sequence[SearchNode]) -> SearchNode:
+    """The child that a decision of PUCT falls on."""
+    return max(children, key=lambda child: (child.visits, child.q, child.v))
+
+
+def _prior(node: SearchNode, length_power: float) -> float:
     logprobs = node.segment.logprobs if node.segment is not None else ()
     return math.exp(float(sum(logprobs)) / len(logprobs) ** length_power)
 
 
-def _puct(node: _Node, parent: _Node, weight: float) -> float:
+def puct(node: SearchNode, parent: SearchNode, weight: float) -> float:
+    """Q + w p sqrt(N_parent) / (1 + N)."""
     return node.q + weight * node.prior * math.sqrt(parent.visits) / (1 + node.visits)
 
 
-def _best(node: _Node, weight: float) -> _Node:
-    """The child to go to by UCT."""
+def uct_best(node: SearchNode, weight: float) -> SearchNode:
+    """The child with the largest V + c sqrt(2 ln N_parent / N); V + 1 where N = 0."""
 
-    def bound(child: _Node) -> float:
+    def bound(child: SearchNode) -> float:
         if not child.visits:
             return child.v + 1
         return child.v + weight * math.sqrt(2 * math.log(node.visits) / child.visits)
