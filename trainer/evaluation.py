@@ -61,7 +61,7 @@ def evaluate(
     policy alone.
 
     `most_tokens`: longest answer; `samples`: k. Intervals are Wilson's for one answer per problem, else a
-    bootstrap over problems. Raises what `Engine.sample` raises.
+    bootstrap over problems. Raises what `Engine.sample` and `verify_trees` raise.
     """
 
     def judged(answers: int, temperature: float, part: int) -> Judged:
@@ -73,7 +73,7 @@ def evaluate(
             should_stop=should_stop,
             on_progress=lambda done, total: on_progress(part * total + done, 2 * total),
         )
-        return count_verdicts(verify_trees(trees, judge))
+        return count_verdicts(verify_trees(trees, judge, should_stop=should_stop))
 
     sampled, greedy = judged(samples, 1.0, 0), judged(1, 0.0, 1)
     values = _share("eval/pass1_sampled", sampled) | _share("eval/pass1_greedy", greedy)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any, Final
 
 ANSWER_MARK: Final = "#### "
@@ -94,6 +95,7 @@ def last_boxed(text: str) -> str | None:
     return None if best is None else text[best[0] : best[1]]
 
 
+@lru_cache(4096)  # the answers to one question are mostly the same few
 def are_same_mathematics(answer: str, reference: str) -> bool:
     """Whether two expressions are equal: as text, as numbers, or for math-verify. Very long ones are
     compared as
@@ -148,7 +150,7 @@ def compiled(pattern: str) -> re.Pattern[str]:
     """Raises ValueError naming what is wrong with it."""
     try:
         return re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"{pattern!r} is no regular expression: {error}.") from error
 
 

@@ -52,7 +52,7 @@ from trainer.sampling.local_engine import LocalEngine
 from trainer.schema.data import ChainData, GraphData
 from trainer.seeding import named_seed
 from trainer.tree import CreditState, RolloutTree, summarise
-from trainer.verifiers import judge_from_config, verify_trees
+from trainer.verifiers import JudgingStopped, judge_from_config, verify_trees
 
 SKIPS_IN_A_ROW = 3  # updates that are not finite before a run fails
 WHAT_TO_DO = "Lower the learning rate, or start from an earlier checkpoint."
@@ -111,7 +111,7 @@ def train(
                 run.save()
             if run.has_spent_its_tokens():
                 return run.ended("succeeded", f"{run.state.unique_tokens:,} tokens are sampled.")
-    except (SamplingStopped, UpdateStopped):
+    except (SamplingStopped, JudgingStopped, UpdateStopped):
         run.save()
         return run.ended(
             "stopped", f"Stopped after step {run.state.step} of {config.training.steps}, as asked."
@@ -190,9 +190,9 @@ class _Run:
             None,
         )  # of the last evaluation: its step, and what it found
         self.sampled_tokens = 0  # in the step under way, also those that stand in no tree
-        self.judge.start()
         if resume is not None:
             load_optimiser(resume, self.policy, self.optimiser)
+        self.judge.start()
         emit(
             Started(
                 time=time.time(),
@@ -225,14 +225,13 @@ class _Run:
     def sample(self, step: int) -> Rollouts:
         """The step's trees, verified and rewarded."""
         config = self.config
-        rule = config.credit.filter
         self.sampled_tokens = 0
         return collect(
             self.data.training,
             step,
             config.training.problems_per_step,
             lambda problems: self.grow(problems, step),
-            resample_rounds=rule.resample_rounds if rule.kind == "zero_variance" else 0,
+            rule=config.credit.filter,
         )
 
     def grow(self, problems: Sequence[Problem], step: int) -> list[RolloutTree]:
@@ -247,9 +246,13 @@ class _Run:
             on_progress=self.progress(step, "sampling"),
         )
         self.sampled_tokens += (self.engine.spent - before).sampled
-        trees = verify_trees(trees, self.judge)
-        if trouble := self.judge.troubles():
-            self.say("warning", f"Step {step}: {trouble}")
+        trees = verify_trees(
+            trees,
+            self.judge,
+            should_stop=self.should_stop,
+            on_progress=self.progress(step, "verifying"),
+        )
+        self.tell_troubles(step)
         reward = self.config.reward
         kl = self.optimiser.leaf_log_ratios(trees) if reward.kl_coefficient else None
         return shape_rewards(trees, reward, self.credit.budgets, kl)
@@ -316,6 +319,7 @@ class _Run:
             should_stop=self.should_stop,
             on_progress=self.progress(self.state.step, "evaluating"),
         )
+        self.tell_troubles(self.state.step)
         self.emit(Metrics(time=time.time(), step=self.state.step, values=values))
         self.state = replace(self.state, is_evaluation_due=False)
         sampled = values["eval/pass1_sampled"]
@@ -429,6 +433,11 @@ class _Run:
                 weights_sha256=saved.weights_sha256,
             )
         )
+
+    def tell_troubles(self, step: int) -> None:
+        """Say which answers the verifier has no verdict on, and why."""
+        if trouble := self.judge.troubles():
+            self.say("warning", f"Step {step}: {trouble}")
 
     def say(self, level: Literal["info", "warning", "error"], message: str) -> None:
         self.emit(LogLine(time=time.time(), level=level, message=message[:8192]))

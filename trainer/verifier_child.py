@@ -12,9 +12,11 @@ import os
 import resource
 import signal
 import sys
+import time
 from typing import IO, Any
 
 PR_SET_PDEATHSIG = 1
+FILLING_SECONDS = 0.02
 
 
 def main() -> None:
@@ -39,13 +41,20 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
         judge = judge_called(settings["kind"], settings)
         if settings["kind"] == "boxed":
             judge("\\boxed{\\frac{1}{2}}", True, "0.5")  # imports what it needs before memory is limited
-    except (ValueError, ImportError) as error:
+    except ValueError as error:
         _write(answers, ["unusable", str(error)])
         return
-    _limit_memory(int(settings["memory_mb"]))
+    except Exception as error:  # noqa: BLE001  # whatever a library or a plug-in raises at import
+        what = f"{type(error).__name__}: {error}"[:300]
+        _write(answers, ["unusable", f"The verifier {settings['kind']} cannot be loaded: {what}"])
+        return
+    most_bytes = int(settings["memory_mb"]) * 2**20
+    idle_bytes = peak_bytes()
+    _limit(2 * most_bytes, may_write=settings["kind"] == "plugin")
     _write(answers, ["ready", ""])
     for line in requests:
         for text, has_ended, reference in json.loads(line):
+            started = time.monotonic()
             try:
                 said = judge(text, has_ended, reference)
             except MemoryError:
@@ -54,6 +63,9 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
                 said = ("error", "nested too deep")
             except Exception as error:  # noqa: BLE001  # whatever it raises: this answer has no verdict
                 said = ("error", f"{type(error).__name__}: {error}"[:300])
+            # Libraries swallow MemoryError and say "not equal". So much memory takes a while to fill.
+            if time.monotonic() - started > FILLING_SECONDS and peak_bytes() - idle_bytes > most_bytes:
+                said = ("error", "memory")
             _write(answers, said)
 
 
@@ -62,13 +74,26 @@ def _write(answers: IO[str], said: Any) -> None:
     answers.flush()
 
 
-def _limit_memory(megabytes: int) -> None:
-    """So much address space beyond what an idle verifier takes."""
-    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123  # pathlib is one import more
-        now = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    most = now + megabytes * 2**20
+def peak_bytes() -> int:
+    """The most memory this process has ever held at a time."""
+    with open("/proc/self/status", encoding="ascii") as file:  # noqa: PTH123  # pathlib is one import more
+        kilobytes = next(line.split()[1] for line in file if line.startswith("VmHWM:"))
+    return int(kilobytes) * 1024
+
+
+def _limit(more_bytes: int, *, may_write: bool) -> None:
+    """So much address space beyond what an idle verifier takes; no core files; only plug-ins write files.
+
+    Addresses cost nothing until they are used, so their limit is for what asks for far too much at once.
+    """
+    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
+        most = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE") + more_bytes
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (most if hard < 0 else min(most, hard), hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if not may_write:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
 if __name__ == "__main__":

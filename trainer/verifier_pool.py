@@ -1,8 +1,10 @@
 """Judges answers in child processes that can be ended: a hang, a bomb or a crash costs the one answer it was.
 
 Each child takes a batch and says after every answer what it found. One that says nothing for the time
-limit, or dies, is replaced; the answer it was at has the verdict error, the rest of its batch goes to the
-new one. An error is no verdict: that leaf has no reward, and it is counted.
+limit, runs out of memory or dies is replaced; the rest of its batch goes on elsewhere. An answer that a child
+died of, or ran out of memory at, is tried once more by itself in a new one: what came before it in the same
+process must not decide. If that fails as well, and after a time limit at once, its verdict is error. An error
+is no verdict: that leaf has no reward, and it is counted.
 """
 
 from __future__ import annotations
@@ -15,14 +17,17 @@ import subprocess
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
 START_SECONDS: Final = 60.0
 BATCH: Final = 64
+BATCH_LETTERS: Final = 2_000_000
 CHILDREN: Final = 2
 MAX_TEXT_LETTERS: Final = 1_000_000
+POLL_SECONDS: Final = 0.05
+TRIED_AGAIN: Final = ("memory", "crashed")
 
 Answer = tuple[str, bool, str]
 """(text, whether the policy ended it, reference answer)."""
@@ -34,17 +39,25 @@ class VerifierError(ValueError):
     """The verifier cannot be used at all; the message says why and what to do."""
 
 
-class _Child:
-    """One process, and what it still owes."""
+class JudgingStopped(Exception):  # noqa: N818  # an orderly end, not an error
+    """Judging was given up because `should_stop` said so."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+
+class _Child:
+    """One process, and what it still owes: numbers of answers, in order."""
+
+    def __init__(self, settings: dict[str, Any], first: Sequence[int] = ()) -> None:
         # Only what it imports from us; not the environment's secrets.
         env = {
             name: os.environ[name]
             for name in ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV")
             if name in os.environ
         }
-        env |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUTF8": "1"}
+        env |= {
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "PYTHONUTF8": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "trainer.verifier_child"],
             stdin=subprocess.PIPE,
@@ -56,8 +69,10 @@ class _Child:
         self.stdin: IO[bytes] = self.process.stdin
         self.stdout: IO[bytes] = self.process.stdout
         os.set_blocking(self.stdout.fileno(), False)
-        self.owes: deque[int] = deque()  # numbers of answers, in order
-        self.since = time.monotonic()
+        self.is_ready = False
+        self.first = deque(first)  # what it begins with, before anything that waits
+        self.owes: deque[int] = deque()
+        self.since = time.monotonic()  # when it last said something or was given something
         self._rest = b""
         self.send(settings)
 
@@ -89,10 +104,35 @@ class _Child:
                 logger.debug("A verifier's pipe was closed already.")
 
 
+class _Job:
+    """The answers of one call: what waits, what was found, what was tried once already."""
+
+    def __init__(self, answers: Sequence[Answer]) -> None:
+        self.answers = answers
+        self.found: list[tuple[str, str]] = [("error", "")] * len(answers)
+        self.left = len(answers)
+        self.tried: set[int] = set()
+        self.waiting: deque[deque[int]] = deque()
+        batch: deque[int] = deque()
+        letters = 0
+        for number, (text, _, reference) in enumerate(answers):
+            size = min(len(text), MAX_TEXT_LETTERS) + len(reference)
+            if batch and (len(batch) == BATCH or letters + size > BATCH_LETTERS):
+                self.waiting.append(batch)
+                batch, letters = deque(), 0
+            batch.append(number)
+            letters += size
+        if batch:
+            self.waiting.append(batch)
+
+    def settle(self, number: int, verdict: str, answer: str) -> None:
+        self.found[number] = (verdict, answer)
+        self.left -= 1
+
+
 class VerifierPool:
     """`settings`: the verifier's knobs as JSON, `kind`, `timeout_seconds` and `memory_mb` among them.
-    Children start
-    with the first answers. Use it as a context, or `close` it.
+    Children start with the first answers. Use it as a context, or `close` it.
     """
 
     def __init__(self, settings: dict[str, Any], *, children: int = CHILDREN) -> None:
@@ -101,6 +141,7 @@ class VerifierPool:
         self._most = children
         self._children: list[_Child] = []
         self.troubles: Counter[str] = Counter()  # since the last `take_troubles`
+        self.reason = ""  # of the first failure among them
 
     def __enter__(self) -> Self:
         return self
@@ -111,119 +152,132 @@ class VerifierPool:
         self.close()
 
     def close(self) -> None:
-        """End all children."""
+        """End all children. New answers start new ones."""
         for child in self._children:
             child.end()
         self._children.clear()
 
     def start(self) -> None:
         """Start the first child now. Raises VerifierError when the verifier cannot be used."""
-        if not self._children:
-            self._children.append(self._new())
+        try:
+            if not self._children:
+                self._children.append(_Child(self._settings))
+            while not self._children[0].is_ready:
+                select.select([self._children[0].stdout], [], [], POLL_SECONDS)
+                self._attend(0, _Job([]))
+        except BaseException:
+            self.close()
+            raise
 
-    def take_troubles(self) -> Counter[str]:
-        """What went wrong since the last call: {"timeout": 2, "memory": 1, …}."""
-        taken, self.troubles = self.troubles, Counter()
+    def take_troubles(self) -> tuple[Counter[str], str]:
+        """What went wrong since the last call: {"timeout": 2, "memory": 1, …}, and the reason of the first
+        failure."""
+        taken = self.troubles, self.reason
+        self.troubles, self.reason = Counter(), ""
         return taken
 
-    def judge(self, answers: Sequence[Answer]) -> list[tuple[str, str]]:
-        """[(correct, incorrect, unparsed, truncated or error; the answer that was read, or what went
-        wrong)], in order.
-        Raises VerifierError.
-        """
-        found: list[tuple[str, str]] = [("error", "")] * len(answers)
-        waiting: deque[deque[int]] = deque()
-        for start in range(0, len(answers), BATCH):
-            waiting.append(deque(range(start, min(start + BATCH, len(answers)))))
-        wanted = min(self._most, len(waiting))
-        while len(self._children) < wanted:
-            self._children.append(self._new())
-        busy = self._children[:wanted]
-        for child in busy:
-            self._hand_out(child, waiting, answers)
-        while any(child.owes for child in busy):
-            ready, _, _ = select.select([child.stdout for child in busy if child.owes], [], [], 0.05)
-            for place, child in enumerate(busy):
-                if not child.owes:
-                    continue
-                said = child.lines() if child.stdout in ready else []
-                if said:
-                    for verdict, answer in said:
-                        number = child.owes.popleft()
-                        found[number] = (verdict, answer)
-                        if verdict == "error":
-                            self.troubles["memory" if answer == "memory" else "failed"] += 1
-                    child.since = time.monotonic()
-                    if not child.owes:
-                        self._hand_out(child, waiting, answers)
-                elif said is None:
-                    self._replace(busy, place, "crashed", found, waiting, answers)
-                elif time.monotonic() - child.since > self._timeout:
-                    self._replace(busy, place, "timeout", found, waiting, answers)
-        return found
-
-    def _hand_out(self, child: _Child, waiting: deque[deque[int]], answers: Sequence[Answer]) -> None:
-        if not waiting:
-            return
-        child.owes = waiting.popleft()
-        child.since = time.monotonic()
-        child.send(
-            [
-                (text[-MAX_TEXT_LETTERS:], ended, reference)
-                for text, ended, reference in (answers[n] for n in child.owes)
-            ]
-        )
-
-    def _replace(
+    def judge(
         self,
-        busy: list[_Child],
-        place: int,
-        trouble: str,
-        found: list[tuple[str, str]],
-        waiting: deque[deque[int]],
         answers: Sequence[Answer],
-    ) -> None:
-        """End a child; the answer it was at is an error, the rest goes on elsewhere."""
-        child = busy[place]
-        found[child.owes.popleft()] = ("error", trouble)
-        self.troubles[trouble] += 1
-        if child.owes:
-            waiting.appendleft(child.owes)
-        child.end()
-        fresh = self._new()
-        self._children[self._children.index(child)] = busy[place] = fresh
-        self._hand_out(fresh, waiting, answers)
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    ) -> list[tuple[str, str]]:
+        """[(correct, incorrect, unparsed, truncated or error; the answer that was read, or what went
+        wrong)], in order. Raises VerifierError, and JudgingStopped soon after `should_stop` says so.
+        """
+        job = _Job(answers)
+        try:
+            wanted = min(self._most, len(job.waiting))
+            while len(self._children) < wanted:
+                self._children.append(_Child(self._settings))
+            while job.left:
+                if should_stop():
+                    raise JudgingStopped
+                for place in range(wanted):
+                    self._attend(place, job)
+                speaking = [child.stdout for child in self._children[:wanted]]
+                if job.left:
+                    select.select(speaking, [], [], POLL_SECONDS)
+                on_progress(len(answers) - job.left, len(answers))
+        except BaseException:
+            self.close()  # they may owe answers that nobody waits for any more
+            raise
+        return job.found
 
-    def _new(self) -> _Child:
-        """A child that is ready. Raises VerifierError."""
-        child = _Child(self._settings)
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            select.select([child.stdout], [], [], 0.2)
-            said = child.lines()
-            if said is None:
-                break
-            if said:
-                word, reason = said[0]
-                if word == "ready":
-                    return child
+    def _attend(self, place: int, job: _Job) -> None:
+        """Hear a child out, replace it when it is in trouble, give it more when it has nothing to do."""
+        child = self._children[place]
+        said = child.lines()
+        now = time.monotonic()
+        for word, rest in said or ():
+            child.since = now
+            if not child.is_ready:
+                if word != "ready":
+                    raise VerifierError(rest)
+                child.is_ready = True
+            elif (word, rest) == ("error", "memory"):
+                self._replace(place, "memory", job)
+                return
+            else:
+                job.settle(child.owes.popleft(), word, rest)
+                if word == "error":
+                    self.troubles["failed"] += 1
+                    self.reason = self.reason or rest
+        if said is None:
+            if not child.is_ready:
                 child.end()
-                raise VerifierError(reason)
-        status = child.process.poll()
+                raise VerifierError(
+                    "The verifier's process ended before it was ready (exit status "
+                    f"{child.process.returncode}); "
+                    "the log says why."
+                )
+            self._replace(place, "crashed", job)
+        elif not child.is_ready:
+            if now - child.since > START_SECONDS:
+                raise VerifierError(
+                    f"The verifier's process was not ready within {START_SECONDS:.0f} s. Is this machine "
+                    "overloaded, or does a plug-in do much at import?"
+                )
+        elif child.owes:
+            if now - child.since > self._timeout:
+                self._replace(place, "timeout", job)
+        elif child.first or job.waiting:
+            child.owes = child.first or job.waiting.popleft()
+            child.first = deque()
+            child.since = now
+            child.send(
+                [
+                    (text[-MAX_TEXT_LETTERS:], *more)
+                    for text, *more in map(job.answers.__getitem__, child.owes)
+                ]
+            )
+
+    def _replace(self, place: int, trouble: str, job: _Job) -> None:
+        """End a child. The answer it was at is tried again or an error, the rest goes on elsewhere."""
+        child = self._children[place]
+        again: list[int] = []
+        if child.owes:  # else it was ended by somebody while it waited
+            number = child.owes.popleft()
+            if trouble in TRIED_AGAIN and number not in job.tried:
+                job.tried.add(number)
+                again = [number]
+            else:
+                job.settle(number, "error", trouble)
+                self.troubles[trouble] += 1
+        if child.owes:
+            job.waiting.appendleft(child.owes)
         child.end()
-        raise VerifierError(
-            f"The verifier's process did not start within {START_SECONDS:.0f} s (exit status {status}); "
-            f"the log says why."
-        )
+        self._children[place] = _Child(self._settings, again)
 
 
-def in_words(troubles: Counter[str], timeout: float, memory_mb: int) -> str:
-    """`3 answers have no verdict: 2 took longer than 2 s, 1 needed more than 512 MB.`"""
+def in_words(troubles: Counter[str], timeout: float, memory_mb: int, reason: str = "") -> str:
+    """`3 answers have no verdict and no reward: 2 took longer than 2 s, 1 needed more than 512 MB.`"""
     words = {
         "timeout": f"took longer than {timeout:g} s",
         "memory": f"needed more than {memory_mb} MB",
         "crashed": "ended the verifier's process",
-        "failed": "made the verifier fail",
+        "failed": "made the verifier fail" + (f" ({reason})" if reason else ""),
     }
     parts = ", ".join(f"{count} {words[kind]}" for kind, count in sorted(troubles.items()))
     total = sum(troubles.values())

@@ -18,9 +18,17 @@ from trainer import judges
 from trainer.judges import MAX_ANSWER_LETTERS, are_equal, normalised
 from trainer.schema.verifier import Verifier as VerifierConfig
 from trainer.tree import FinishReason, RolloutTree, Verdict
-from trainer.verifier_pool import Answer, VerifierError, VerifierPool, in_words
+from trainer.verifier_pool import Answer, JudgingStopped, VerifierError, VerifierPool, in_words
 
-__all__ = ["MAX_ANSWER_LETTERS", "Judgement", "Verifier", "VerifierError", "are_equal", "normalised"]
+__all__ = [
+    "MAX_ANSWER_LETTERS",
+    "Judgement",
+    "JudgingStopped",
+    "Verifier",
+    "VerifierError",
+    "are_equal",
+    "normalised",
+]
 
 VERDICTS: Final = {
     "correct": Verdict.CORRECT,
@@ -59,6 +67,14 @@ def judge_gsm8k(text: str, has_ended: bool, reference: str) -> Judgement:
     return judgement(judges.gsm8k(text, has_ended, reference))
 
 
+def _never() -> bool:
+    return False
+
+
+def _unheard(_done: int, _total: int) -> None:
+    return
+
+
 class Verifier:
     """A run's verifier: a `JudgeAnswer` that also judges many at once. Use it as a context, or `close` it."""
 
@@ -85,14 +101,23 @@ class Verifier:
     def __call__(self, text: str, has_ended: bool, reference: str) -> Judgement:
         return self.judge_many([(text, has_ended, reference)])[0]
 
-    def judge_many(self, answers: Sequence[Answer]) -> list[Judgement]:
-        """In their order. Raises VerifierError."""
-        return [judgement(said) for said in self._pool.judge(answers)]
+    def judge_many(
+        self,
+        answers: Sequence[Answer],
+        *,
+        should_stop: Callable[[], bool] = _never,
+        on_progress: Callable[[int, int], None] = _unheard,
+    ) -> list[Judgement]:
+        """In their order. Raises VerifierError, and JudgingStopped soon after `should_stop` says so."""
+        found = self._pool.judge(answers, should_stop=should_stop, on_progress=on_progress)
+        return [judgement(said) for said in found]
 
     def troubles(self) -> str:
         """A sentence on what had no verdict since the last call; "" if all went well."""
-        taken = self._pool.take_troubles()
-        return in_words(taken, self._config.timeout_seconds, self._config.memory_mb) if taken else ""
+        taken, reason = self._pool.take_troubles()
+        if not taken:
+            return ""
+        return in_words(taken, self._config.timeout_seconds, self._config.memory_mb, reason)
 
 
 def judge_from_config(config: VerifierConfig) -> Verifier:
@@ -100,8 +125,16 @@ def judge_from_config(config: VerifierConfig) -> Verifier:
     return Verifier(config)
 
 
-def verify_trees(trees: Sequence[RolloutTree], judge: JudgeAnswer) -> list[RolloutTree]:
-    """The trees with verdict, reward and answer of every leaf that is an answer; all judged together."""
+def verify_trees(
+    trees: Sequence[RolloutTree],
+    judge: JudgeAnswer,
+    *,
+    should_stop: Callable[[], bool] = _never,
+    on_progress: Callable[[int, int], None] = _unheard,
+) -> list[RolloutTree]:
+    """The trees with verdict, reward and answer of every leaf that is an answer; all judged together.
+    A `Verifier` is asked to stop by `should_stop`; then JudgingStopped is raised.
+    """
     leaves = [answers_of(tree) for tree in trees]
     answers = [
         (texts[leaf], bool(tree.finish[leaf] == FinishReason.EOS), tree.reference_answer)
@@ -109,7 +142,7 @@ def verify_trees(trees: Sequence[RolloutTree], judge: JudgeAnswer) -> list[Rollo
         for leaf in found
     ]
     if isinstance(judge, Verifier):
-        judgements = judge.judge_many(answers)
+        judgements = judge.judge_many(answers, should_stop=should_stop, on_progress=on_progress)
     else:
         judgements = [_judged(judge, answer) for answer in answers]
     verified, first = [], 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -309,7 +310,7 @@ def test_a_step_without_any_credit_is_a_step(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(
         "trainer.verifiers.Verifier.judge_many",
-        lambda _self, answers: [Judgement(Verdict.INCORRECT, 0.0, "x")] * len(answers),
+        lambda _self, answers, **_more: [Judgement(Verdict.INCORRECT, 0.0, "x")] * len(answers),
     )
     run = Run(tmp_path, small("training.steps=1"))
     values = run.metrics()[1, False]
@@ -414,6 +415,25 @@ def test_a_run_ends_when_its_tokens_are_sampled_and_does_not_go_on(whole: Run, t
     assert (again.outcome.outcome, again.outcome.step) == ("succeeded", 2)
     more = Run(tmp_path, small(), resume=list_checkpoints(tmp_path)[-1])
     assert more.outcome.weights_sha256 == whole.outcome.weights_sha256
+
+
+@pytest.mark.parametrize("phase", ["evaluating", "verifying"])
+def test_a_stop_is_heard_while_answers_are_judged(
+    tmp_path: Path, phase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for_ever = "(?s)^(?:.|[^~])+~"  # twice as long for every letter
+    config = small(f"verifier={{kind: regex, pattern: '{for_ever}', timeout_seconds: 60}}")
+    if phase == "verifying":
+        monkeypatch.setattr("trainer.loop._Run.evaluate", lambda _run: None)
+    began = time.monotonic()
+
+    def soon(events: list[Event]) -> bool:
+        reached = any(isinstance(event, Progress) and event.phase == phase for event in events)
+        return reached and time.monotonic() > began + 2
+
+    stopped = Run(tmp_path, config, stop_when=soon)
+    assert (stopped.outcome.outcome, stopped.outcome.step) == ("stopped", 0)
+    assert time.monotonic() - began < 30
 
 
 # ---- how the weights are trained

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,14 +12,24 @@ import pytest
 
 from trainer.schema.verifier import BoxedVerifier, Gsm8kVerifier, PluginVerifier, RegexVerifier
 from trainer.tree import Verdict
-from trainer.verifier_pool import VerifierError, VerifierPool, in_words
+from trainer.verifier_pool import JudgingStopped, VerifierError, VerifierPool, _Job, in_words
 from trainer.verifiers import Verifier
 
 pytestmark = pytest.mark.process
 
 TROUBLE = """
 import ctypes, os, time
+kept = []
 def judge(text, has_ended, reference):
+    if text == "swallow":
+        block = []
+        try:
+            while True: block.append(bytearray(os.urandom(1) * (1 << 24)))
+        except MemoryError:
+            return False
+    if text == "leak": kept.append(bytearray(b"x" * (60 << 20)))
+    if text == "second" and not kept: kept.append(1); return True
+    if text == "second": os._exit(3)
     if text == "hang":
         while True: pass
     if text == "sleep": time.sleep(60)
@@ -70,17 +82,109 @@ def test_every_trouble_costs_the_one_answer_it_was(trouble: dict[str, Any]) -> N
     began = time.monotonic()
     with VerifierPool(trouble, children=1) as pool:
         found = pool.judge([(text, True, "5") for text in texts])
-        troubles = pool.take_troubles()
-        assert pool.take_troubles() == {}
+        troubles, reason = pool.take_troubles()
+        assert pool.take_troubles() == ({}, "")
     verdicts = [verdict for verdict, _ in found]
     expected = ["correct" if text == "5" else "incorrect" if text == "print" else "error" for text in texts]
     assert verdicts == expected
     assert troubles == {"timeout": 2, "memory": 1, "crashed": 2, "failed": 1}
     assert "out of order" in found[9][1]
     assert time.monotonic() - began < 20
-    words = in_words(troubles, 0.5, 256)
+    words = in_words(troubles, 0.5, 256, reason)
     assert words.startswith("6 answers have no verdict and no reward: ")
     assert "2 took longer than 0.5 s" in words
+    assert "1 made the verifier fail (RuntimeError: out of order)" in words
+
+
+def test_running_out_of_memory_is_no_wrong_answer_even_when_a_library_hides_it(
+    trouble: dict[str, Any],
+) -> None:
+    with VerifierPool(trouble | {"timeout_seconds": 20}, children=1) as pool:
+        found = pool.judge([("5", True, "5"), ("swallow", True, "5"), ("5", True, "5")])
+        assert found == [("correct", "5"), ("error", "memory"), ("correct", "5")]
+
+
+def test_what_came_before_in_the_same_process_does_not_decide(trouble: dict[str, Any]) -> None:
+    with VerifierPool(trouble | {"timeout_seconds": 20}, children=1) as pool:
+        # Five leaks of 60 MB fill the 256 MB; each by itself is fine.
+        found = pool.judge([("leak", True, "leak")] * 12)
+        assert [verdict for verdict, _ in found] == ["correct"] * 12
+        # Every second one in a process ends it.
+        found = pool.judge([("second", True, "5")] * 5)
+        assert [verdict for verdict, _ in found] == ["correct"] * 5
+        assert pool.take_troubles() == ({}, "")
+
+
+def test_a_child_that_was_ended_while_it_waited_costs_no_answer(trouble: dict[str, Any]) -> None:
+    with VerifierPool(trouble, children=1) as pool:
+        assert pool.judge([("5", True, "5")]) == [("correct", "5")]
+        os.kill(pool._children[0].process.pid, signal.SIGKILL)
+        time.sleep(0.1)
+        assert pool.judge([("6", True, "5"), ("5", True, "5")]) == [("incorrect", "6"), ("correct", "5")]
+        assert pool.take_troubles() == ({}, "")
+
+
+def test_judging_can_be_stopped_and_goes_on_later(trouble: dict[str, Any]) -> None:
+    told: list[tuple[int, int]] = []
+    with VerifierPool(trouble | {"timeout_seconds": 60}, children=1) as pool:
+        began = time.monotonic()
+        answers = [("5", True, "5"), ("hang", True, "5")]
+        with pytest.raises(JudgingStopped):
+            pool.judge(
+                answers,
+                should_stop=lambda: time.monotonic() > began + 1.5,
+                on_progress=lambda done, total: told.append((done, total)),
+            )
+        assert time.monotonic() - began < 10
+        assert told[-1] == (1, 2)
+        assert pool.judge([("5", True, "5")]) == [("correct", "5")]
+
+
+def test_long_answers_go_in_small_batches() -> None:
+    long = "x" * 900_000 + "\n#### "
+    answers = [(f"{long}{n}", True, "7") for n in range(12)]
+    assert [len(batch) for batch in _Job(answers).waiting] == [2] * 6
+    assert [len(batch) for batch in _Job([("5", True, "5")] * 130).waiting] == [64, 64, 2]
+    with Verifier(Gsm8kVerifier()) as verifier:
+        found = verifier.judge_many(answers)
+    assert [j.answer for j in found] == [str(n) for n in range(12)]
+    assert [j.reward for j in found] == [float(n == 7) for n in range(12)]
+
+
+def test_children_end_with_their_parent(tmp_path: Path) -> None:
+    """Even when it has no chance to say goodbye."""
+    program = (
+        "import os, sys\n"
+        "from trainer.schema.verifier import Gsm8kVerifier\n"
+        "from trainer.verifiers import Verifier\n"
+        "verifier = Verifier(Gsm8kVerifier())\n"
+        "verifier.start()\n"
+        "print(verifier._pool._children[0].process.pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert is_alive(child)
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 5
+    while is_alive(child) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not is_alive(child)
+
+
+def test_children_hold_nothing_heavy_and_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARBORIST_SECRET_KEY", "hush")
+    with Verifier(Gsm8kVerifier()) as verifier:
+        verifier.start()
+        pid = verifier._pool._children[0].process.pid
+        assert "hush" not in Path(f"/proc/{pid}/environ").read_text()
+        mapped = Path(f"/proc/{pid}/maps").read_text()
+        assert "torch" not in mapped
+        assert "numpy" not in mapped
 
 
 def test_many_answers_go_in_order_over_several_children() -> None:
@@ -115,8 +219,30 @@ def test_odd_text_arrives_as_it_is() -> None:
 def test_a_verifier_that_cannot_be_used_says_so_before_anything_is_sampled() -> None:
     with pytest.raises(VerifierError, match="no verifier plug-in 'nobody'"):
         Verifier(PluginVerifier(name="nobody")).start()
-    with pytest.raises(VerifierError, match="no regular expression"):
-        Verifier(RegexVerifier(pattern="(")).start()
+    for pattern in ("(", "a{99999999999}", "(" * 499 + "a"):
+        broken = RegexVerifier().model_copy(update={"pattern": pattern})
+        with pytest.raises(VerifierError, match="no regular expression"):
+            Verifier(broken).start()
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("1/0", "ZeroDivisionError: division by zero"),
+        ("import nothing_at_all", "No module named"),
+        ("def (", "SyntaxError"),
+        ("other = 1", "has no attribute 'judge'"),
+        ("import os; os._exit(7)", "ended before it was ready .exit status 7"),
+    ],
+)
+def test_a_plugin_that_does_not_load_says_why(
+    trouble: dict[str, Any], tmp_path: Path, code: str, sentence: str
+) -> None:
+    (tmp_path / "trouble.py").write_text(code)
+    with VerifierPool(trouble) as pool:
+        with pytest.raises(VerifierError, match=sentence):
+            pool.start()
+        assert pool._children == []
 
 
 def test_closing_ends_the_children_even_one_that_hangs(trouble: dict[str, Any]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trainer.schema.section import Section, knob
 
@@ -76,6 +77,14 @@ class RegexVerifier(_Verifier):
         min_length=1,
         max_length=500,
     )
+
+    @model_validator(mode="after")
+    def _pattern_compiles(self) -> Self:
+        try:
+            re.compile(self.pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"pattern {self.pattern!r} is no regular expression: {error}.") from error
+        return self
 
 
 class PluginVerifier(_Verifier):
