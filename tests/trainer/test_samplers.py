@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.trainer.chance import chi_square
 from trainer.data import Problem, load_data
 from trainer.policy import Policy
 from trainer.sampling import local_engine
@@ -331,3 +335,78 @@ def test_a_value_needs_the_last_token_read(reasoner: Policy) -> None:
             should_stop=lambda: False,
             on_progress=lambda _d, _t: None,
         )
+
+
+class Toy(Policy):
+    """A policy of four tokens, the last of which ends an answer; the prompt is always the first two."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        super().__init__(model, tokenizer, frozenset({3}))
+
+    def encode(self, prompt: str) -> list[int]:
+        return [0, 1]
+
+
+@pytest.fixture(scope="module")
+def toy(random_model: Callable[..., Any], tiny_reasoner: Policy) -> Toy:
+    model = random_model("llama", 4)
+    model.lm_head.weight.data.mul_(0.3)
+    return Toy(model, tiny_reasoner.tokenizer)
+
+
+@torch.no_grad()
+def next_token(toy: Toy, path: tuple[int, ...]) -> list[float]:
+    chances: list[float] = (
+        toy.model(input_ids=torch.tensor([[0, 1, *path]])).logits[0, -1].softmax(-1).tolist()
+    )
+    return chances
+
+
+def every_answer(toy: Toy, most_tokens: int, start: tuple[int, ...] = ()) -> dict[tuple[int, ...], float]:
+    """All answers that go on from a start, of so many tokens at most, and their probabilities."""
+    if start[-1:] == (3,) or len(start) == most_tokens:
+        return {start: 1.0}
+    return {
+        answer: chance * below
+        for token, chance in enumerate(next_token(toy, start))
+        for answer, below in every_answer(toy, most_tokens, (*start, token)).items()
+    }
+
+
+def leftmost(tree: RolloutTree) -> tuple[int, ...]:
+    node = 0
+    while tree.child_counts()[node]:
+        node = int(tree.first_children()[node])
+    return tuple(path_tokens(tree, node)[2:])
+
+
+def test_answers_of_a_toy_model_come_as_often_as_enumeration_says(toy: Toy) -> None:
+    batch = [Problem(f"p{i}", "", "") for i in range(2000)]
+    expected = every_answer(toy, 4)
+    assert min(expected.values()) < 0.01 < max(expected.values())
+    plans: tuple[Sampler, ...] = (
+        FlatSampler(group_size=2, max_tokens=4),
+        SegmentTreeSampler(depth=2, branching_per_depth=(2,), segment_tokens_per_depth=(2,), split="none"),
+    )
+    for sampler in plans:
+        seen = Counter(leftmost(tree) for tree in sample(toy, batch, sampler))
+        assert chi_square(seen, expected) > 0.001
+
+
+def test_forks_of_a_toy_model_come_as_often_as_enumeration_says(toy: Toy) -> None:
+    """(1, 1, 1, 1): every answer, its most surprising token but the first, every way on from before it."""
+    expected: dict[tuple[tuple[int, ...], ...], float] = {}
+    for answer, chance in every_answer(toy, 3).items():
+        surprisals = [-math.log(next_token(toy, answer[:i])[answer[i]]) for i in range(1, len(answer))]
+        if not surprisals:
+            expected[(answer,)] = chance
+            continue
+        at = 1 + surprisals.index(max(surprisals))
+        for other, also in every_answer(toy, 3, answer[:at]).items():
+            expected[answer, other] = chance * also
+    sampler = ForkTreeSampler(trees=1, forks=1, max_tokens=3, never_after="")
+    seen: Counter[tuple[tuple[int, ...], ...]] = Counter()
+    for tree in sample(toy, [Problem(f"p{i}", "", "") for i in range(3000)], sampler):
+        leaves = np.flatnonzero(tree.is_leaf()).tolist()
+        seen[tuple(tuple(path_tokens(tree, leaf)[2:]) for leaf in leaves)] += 1
+    assert chi_square(seen, expected) > 0.001
