@@ -293,7 +293,7 @@ class _Run:
 
     def check_packing(self, data: UpdateData, step: int) -> None:
         """Compute the first batch flat as well, and say how far the two gradients are apart."""
-        found = check_packing(self.policy, self.optimiser, data)
+        found = check_packing(self.policy, self.optimiser, data, self.should_stop)
         if found is None:
             return
         self.is_packing_checked = True

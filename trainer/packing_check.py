@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,8 +18,7 @@ MOST_FLAT_TOKENS = 40_000
 @dataclass(frozen=True, slots=True)
 class PackingCheck:
     """`gradient_difference`: |g_packed - g_flat| / |g_flat|; `loss_difference`: absolute. Tokens that went
-    through
-    the model either way, and the CPU seconds of both.
+    through the model either way, and the CPU seconds of both.
     """
 
     gradient_difference: float
@@ -29,11 +29,15 @@ class PackingCheck:
     flat_seconds: float
 
 
-def check_packing(policy: Policy, optimiser: Optimiser, data: UpdateData) -> PackingCheck | None:
-    """Of as many of the batch's first trees as are cheap. None if nothing of them trains."""
+def check_packing(
+    policy: Policy, optimiser: Optimiser, data: UpdateData, should_stop: Callable[[], bool]
+) -> PackingCheck | None:
+    """Of as many of the batch's first trees as are cheap, one at least. None if nothing of them trains.
+    Raises UpdateStopped.
+    """
     part = _first_trees(data)
-    packed = _gradient(policy, optimiser, part, "packed")
-    flat = _gradient(policy, optimiser, part, "flat")
+    packed = _gradient(policy, optimiser, part, "packed", should_stop)
+    flat = _gradient(policy, optimiser, part, "flat", should_stop)
     if packed is None or flat is None:
         return None
     difference = torch.stack(
@@ -67,11 +71,11 @@ def _first_trees(data: UpdateData) -> UpdateData:
 
 
 def _gradient(
-    policy: Policy, optimiser: Optimiser, data: UpdateData, layout: str
+    policy: Policy, optimiser: Optimiser, data: UpdateData, layout: str, should_stop: Callable[[], bool]
 ) -> tuple[list[Tensor], float, int, float] | None:
     """(gradients by parameter, loss, tokens, CPU seconds), or None if nothing trains."""
     began = time.process_time()
-    result, _ = optimiser.gradient(data, lambda: False, layout=layout)
+    result, _ = optimiser.gradient(data, should_stop, layout=layout)
     spent = time.process_time() - began
     gradients = [
         torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
