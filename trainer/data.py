@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -20,7 +21,9 @@ from trainer.text import storable
 
 ANSWER_MARK = "#### "
 QUESTION_COLUMN, ANSWER_COLUMN = "question", "answer"
-MAX_LINE_BYTES = 4 * 2**20
+QUESTION_MARK = "{question}"
+MAX_LINE_BYTES = 4 * 2**20  # also the letters that one column of a row may have
+MOST_LETTERS = 2**32  # of all problems together
 MAX_REPORTED_LINES = 1000
 EXAMPLES_IN_MESSAGE = 5
 EVALUATION_SEED = 0  # the same held-out problems for every run, so that runs can be compared
@@ -69,12 +72,13 @@ class TrainingProblems(Protocol):
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """Training problems, held-out problems (no text is in both), and what people should know about the
-    source.
+    source. `sha256`: of what is trained on, so that a resumed run knows whether it goes on with the same.
     """
 
     training: TrainingProblems
     evaluation: tuple[Problem, ...]
     warnings: tuple[str, ...] = field(default=())
+    sha256: str = ""
 
 
 def load_data(
@@ -83,12 +87,15 @@ def load_data(
     seed: int,
     evaluation_problems: int,
     fits: Callable[[Problem], bool] | None = None,
+    fits_evaluation: Callable[[Problem], bool] | None = None,
     prompt_tokens: Callable[[Problem], int] | None = None,
 ) -> Dataset:
     """The run's problems. `seed` is the run's and decides order; the held-out problems do not depend on it.
 
-    Problems of a source that do not fit (`fits`: the model's positions), or whose prompt is longer than the
-    config allows (`prompt_tokens`), are left out, and counted in a warning. Raises DataError.
+    Problems of a source that do not fit (`fits`: the model's positions with the longest answer of training;
+    `fits_evaluation`: of evaluation, asked of held-out problems alone, so that how a run is evaluated does
+    not decide what it is trained on), or whose prompt is longer than the config allows (`prompt_tokens`), are
+    left out, and counted in a warning. Raises DataError.
     """
     if isinstance(config, ChainData | GraphData):
         task = _chain_problem if isinstance(config, ChainData) else _graph_problem
@@ -97,7 +104,8 @@ def load_data(
             task(EVALUATION_SEED, "evaluation", index, size) for index in range(evaluation_problems)
         )
         stream = ChainStream(seed, size) if isinstance(config, ChainData) else GraphStream(seed, size)
-        return Dataset(training=stream, evaluation=held_out)
+        # Text of a generated task never changes; should a release change it all the same, it shows here.
+        return Dataset(training=stream, evaluation=held_out, sha256=_hash_of(stream.batch(1, 8)))
     form = RowForm.of(config)
     if isinstance(config, JsonlData):
         file = Path(config.path)
@@ -112,8 +120,20 @@ def load_data(
         else:
             name = config.name
             source = hub_rows(config.name, config.subset, config.split, form)
-        rows = ((f"row {number}", _problem(row, form)) for number, row in source)
-    return _split(name, rows, config, seed, evaluation_problems, fits, prompt_tokens)
+        rows = (
+            (f"row {number}", row if isinstance(row, str) else _problem(row, form)) for number, row in source
+        )
+    return _split(name, rows, config, form, seed, evaluation_problems, fits, fits_evaluation, prompt_tokens)
+
+
+def _hash_of(problems: Iterable[Problem]) -> str:
+    """SHA-256 of problems and their order."""
+    hashed = sha256()
+    for problem in problems:
+        for text in (problem.prompt, problem.reference_answer, problem.solution):
+            encoded = text.encode("utf-8", "replace")
+            hashed.update(len(encoded).to_bytes(8, "little") + encoded)
+    return hashed.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +160,11 @@ class RowForm:
     @property
     def columns(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(filter(None, (self.question, self.answer, self.solution))))
+
+    def question_of(self, prompt: str) -> str:
+        """The question in a prompt; the whole prompt when the template shows it more than once."""
+        before, mark, after = self.template.partition(QUESTION_MARK)
+        return prompt if not mark or mark in after else prompt[len(before) : len(prompt) - len(after)]
 
 
 GSM8K_FORM = RowForm()
@@ -255,16 +280,18 @@ def _split(
     name: str,
     rows: Iterable[tuple[str, Problem | str | None]],
     config: JsonlData | ParquetData | HubData,
+    form: RowForm,
     seed: int,
     evaluation_problems: int,
     fits: Callable[[Problem], bool] | None,
+    fits_evaluation: Callable[[Problem], bool] | None,
     prompt_tokens: Callable[[Problem], int] | None,
 ) -> Dataset:
     """Usable rows to the side that the hash of their question says; what was left out is counted and told."""
     training: list[Problem] = []
     held_out: list[Problem] = []
     seen: set[str] = set()
-    usable = bad = too_long = over_limit = twice = 0
+    usable = bad = too_long = over_limit = twice = letters = 0
     first_bad = ""
     for place, content in rows:
         if content is None:
@@ -274,15 +301,19 @@ def _split(
             first_bad = first_bad or f"{place}: {content}"
             continue
         usable += 1
+        letters += len(content.prompt) + len(content.reference_answer) + len(content.solution)
+        if letters > MOST_LETTERS:
+            raise DataError(f"{name} has more than {MOST_LETTERS // 2**30} GiB of text. Use a part of it.")
+        is_evaluation = is_held_out(form.question_of(content.prompt), config.evaluation_share)
+        fits_here = fits_evaluation or fits if is_evaluation else fits
         if prompt_tokens and config.max_prompt_tokens and prompt_tokens(content) > config.max_prompt_tokens:
             over_limit += 1
-        elif fits is not None and not fits(content):
+        elif fits_here is not None and not fits_here(content):
             too_long += 1
         elif content.problem_id in seen:
             twice += 1
         else:
-            side = held_out if is_held_out(content.prompt, config.evaluation_share) else training
-            side.append(content)
+            (held_out if is_evaluation else training).append(content)
         seen.add(content.problem_id)
     if not usable:
         raise DataError(
@@ -296,8 +327,10 @@ def _split(
             "Use a model with more positions, or lower the answer or segment length."
         )
     # Spelled alike but for blanks and capitals: hashes tell such questions apart, people and models do not.
-    held_out_questions = {_spelled(problem.prompt) for problem in held_out}
-    overlapping = [problem for problem in training if _spelled(problem.prompt) in held_out_questions]
+    held_out_questions = {_spelled(form.question_of(problem.prompt)) for problem in held_out}
+    overlapping = [
+        problem for problem in training if _spelled(form.question_of(problem.prompt)) in held_out_questions
+    ]
     if overlapping:
         leaked = {problem.problem_id for problem in overlapping}
         training = [problem for problem in training if problem.problem_id not in leaked]
@@ -336,7 +369,12 @@ def _split(
         )
     # By hash again, not by place in the source: the same problems whatever the order of the rows.
     held_out.sort(key=lambda problem: problem.problem_id)
-    return Dataset(ShuffledProblems(training, seed), tuple(held_out[:evaluation_problems]), tuple(warnings))
+    return Dataset(
+        ShuffledProblems(training, seed),
+        tuple(held_out[:evaluation_problems]),
+        tuple(warnings),
+        _hash_of(training),
+    )
 
 
 def _spelled(text: str) -> str:
@@ -428,15 +466,14 @@ def _problem(row: Any, form: RowForm) -> Problem | str:
     texts: dict[str, str] = {}
     for name in form.columns:
         value = row[name]
-        if (
-            name == form.answer
-            and not form.is_gsm8k
-            and isinstance(value, int | float)
-            and not isinstance(value, bool)
-        ):
-            value = str(value)
+        if name == form.answer and not form.is_gsm8k and _is_number(value):
+            value = _number_text(value)
+            if value is None:
+                return f"`{name}` is {row[name]}, expected a finite number"
         if not isinstance(value, str):
             return f"`{name}` is a JSON {_kind(value)}, expected text"
+        if len(value) > MAX_LINE_BYTES:
+            return f"`{name}` is longer than {MAX_LINE_BYTES:,} letters"
         texts[name] = storable(value)
     question = texts[form.question].strip()
     if not question:
@@ -456,10 +493,22 @@ def _problem(row: Any, form: RowForm) -> Problem | str:
         return f"`{form.answer}` is blank"
     return Problem(
         sha256(question.encode()).hexdigest()[:16],
-        form.template.replace("{question}", question),
+        form.template.replace(QUESTION_MARK, question),
         answer.strip(),
         solution,
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+
+
+def _number_text(value: int | float | Decimal) -> str | None:
+    """Its digits, never with an exponent; None unless it is finite."""
+    if isinstance(value, int):
+        return str(value)
+    exact = Decimal(repr(value)) if isinstance(value, float) else value
+    return f"{exact:f}" if exact.is_finite() else None
 
 
 def _kind(value: Any) -> str:
