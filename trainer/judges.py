@@ -98,8 +98,7 @@ def last_boxed(text: str) -> str | None:
 @lru_cache(4096)  # the answers to one question are mostly the same few
 def are_same_mathematics(answer: str, reference: str) -> bool:
     """Whether two expressions are equal: as text, as numbers, or for math-verify. Very long ones are
-    compared as
-    text alone.
+    compared as text alone.
     """
     if are_equal(answer, reference) or "".join(answer.split()) == "".join(reference.split()):
         return True
@@ -109,7 +108,8 @@ def are_same_mathematics(answer: str, reference: str) -> bool:
 
     from math_verify import parse, verify
 
-    logging.disable(logging.WARNING)  # it warns on every call that its own timeouts are off, as ours are on
+    # It warns on every call that its own timeouts are off: ours are on.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
     # Its own timeouts need signals, which do not work everywhere; a process is ended from outside instead.
     gold = parse(f"${reference}$", parsing_timeout=0)
     found = parse(f"${answer}$", parsing_timeout=0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import math
 import time
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.judges import are_same_mathematics
 from trainer.tree import FinishReason, RolloutTree, Verdict, sampled_tree
 from trainer.verifiers import MAX_ANSWER_LETTERS, Judgement, are_equal, judge_gsm8k, verify_trees
 
@@ -183,3 +185,8 @@ def test_a_failing_verifier_is_no_reward_of_zero(caplog: pytest.LogCaptureFixtur
     assert tree.reward[3] == 1
     assert "The verifier failed" in caplog.text
     assert "out of order" in caplog.text
+
+
+def test_judging_mathematics_leaves_everybody_elses_log_alone() -> None:
+    assert are_same_mathematics(r"\frac{17}{2}y", "17y/2")
+    assert logging.root.manager.disable == logging.NOTSET

@@ -465,7 +465,7 @@ def test_what_was_typed_is_what_runs(people: People) -> None:
 def test_boxes_and_texts_with_line_breaks_come_through_a_browser_as_they_are(people: People) -> None:
     client = people.client("editor")
     values = form_values(client, "hbpo-tiny")
-    assert values["sampler.budget_sentence"] == "Answer in {budget} tokens.\r\n"
+    assert values["sampler.budget_sentence"] == "{budget}\r\n"
     assert (values["checkpoint.keep_best"], values["objective.mask_truncated"]) == ("true", "false")
     values |= {
         "sampler.budget_sentence": "\r\n  Use {budget} tokens.\r\n\r\n",
