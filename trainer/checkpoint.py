@@ -47,7 +47,10 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class TrainerState:
-    """The counters a run goes on from. `is_evaluation_due`: a stop came before this step's evaluation."""
+    """The counters a run goes on from. `is_evaluation_due`: a stop came before this step's evaluation.
+    `data_sha256`: of the training problems; `base_sha256`: of the weights that the run started from, if it
+    still needs them (a reference model, an adapter's base), else "".
+    """
 
     step: int = 0
     unique_tokens: int = 0
@@ -55,6 +58,8 @@ class TrainerState:
     skipped_in_a_row: int = 0
     cpu_seconds: float = 0.0
     is_evaluation_due: bool = True
+    data_sha256: str = ""
+    base_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,7 @@ def save_checkpoint(
         _refuse_full_disk(folder, policy)
         _write(scratch, config, state, policy, optimiser)
         size = _write_manifest(scratch, state, config, weights, accuracy)
-        _take_name(scratch, target, weights)
+        _take_name(scratch, target, weights, accuracy)
         _sync(folder)
         best = best_checkpoint(run_dir) if keep_best else None
         # A run that went on from an earlier step leaves later ones alone: they are none of its own.
@@ -266,17 +271,19 @@ def _write(
     (scratch / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def _take_name(scratch: Path, target: Path, weights: str) -> None:
+def _take_name(scratch: Path, target: Path, weights: str, accuracy: float | None) -> None:
     """Rename into place. After a resume the same step may be there already, usually bit for bit; then that
-    one stays. Another one is parked for the moment between two renames; a crash there is mended by
-    `remove_unfinished`, and a run that looks before takes the checkpoint that it went on from last time.
+    one stays, unless only the new one knows its accuracy. Another one is parked for the moment between two
+    renames; a crash there is mended by `remove_unfinished`, and a run that looks before takes the checkpoint
+    that it went on from last time.
     """
     if target.exists():
         try:
-            known = json.loads((target / "manifest.json").read_bytes()).get("weights_sha256")
-        except (OSError, ValueError):
-            known = None  # half a folder, from elsewhere
-        if known == weights:
+            known = json.loads((target / "manifest.json").read_bytes())
+            is_same = known["weights_sha256"] == weights and accuracy in (None, known["accuracy"])
+        except (OSError, ValueError, LookupError, TypeError):
+            is_same = False  # half a folder, from elsewhere
+        if is_same:
             shutil.rmtree(scratch)
             return
         parked = target.with_name(f"{target.name}.old-{secrets.token_hex(4)}")

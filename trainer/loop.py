@@ -91,6 +91,8 @@ def train(
         run.check_engine()
         if run.state.is_evaluation_due:
             run.evaluate()
+            if run.state.step > 0 and run.is_due(config.checkpoint.every_steps):
+                run.save()  # a stop wrote this checkpoint before its accuracy was known
         for step in run.steps():
             clock = _Clock()
             rollouts = run.sample(step)
@@ -148,7 +150,9 @@ class _Run:
         self.policy: Policy = load_policy(
             model_folder(resume) if is_whole and resume else config.model.path, device
         )
+        base_sha256 = ""
         if adapter.kind == "lora":
+            base_sha256 = self.policy.weights_sha256()
             self.policy.add_adapter(adapter.rank, adapter.alpha, config.seed)
             if resume is not None:
                 load_adapter(resume, self.policy)
@@ -165,6 +169,7 @@ class _Run:
             evaluation_problems=config.evaluation.problems,
             prompt_tokens=lambda problem: len(self.policy.encode(problem.prompt)),
             fits=lambda problem: self.policy.fits(problem.prompt, self.plan.most_positions),
+            fits_evaluation=lambda problem: self.policy.fits(problem.prompt, self.evaluation_tokens),
         )
         for warning in self.data.warnings:
             self.say("warning", warning)
@@ -176,12 +181,16 @@ class _Run:
             self.policy.add_value_head(config.seed)
             if resume is not None:
                 load_value_head(resume, self.policy)
+        reference = load_reference(config.model.path, device) if needs_reference(config) else None
+        base_sha256 = base_sha256 or (reference.weights_sha256() if reference is not None else "")
+        refuse_other_sources(self.state, self.data.sha256, base_sha256)
+        self.state = replace(self.state, data_sha256=self.data.sha256, base_sha256=base_sha256)
         self.optimiser = Optimiser(
             self.policy,
             config.training,
             config.objective,
             config.credit.spread,
-            reference=load_reference(config.model.path, device) if needs_reference(config) else None,
+            reference=reference,
             temperature=self.plan.temperature,
         )
         self.is_packing_checked = False
@@ -214,6 +223,11 @@ class _Run:
         """Raises EngineMismatchError unless the engine samples from the policy."""
         problems = self.data.training.batch(1, 2)
         check_against_policy(self.engine, self.policy, problems, temperature=self.plan.temperature)
+
+    @property
+    def evaluation_tokens(self) -> int:
+        """Longest answer of an evaluation."""
+        return self.config.evaluation.max_tokens or self.plan.most_tokens
 
     # ---- parts of a step
 
@@ -313,7 +327,7 @@ class _Run:
             self.engine,
             self.data.evaluation,
             self.judge,
-            most_tokens=self.config.evaluation.max_tokens or self.plan.most_tokens,
+            most_tokens=self.evaluation_tokens,
             samples=self.config.evaluation.samples,
             seed=named_seed(self.config.seed, "evaluation"),
             should_stop=self.should_stop,
@@ -332,7 +346,8 @@ class _Run:
         for update in updates:
             in_a_row = 0 if update.is_finite else in_a_row + 1
             skipped += not update.is_finite
-        self.state = TrainerState(
+        self.state = replace(
+            before,
             step=step,
             unique_tokens=before.unique_tokens + self.sampled_tokens,
             skipped_updates=skipped,
@@ -493,6 +508,21 @@ def needs_reference(config: RunConfig) -> bool:
 
 def _never() -> bool:
     return False
+
+
+def refuse_other_sources(saved: TrainerState, data_sha256: str, base_sha256: str) -> None:
+    """Raise CheckpointError when a resumed run would train on other problems, or over other weights, than the
+    run that was saved: equal names in the config are not enough. An empty hash is not compared.
+    """
+    for what, before, now in (
+        ("training problems", saved.data_sha256, data_sha256),
+        ("weights in model.path", saved.base_sha256, base_sha256),
+    ):
+        if before and before != now:
+            raise CheckpointError(
+                f"The {what} are not those that the checkpoint was made with (SHA-256 {before[:12]}, now "
+                f"{now[:12]}). Put the old ones back, or start a new run from the checkpoint's model folder."
+            )
 
 
 def refuse_other_config(saved: RunConfig, config: RunConfig) -> None:
