@@ -3,7 +3,7 @@
     arborist credit --preset treerpo < batch.json          values and advantages, by node
     arborist credit --preset grpo --set ddof=0 --explain 3 < batch.json
     arborist tokens --branching 8,8,8 --segment 384 --prompt 512
-    arborist presets
+    arborist credit --list                                  the presets, with their formulas
     arborist probe CHECKPOINT                               which method's gradient says most
 
 `credit` calls the function that the trainer calls. Exit status 2 with one sentence on stderr, and nothing on
@@ -23,10 +23,10 @@ import numpy as np
 
 from trainer.config import RunConfig
 from trainer.config_file import ConfigError, config_from_mapping, parse_yaml
-from trainer.credit import CreditPlan, RewardRangeError, credit_plan, credit_trees
+from trainer.credit import CreditPlan, RewardRangeError, credit_plan, credit_trees, refuse_rewards
 from trainer.explanation import Explanation, explain, formula
 from trainer.presets import PRESETS, Preset, find_preset
-from trainer.token_counts import TokenCounts, count_tokens
+from trainer.token_counts import TokenCounts, count_fork_tokens, count_tokens
 from trainer.tree import ROOT, CreditState, RolloutTree
 from trainer.tree_json import NumberedTree, TreeJsonError, read_trees
 
@@ -59,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     credit = commands.add_parser("credit", help="values and advantages of trees, read as JSON from stdin")
-    credit.add_argument("--preset", required=True, help="an algorithm, such as treerpo or step-grpo+")
+    which = credit.add_mutually_exclusive_group(required=True)
+    which.add_argument("--preset", metavar="NAME", help="an algorithm, such as treerpo or step-grpo+")
+    which.add_argument("--list", action="store_true", help="the algorithms there are, with their formulas")
     credit.add_argument(
         "--set",
         action="append",
@@ -103,9 +105,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _credit(options: argparse.Namespace) -> list[str]:
+    if options.list:
+        return _presets(options)
     config = configured(preset_called(options.preset), options.set)
     plan = credit_plan(config)
     numbered = read_trees(_document())
+    for number, one in enumerate(numbered):
+        try:
+            refuse_rewards(one.tree, plan.credit)
+        except RewardRangeError as error:  # again, by the caller's name of the node
+            raise CommandError(
+                f"Tree {number}, node {one.names[error.node]}: a reward of {one.tree.reward[error.node]:g}; "
+                f"{error.what} needs rewards from 0 to 1."
+            ) from None
     credited = credit_trees([one.tree for one in numbered], plan)
     both = [NumberedTree(tree, one.names) for tree, one in zip(credited, numbered, strict=True)]
     if options.explain is None:
@@ -166,6 +178,8 @@ def configured(preset: Preset, settings: Sequence[str]) -> RunConfig:
                 here[part] = {}
             here = here[part]
         value = parse_yaml(f"value: {text}")["value"]
+        if isinstance(value, str) and isinstance(here.get(path[-1]), dict):  # scale=none: the kind
+            value = {"kind": value}
         here[path[-1]] = value
         if path[-1] == "kind":  # another kind starts from its own defaults
             for other in [name for name in here if name != "kind"]:
@@ -192,10 +206,11 @@ def _full_path(values: dict[str, Any], key: str) -> list[str]:
 
 
 def _paths(values: dict[str, Any], above: list[str]) -> Iterator[list[str]]:
+    """Every value, and every part that has a kind."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _paths(value, [*above, name])
-        else:
+        if not isinstance(value, dict) or "kind" in value:
             yield [*above, name]
 
 
@@ -217,8 +232,8 @@ def groups_kept(tree: RolloutTree, plan: CreditPlan) -> dict[int, bool]:
     credited = tree.credit_state == CreditState.CREDITED
     if plan.credit.spread != "node" or plan.credit.baseline.kind == "none":
         return {ROOT: bool(credited.any())}
-    above = np.unique(tree.parent[1:])
-    return {int(node): bool(credited[1:][tree.parent[1:] == node].any()) for node in above.tolist()}
+    training = np.bincount(tree.parent[1:], credited[1:], minlength=tree.n_nodes)
+    return {node: bool(training[node]) for node in np.unique(tree.parent[1:]).tolist()}
 
 
 def _number(value: Any) -> float | None:
@@ -240,7 +255,8 @@ def _in_words(told: Explanation, numbered: NumberedTree) -> Iterator[str]:
         times = "" if row.weight in (0, 1) else f", counts {row.weight:g} times"
         mark = "  <-" if row.node == told.node else "" if row.in_group else "  not in the group"
         yield f"    node {numbered.names[row.node]}: {value}{times}{mark}"
-    yield f"  {told.filter or 'There is no filter.'}"
+    if told.filter:
+        yield f"  {told.filter}"
     if told.reason:
         yield f"  {told.reason}"
 
@@ -249,31 +265,35 @@ def _in_words(told: Explanation, numbered: NumberedTree) -> Iterator[str]:
 
 
 def _tokens(options: argparse.Namespace) -> list[str]:
+    if options.preset and (options.branching or options.segment):
+        raise CommandError("Give --preset, or --branching and --segment; not both.")
     if options.preset:
-        sampler = preset_called(options.preset).config.sampler
-        if sampler.kind == "flat":
-            branching, segment, width = [sampler.group_size], [sampler.max_tokens], 0
-        elif sampler.kind == "segment_tree":
-            branching, segment = list(sampler.branching), list(sampler.segment_tokens)
-            width = sampler.max_width
-        else:
-            raise CommandError(
-                f"The tree of sampler {sampler.kind} has no planned shape: its forks are where the "
-                f"policy puts "
-                f"them. At most {sampler.bounds.leaves} leaves of {sampler.bounds.answer_tokens} tokens."
-            )
+        counts = _preset_counts(preset_called(options.preset), options.prompt)
     elif options.branching and options.segment:
-        branching, segment = (
-            _whole_numbers("--branching", options.branching),
-            _whole_numbers("--segment", options.segment),
-        )
+        branching = _whole_numbers("--branching", options.branching)
+        segment = _whole_numbers("--segment", options.segment)
         if len(segment) == 1:
             segment = segment * len(branching)
-        width = options.width
+        counts = count_tokens(branching, segment, options.prompt, options.width)
     else:
         raise CommandError("Give --preset, or --branching and --segment.")
-    counts = count_tokens(branching, segment, options.prompt, width)
     return [json.dumps(counts.as_dict())] if options.json else list(_table(counts))
+
+
+def _preset_counts(preset: Preset, prompt: int) -> TokenCounts:
+    """Of the tree that a preset's sampler plans. Raises CommandError where it plans none."""
+    sampler = preset.config.sampler
+    if sampler.kind == "flat":
+        return count_tokens([sampler.group_size], [sampler.max_tokens], prompt)
+    if sampler.kind == "segment_tree":
+        return count_tokens(sampler.branching, sampler.segment_tokens, prompt, sampler.max_width)
+    if sampler.kind == "fork_tree":
+        forks = sampler.rounds * sampler.forks
+        return count_fork_tokens(sampler.trees, forks, sampler.continuations, sampler.max_tokens, prompt)
+    raise CommandError(
+        f"The tree of sampler {sampler.kind} has no planned shape: its forks are where the policy puts them. "
+        f"At most {sampler.bounds.leaves} leaves of {sampler.bounds.answer_tokens} tokens."
+    )
 
 
 def _whole_numbers(name: str, text: str) -> list[int]:
@@ -284,7 +304,8 @@ def _whole_numbers(name: str, text: str) -> list[int]:
 
 
 def _table(counts: TokenCounts) -> Iterator[str]:
-    yield f"nodes {counts.nodes:,}, leaves {counts.leaves:,}"
+    expected = ", on the mean over fork points" if counts.is_expected else ""
+    yield f"nodes {counts.nodes:,}, leaves {counts.leaves:,}{expected}"
     rows: tuple[tuple[str | int | float, ...], ...] = (
         ("", "unique", "flattened", "ratio", "per node", "ratio"),
         ("sampled tokens", counts.sampled_unique, counts.sampled_flat, counts.sampling_ratio, "-", "-"),

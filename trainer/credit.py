@@ -16,19 +16,37 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.advantages import BatchFigures, Comparison, batch_figures, compare, divisors, filtered
+from trainer.advantages import (
+    BatchFigures,
+    Comparison,
+    Scores,
+    batch_figures,
+    compare,
+    divisors,
+    filtered,
+    scores_of,
+)
 from trainer.config import RunConfig
 from trainer.schema.credit import CreditConfig
 from trainer.schema.reward import BudgetShaping
 from trainer.seeding import generator
 from trainer.tree import ROOT, CreditState, FinishReason, RolloutTree, Verdict
-from trainer.values import Floats, backed_up_values, divided, leaf_rewards
+from trainer.values import Floats, divided, leaf_rewards
 
 NEEDS_UNIT_REWARDS = ("bernoulli_variance", "quality")
 
 
 class RewardRangeError(ValueError):
-    """The Bernoulli variance mu (1 - mu), and the quality value, need rewards in [0, 1]."""
+    """The Bernoulli variance mu (1 - mu), and the quality value, need rewards in [0, 1]. Names the first node
+    whose reward is out of it: `node`, and `what` refused it.
+    """
+
+    def __init__(self, tree: RolloutTree, node: int, what: str) -> None:
+        self.node, self.what = node, what
+        super().__init__(
+            f"Problem {tree.problem_id}, node {tree.name(node)}, has a reward of {tree.reward[node]:g}; "
+            f"{what} needs rewards from 0 to 1. Choose another part in its place, or rewards of 0 to 1."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +76,19 @@ def credit_plan(config: RunConfig) -> CreditPlan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Credit:
-    """One tree's credit with what made it: A = (amount - offset) / divisor where `comparison` carries it; the
-    spread then gives `advantage` [N] (NaN: none) and `state` [N]. `selected` [N]: leaves that train.
+    """One tree's credit with what made it: A = (amount - offset) / divisor where `comparison` carries it is
+    `own` [N]; the spread then gives `advantage` [N] (NaN: none) and `state` [N]. `selected` [N]: leaves that
+    train.
     """
 
+    scores: Scores
     comparison: Comparison
+    selected: NDArray[np.bool_]
     divisor: Floats
     offset: float
     own: Floats
     advantage: Floats
     state: NDArray[np.uint8]
-    selected: NDArray[np.bool_]
 
 
 def credit_trees(trees: Sequence[RolloutTree], plan: CreditPlan) -> list[RolloutTree]:
@@ -76,92 +96,108 @@ def credit_trees(trees: Sequence[RolloutTree], plan: CreditPlan) -> list[Rollout
 
     Raises RewardRangeError. Trees matter to each other through the scales batch_std and batch_whiten alone.
     """
-    if plan.credit.scale.kind not in ("batch_std", "batch_whiten"):
+    scale = plan.credit.scale
+    if scale.kind not in ("batch_std", "batch_whiten"):
         return [_filled(tree, credit_of(tree, plan)) for tree in trees]
     if not trees:
         return []
     compared = [_compared(tree, plan) for tree in trees]
-    comparisons = [comparison for comparison, _ in compared]
-    weights = [_token_weights(tree, plan) for tree in trees]
-    figures = batch_figures(trees, comparisons, plan.credit.scale, weights)
-    noted = [tree.with_batch(figures.mean, figures.std) for tree in trees]
+    scores, comparisons, _ = zip(*compared, strict=True)
+    weights = [_token_weights(one, selected, plan) for one, _, selected in compared]
+    figures = batch_figures(scores, comparisons, scale, weights)
     return [
-        _filled(tree, _finished(tree, plan, comparison, selected))
-        for tree, (comparison, selected) in zip(noted, compared, strict=True)
+        _filled(tree.with_batch(figures.mean, figures.std), _finished(plan, figures, *parts))
+        for tree, parts in zip(trees, compared, strict=True)
     ]
 
 
 def credit_of(tree: RolloutTree, plan: CreditPlan) -> Credit:
     """The credit of one tree, scaled by the batch figures that it remembers. Raises RewardRangeError."""
-    return _finished(tree, plan, *_compared(tree, plan))
+    return _finished(plan, BatchFigures(tree.batch_mean, tree.batch_std), *_compared(tree, plan))
 
 
 def _filled(tree: RolloutTree, credit: Credit) -> RolloutTree:
-    return tree.with_credit(credit.comparison.value, credit.advantage, credit.state)
+    return tree.with_credit(credit.scores.value, credit.advantage, credit.state)
 
 
-def _compared(tree: RolloutTree, plan: CreditPlan) -> tuple[Comparison, NDArray[np.bool_]]:
+def _compared(tree: RolloutTree, plan: CreditPlan) -> tuple[Scores, Comparison, NDArray[np.bool_]]:
     """Values, baseline and filter of one tree, and which leaves train."""
     credit = plan.credit
     refuse_rewards(tree, credit)
+    scores = scores_of(tree, credit.backup)
     selected = selected_leaves(tree, plan)
     comparison = compare(
-        tree,
-        backed_up_values(tree, credit.backup),
+        scores,
         credit.baseline,
         budget=plan.budget,
         budgets=plan.budgets,
         is_trajectory=credit.spread != "node",
         selected=selected,
     )
-    tau = credit.filter.tau if credit.filter.kind == "range" else 0.0
-    state = filtered(tree, comparison, credit.filter.kind, tau)
+    comparison = filtered(tree, comparison, credit.filter)
     if credit.leaves.kind == "some":
         trains = tree.sum_over_leaves(selected.astype(np.float64)) > 0
-        state[(state == CreditState.CREDITED) & ~trains] = CreditState.NOT_SELECTED
-    return Comparison(
-        comparison.value, comparison.amount, comparison.baseline, comparison.group, comparison.weight, state
-    ), selected
+        is_left_out = ~trains & (comparison.state == CreditState.CREDITED)
+        is_left_out |= scores.leaf & ~selected & np.isfinite(scores.reward)
+        comparison.state[is_left_out] = CreditState.NOT_SELECTED
+    return scores, comparison, selected
 
 
 def _finished(
-    tree: RolloutTree, plan: CreditPlan, comparison: Comparison, selected: NDArray[np.bool_]
+    plan: CreditPlan,
+    batch: BatchFigures,
+    scores: Scores,
+    comparison: Comparison,
+    selected: NDArray[np.bool_],
 ) -> Credit:
     """Scale and spread."""
-    figures = BatchFigures(tree.batch_mean, tree.batch_std)
-    divisor, offset = divisors(tree, comparison, plan.credit.scale, figures)
+    scale = plan.credit.scale
+    divisor = divisors(scores, comparison, scale, batch)
+    offset = batch.mean if scale.kind == "batch_whiten" else 0.0
     credited = comparison.state == CreditState.CREDITED
     own = np.where(credited, (comparison.amount - offset) / divisor, np.nan)
+    advantage, state = own, comparison.state
     if plan.credit.spread == "leaf_mean":
-        advantage, state = _mean_of_leaves(tree, own, comparison.state)
-    else:
-        advantage, state = own, comparison.state
-    return Credit(comparison, divisor, offset, own, advantage, state, selected)
+        advantage, state = _mean_of_leaves(scores, own, state)
+    return Credit(scores, comparison, selected, divisor, offset, own, advantage, state)
 
 
 def _mean_of_leaves(
-    tree: RolloutTree, own: Floats, state: NDArray[np.uint8]
+    scores: Scores, own: Floats, state: NDArray[np.uint8]
 ) -> tuple[Floats, NDArray[np.uint8]]:
-    """Every segment takes the mean of the advantages of the credited leaves below it (TreeAdv, as we read
-    it)."""
+    """Every segment takes the mean of the advantages of the credited leaves below it, every answer alike
+    (TreeAdv, as we read it).
+    """
+    tree = scores.tree
     weight = np.where(np.isfinite(own), tree.copies, 0).astype(np.float64)
     advantage = divided(
         tree.sum_over_leaves(np.where(weight > 0, own * weight, 0.0)), tree.sum_over_leaves(weight)
     )
-    new = state.copy()
     inner = state == CreditState.PER_PATH
-    below = _states_below(tree, state)
-    new[inner] = np.where(np.isfinite(advantage[inner]), np.uint8(CreditState.CREDITED), below[inner])
-    for kept in (ROOT, *np.flatnonzero(tree.finish == FinishReason.GIVEN).tolist()):
-        advantage[kept] = np.nan
+    new = state.copy()
+    new[inner] = CreditState.CREDITED
+    without = inner & ~np.isfinite(advantage)
+    if without.any():
+        new[without] = _why_none_below(scores, state)[without]
+    advantage[new != CreditState.CREDITED] = np.nan
     return advantage, new
 
 
-def _states_below(tree: RolloutTree, state: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[N] the state of some leaf below each node: why none of them has credit, where none has."""
-    found = state.copy()
-    for node in range(tree.n_nodes - 1, 0, -1):
-        found[tree.parent[node]] = found[node]
+# Why a segment has no credit, where the leaves below have none for several reasons: the first of these.
+_REASONS = (
+    CreditState.DROPPED_BY_FILTER,
+    CreditState.NOT_SELECTED,
+    CreditState.ONLY_CHILD,
+    CreditState.NO_REWARD,
+)
+
+
+def _why_none_below(scores: Scores, state: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[N] the first of `_REASONS` that a leaf at or below each node has; NO_REWARD without any."""
+    found = np.full(len(state), np.uint8(CreditState.NO_REWARD))
+    for reason in reversed(_REASONS):
+        below = scores.tree.sum_over_leaves((scores.leaf & (state == reason)).astype(np.float64)) > 0
+        found[below] = reason
     return found
 
 
@@ -195,23 +231,21 @@ def refuse_rewards(tree: RolloutTree, credit: CreditConfig) -> None:
     rewards = leaf_rewards(tree)
     bad = np.flatnonzero((rewards < 0) | (rewards > 1))
     if len(bad):
-        raise RewardRangeError(
-            f"Problem {tree.problem_id}, node {tree.name(int(bad[0]))}, has a reward of {rewards[bad[0]]:g}; "
-            f"{what} needs rewards from 0 to 1. Choose another part in its place, or rewards of 0 to 1."
-        )
+        raise RewardRangeError(tree, int(bad[0]), what)
 
 
-def _token_weights(tree: RolloutTree, plan: CreditPlan) -> Floats:
+def _token_weights(scores: Scores, selected: NDArray[np.bool_], plan: CreditPlan) -> Floats:
     """[N] trained tokens that carry a node's own advantage, as the whitening counts them."""
+    tree, scale = scores.tree, plan.credit.scale
     tokens = trained_token_counts(tree, plan.most_probability).astype(np.float64)
-    scale = plan.credit.scale
     if plan.credit.spread == "node":
-        once = scale.kind != "batch_whiten" or scale.count == "once"
-        return tokens * (1 if once else tree.answer_counts())
-    path = tokens.copy()
-    for node in range(1, tree.n_nodes):
-        path[node] += path[tree.parent[node]]
-    return np.where(tree.is_leaf(), path * tree.copies, 0.0)
+        if scale.kind == "batch_whiten" and scale.count == "flat":
+            return tokens * tree.sum_over_leaves(np.where(selected, tree.copies, 0).astype(np.float64))
+        return tokens
+    path: list[float] = tokens.tolist()
+    for node, above in enumerate(tree.parent[1:].tolist(), start=1):
+        path[node] += path[above]
+    return np.where(scores.leaf, np.array(path) * tree.copies, 0.0)
 
 
 def trained_token_counts(tree: RolloutTree, most_probability: float) -> NDArray[np.int64]:

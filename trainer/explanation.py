@@ -12,11 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.advantages import groups_of, has_zero_variance
+from trainer.advantages import Scores, groups_of, has_zero_variance, root_and_parent_terms
 from trainer.credit import Credit, CreditPlan, credit_of
 from trainer.schema.credit import CreditConfig
-from trainer.tree import ROOT, CreditState, FinishReason, RolloutTree
-from trainer.values import Floats, answer_weights, leaf_means, leaf_rewards
+from trainer.tree import ROOT, CreditState, RolloutTree
+from trainer.values import (
+    EQUAL_WITHIN,
+    Floats,
+    child_weights,
+    leaf_means,
+    steps_to_correct,
+    visit_weights,
+)
 
 MOST_FIGURES = 16
 
@@ -75,7 +82,7 @@ def explain(tree: RolloutTree, node: int, plan: CreditPlan) -> Explanation:
     return Explanation(
         node=node,
         name=tree.name(node),
-        value=float(credit.comparison.value[node]),
+        value=float(credit.scores.value[node]),
         value_formula=value_formula,
         value_numbers=value_numbers,
         formula=formula(plan.credit),
@@ -173,72 +180,76 @@ def _numbers(tree: RolloutTree, node: int, credit: Credit, plan: CreditPlan) -> 
     divisor = float(credit.divisor[node])
     if scale.kind == "none":
         return f"A = {amount} = {result}"
-    if scale.kind == "batch_whiten":
-        top = f"({amount} − {figure(credit.offset)})".replace("− −", "+ ")
-        return f"A = {top} / ({figure(tree.batch_std)} + {scale.eps:g}) = {result}"
-    if scale.kind == "batch_std":
-        return f"A = ({amount}) / ({figure(tree.batch_std)} + {scale.eps:g}) = {result}"
+    if scale.kind == "inverse_sqrt_leaves":
+        return f"A = [{amount}] / √{figure(divisor**2)} = {result}"
     if scale.kind == "bernoulli_variance":
         mean = float(credit.comparison.baseline[node])
         return f"A = ({amount}) / ({figure(mean)} × {figure(1 - mean)}) = {result}"
-    if scale.kind == "group_std":
-        return f"A = ({amount}) / ({figure(divisor - scale.eps)} + {scale.eps:g}) = {result}"
-    return f"A = [{amount}] / √{figure(divisor**2)} = {result}"
+    top = f"({amount})"
+    if scale.kind == "batch_whiten":
+        top = f"({amount} {_signed_figure(-credit.offset)})"
+    return f"A = {top} / ({figure(divisor - scale.eps)} + {scale.eps:g}) = {result}"
 
 
 def _amount_numbers(tree: RolloutTree, node: int, credit: Credit, plan: CreditPlan) -> str:
-    baseline, comparison = plan.credit.baseline, credit.comparison
-    rewards = leaf_rewards(tree)
-    is_node = plan.credit.spread == "node"
-    v = float(comparison.value[node] if is_node else rewards[node])
-    off = float(comparison.baseline[node])
+    baseline, comparison, scores = plan.credit.baseline, credit.comparison, credit.scores
+    v, off = float(comparison.compared[node]), float(comparison.baseline[node])
     parent = int(tree.parent[node])
     if baseline.kind == "group_mean" and baseline.shift:
+        if off == 0:  # a group of one
+            return f"{figure(v)} − 0"
         return f"{figure(v)} − ({figure(off - baseline.shift)} {_signed(baseline.shift)})"
     if baseline.kind in ("group_mean", "leave_one_out", "log_avg_exp", "parent_value"):
         return f"{figure(v)} − {figure(off)}"
     if baseline.kind == "ancestor_mean":
-        means = comparison.value if is_node else leaf_means(tree, rewards)
-        sizes = answer_weights(tree, rewards)
+        is_node = plan.credit.spread == "node"
+        means = scores.value if is_node else leaf_means(tree, scores.reward)
+        sizes = scores.answers
         used = [a for a in tree.path(node)[:-1] if a == ROOT or is_node or sizes[a] > 1]
         if baseline.weights == "size":
             terms = " + ".join(f"{sizes[a]:g} · ({figure(v)} − {figure(means[a])})" for a in used)
             return f"[{terms}] / {sum(float(sizes[a]) for a in used):g}"
         return f"mean({', '.join(f'{figure(v)} − {figure(means[a])}' for a in used)})"
-    if baseline.kind == "root_and_parent" and baseline.form == "paper":
-        values = comparison.value
+    if baseline.kind == "root_and_parent":
+        if baseline.form == "code":
+            above, step, own = root_and_parent_terms(scores, credit.selected)
+            is_same = abs(own[node] - above[node]) < 1e-8 and step[node] != own[node] - above[node]
+            first = figure(step[node]) if is_same else f"({figure(own[node])} − {figure(above[node])})"
+            return f"{first} {_signed_figure(own[node])}"
+        values = scores.value
         return f"({figure(v)} − {figure(values[ROOT])}) + ({figure(v)} − {figure(values[parent])})"
     if baseline.kind == "tree_and_prompt":
-        parts: list[str] = []
-        for kind in ("tree", "prompt"):
-            if baseline.parts in ("both", kind):
-                group, weight = groups_of(tree, kind, rewards)
-                parts.append(_standard_line(rewards, group, weight, node, baseline.ddof, baseline.eps))
-        return " + ".join(parts)
+        kinds = ("tree", "prompt") if baseline.parts == "both" else (baseline.parts,)
+        return " + ".join(_among_answers(scores, kind, node, baseline.ddof, baseline.eps) for kind in kinds)
     if baseline.kind == "state":
-        means, counts = leaf_means(tree, rewards), answer_weights(tree, rewards)
-        group, _ = groups_of(tree, "siblings", means)
         parts = []
-        peers = np.flatnonzero((group == parent) & (counts > 0))
-        if np.ptp(means[peers]) > 1e-12:
-            parts.append(_standard_line(means, group, counts, node, 0, baseline.eps))
-        if baseline.global_term:
-            everyone, weight = groups_of(tree, "prompt", rewards)
-            std = _weighted_std(rewards, everyone, weight, 0, 0)
+        peers = np.flatnonzero((comparison.group == parent) & (comparison.weight > 0))
+        if np.ptp(comparison.compared[peers]) > EQUAL_WITHIN:
             parts.append(
-                f"({figure(means[node])} − {figure(means[ROOT])}) / ({figure(std)} + {baseline.eps:g})"
+                _standard_line(
+                    comparison.compared, comparison.group, comparison.weight, node, 0, baseline.eps
+                )
             )
+        if baseline.global_term:
+            root = float(leaf_means(tree, scores.reward)[ROOT])
+            everyone, weight = groups_of(scores, "prompt", scores.reward)
+            std = _weighted_std(scores.reward, everyone, weight, 0, 0)
+            parts.append(f"({figure(v)} − {figure(root)}) / ({figure(std)} + {baseline.eps:g})")
         return " + ".join(parts)
     if baseline.kind == "budget" and plan.budget is not None:
-        group, weight = groups_of(tree, "tree", rewards)
-        peers = np.flatnonzero((group == group[node]) & np.isfinite(rewards))
-        mine = np.average(rewards[peers], weights=weight[peers])
-        everyone, weight = groups_of(tree, "prompt", rewards)
-        line = _standard_line(rewards, everyone, weight, node, baseline.ddof, baseline.eps)
+        group, weight = groups_of(scores, "tree", scores.reward)
+        peers = np.flatnonzero((group == group[node]) & np.isfinite(scores.reward))
+        mine = np.average(scores.reward[peers], weights=weight[peers])
         budget = plan.budgets[int(group[node])]
-        cosine = f"{plan.budget.beta:g} cos(π · {budget} / (2 · {plan.budget.max_tokens}))"
+        cosine = f"{plan.budget.beta:g} · cos(π · {budget} / (2 · {plan.budget.max_tokens}))"
+        line = _among_answers(scores, "prompt", node, baseline.ddof, baseline.eps)
         return f"({figure(mine)} − {cosine}) + {line}"
-    return figure(comparison.amount[node])
+    raise AssertionError(baseline.kind)  # no other baseline has an amount
+
+
+def _among_answers(scores: Scores, kind: str, node: int, ddof: int, eps: float) -> str:
+    group, weight = groups_of(scores, kind, scores.reward)
+    return _standard_line(scores.reward, group, weight, node, ddof, eps)
 
 
 def _standard_line(
@@ -249,7 +260,7 @@ def _standard_line(
     if float(weight[peers].sum()) < 1.5:
         return f"{figure(values[node])} / (1 + {eps:g})"
     mean = float(np.average(values[peers], weights=weight[peers]))
-    if np.ptp(values[peers]) <= 1e-12:
+    if np.ptp(values[peers]) <= EQUAL_WITHIN:
         return "0"
     std = _weighted_std(values, group, weight, int(group[node]), ddof)
     return f"({figure(values[node])} − {figure(mean)}) / ({figure(std)} + {eps:g})"
@@ -263,54 +274,71 @@ def _weighted_std(values: Floats, group: NDArray[np.int64], weight: Floats, numb
 
 
 def _leaf_mean_line(tree: RolloutTree, node: int, credit: Credit) -> str:
-    own = credit.own[_leaves_below(tree, node)]
-    own = own[np.isfinite(own)]
-    return f"A = {_mean_of(own)} = {figure(credit.advantage[node])}"
+    below = _leaves_below(tree, node)
+    below = below[np.isfinite(credit.own[below])]
+    return f"A = {_mean_of(credit.own[below], tree.copies[below])} = {figure(credit.advantage[node])}"
 
 
 def _value_lines(tree: RolloutTree, node: int, credit: Credit, config: CreditConfig) -> tuple[str, str]:
-    value = credit.comparison.value
-    is_leaf = tree.is_leaf()
+    value = credit.scores.value
     if config.backup == "quality":
-        return (
-            "V = max(0, V(parent) + (1 − V(parent)) · r / m),  r = ±1: reaches a correct answer or not",
-            f"V = {figure(value[node])}",
-        )
-    if is_leaf[node]:
-        if tree.finish[node] == FinishReason.PRUNED:
-            return "V = the score that the search gave it", f"V = {figure(value[node])}"
-        return "V = reward of the answer", f"V = {figure(value[node])}"
+        return _quality_lines(tree, node, credit.scores)
+    if credit.scores.leaf[node]:
+        return "V = reward of the answer", "" if np.isnan(value[node]) else f"V = {figure(value[node])}"
     if config.backup == "leaf_mean":
-        rewards = leaf_rewards(tree)
         below = _leaves_below(tree, node)
-        below = below[np.isfinite(rewards[below])]
-        figures = np.repeat(rewards[below], np.minimum(tree.copies[below], MOST_FIGURES + 1))
+        figures, weights = credit.scores.reward[below], tree.copies[below].astype(np.float64)
         text = "V = mean reward of the answers below"
     else:
         below = np.flatnonzero(tree.parent == node)
-        below = below[np.isfinite(value[below])]
-        figures = value[below]
+        figures, weights = value[below], child_weights(tree)[below]
         text = "V = mean V of the children"
         if config.backup == "visit_weighted":
+            weights = visit_weights(tree)[below]
             text = "V = Σ max(1, N) V / Σ max(1, N) of the children"
-            terms = [f"{max(1, int(tree.visits[c]))} × {figure(value[c])}" for c in below[:MOST_FIGURES]]
-            return text, f"V = weighted mean({', '.join(terms)}) = {figure(value[node])}" if terms else ""
-    if not len(figures):
+    here = np.isfinite(figures)
+    if not here.any():
         return text, ""
-    return text, f"V = {_mean_of(figures)} = {figure(value[node])}"
+    return text, f"V = {_mean_of(figures[here], weights[here])} = {figure(value[node])}"
 
 
-def _mean_of(values: Floats) -> str:
+def _quality_lines(tree: RolloutTree, node: int, scores: Scores) -> tuple[str, str]:
+    text = (
+        "V = max(0, V(parent) + (1 − V(parent)) · r / m),  r = ±1: reaches a correct answer or not; m steps"
+    )
+    if np.isnan(scores.value[node]):
+        return text, ""
+    steps, reaches = steps_to_correct(tree, scores.reward)
+    if node == ROOT or np.isinf(steps[node]):
+        return text, f"V = {figure(scores.value[node])}"
+    above = float(scores.value[tree.parent[node]])
+    sign = "1" if reaches[node] else "(−1)"
+    work = f"{figure(above)} + (1 − {figure(above)}) · {sign} / {steps[node]:g}"
+    return text, f"V = max(0, {work}) = {figure(scores.value[node])}"
+
+
+def _mean_of(values: Floats, weights: NDArray[Any]) -> str:
+    """`mean(1, 0)`, with `3 × 1` for what counts several times."""
+    terms = [
+        figure(value) if weight == 1 else f"{weight:g} × {figure(value)}"
+        for value, weight in zip(values[:MOST_FIGURES], weights[:MOST_FIGURES], strict=True)
+    ]
     more = f", … {len(values)} in all" if len(values) > MOST_FIGURES else ""
-    return f"mean({', '.join(map(figure, values[:MOST_FIGURES]))}{more})"
+    return f"mean({', '.join(terms)}{more})"
 
 
 def _leaves_below(tree: RolloutTree, node: int) -> NDArray[np.int64]:
-    reached = np.zeros(tree.n_nodes, np.bool_)
-    reached[node] = True
-    for other in range(node + 1, tree.n_nodes):
-        reached[other] = reached[tree.parent[other]]
-    return np.flatnonzero(reached & tree.is_leaf())
+    """Leaves at or below a node. Breadth-first, so each level below is one range of nodes."""
+    counts, first, leaf = tree.child_counts(), tree.first_children(), tree.is_leaf()
+    found: list[NDArray[np.int64]] = []
+    level = np.array([node])
+    while len(level):
+        found.append(level[leaf[level]])
+        inner = level[counts[level] > 0]
+        if not len(inner):
+            break
+        level = np.arange(first[inner[0]], first[inner[-1]] + counts[inner[-1]])
+    return np.concatenate(found)
 
 
 # ------------------------------------------------------------------------------------------------ the rest
@@ -326,8 +354,8 @@ def _group(tree: RolloutTree, node: int, credit: Credit) -> tuple[GroupRow, ...]
         GroupRow(
             int(peer),
             tree.name(int(peer)),
-            float(comparison.value[peer]),
-            bool(np.isfinite(comparison.value[peer]) and comparison.weight[peer] > 0),
+            float(comparison.compared[peer]),
+            bool(np.isfinite(comparison.compared[peer]) and comparison.weight[peer] > 0),
             float(comparison.weight[peer]),
         )
         for peer in peers
@@ -335,25 +363,28 @@ def _group(tree: RolloutTree, node: int, credit: Credit) -> tuple[GroupRow, ...]
 
 
 def _filter_sentence(tree: RolloutTree, node: int, credit: Credit, config: CreditConfig) -> str:
-    if node == ROOT or tree.finish[node] == FinishReason.GIVEN or config.baseline.kind == "none":
+    if node == ROOT or credit.scores.given[node] or config.baseline.kind == "none":
         return ""
-    rule = config.filter
+    rule, comparison = config.filter, credit.comparison
     if rule.kind == "zero_variance":
-        if has_zero_variance(tree):
-            return "Dropped: all rewards of the prompt are equal."
-        return "Kept: the rewards of the prompt differ."
+        what = "verdicts" if rule.equal == "verdict" else "rewards"
+        if has_zero_variance(tree, rule):
+            return f"Dropped: all {what} of the prompt are equal."
+        return f"Kept: the {what} of the prompt differ."
+    amount = float(comparison.amount[node])
     if rule.kind == "nonzero":
-        is_zero = credit.state[node] == CreditState.DROPPED_BY_FILTER
-        return "Dropped: its amount is 0." if is_zero else "Kept: its amount is not 0."
-    comparison = credit.comparison
-    members = comparison.value[(comparison.group == comparison.group[node]) & (comparison.weight > 0)]
-    members = members[np.isfinite(members)]
-    if comparison.group[node] < 0 or len(members) < 2:
-        return ""
+        if np.isnan(amount):
+            return ""
+        if abs(amount) <= EQUAL_WITHIN:
+            return "Dropped: its amount is 0."
+        return "Kept: its amount is not 0."
     if rule.kind == "none":
-        if credit.state[node] == CreditState.DROPPED_BY_FILTER:
+        if comparison.state[node] == CreditState.DROPPED_BY_FILTER:  # by a baseline of its own scale
             return "Dropped: all values of its group are equal."
         return ""
+    if comparison.group[node] < 0 or np.isnan(amount):
+        return ""
+    members = comparison.compared[(comparison.group == comparison.group[node]) & (comparison.weight > 0)]
     spread = float(members.max() - members.min())
     if spread > rule.tau:
         return f"Kept: max V − min V = {figure(spread)} > τ = {rule.tau:g}."
@@ -363,7 +394,7 @@ def _filter_sentence(tree: RolloutTree, node: int, credit: Credit, config: Credi
 def _reason(state: CreditState, config: CreditConfig) -> str:
     if state is CreditState.DROPPED_BY_FILTER:
         return {
-            "zero_variance": "No credit: all answers to the prompt have the same reward.",
+            "zero_variance": "No credit: all answers to the prompt are equal.",
             "nonzero": "No credit: it is no better or worse than what it is compared with.",
         }.get(config.filter.kind, "No credit: the values of its group differ too little.")
     return {
@@ -380,6 +411,10 @@ def _reason(state: CreditState, config: CreditConfig) -> str:
 
 def _signed(number: float) -> str:
     return f"+ {number:g}" if number >= 0 else f"− {-number:g}"
+
+
+def _signed_figure(number: float) -> str:
+    return f"+ {figure(number)}" if number >= 0 else f"− {figure(-number)}"
 
 
 def figure(number: Any) -> str:

@@ -154,7 +154,7 @@ def _policy_weights(
         if is_path:
             times = tree.copies.astype(np.float64)
         elif objective.segment_weight == "answers":
-            times = tree.answer_counts().astype(np.float64)
+            times = tree.sum_over_leaves(np.where(_is_answer(tree), tree.copies, 0).astype(np.float64))
         else:
             times = np.ones(tree.n_nodes)
         end = np.flatnonzero(items)
@@ -183,6 +183,13 @@ def _policy_weights(
             )
         )
     return weights
+
+
+def _is_answer(tree: RolloutTree) -> NDArray[np.bool_]:
+    """[N] leaves whose path would be trained, written out: those with a reward that were not left out."""
+    left_out = (tree.credit_state == CreditState.NOT_SELECTED) | (tree.credit_state == CreditState.NO_REWARD)
+    trained: NDArray[np.bool_] = tree.is_leaf() & ~left_out
+    return trained
 
 
 # ------------------------------------------------------------------------------------------------ pairs

@@ -114,11 +114,11 @@ class _Algorithm:
     unverified: tuple[str, ...] = ()
 
     def presets(self) -> list[Preset]:
-        made = [
-            Preset(
-                slug=f"{self.slug}-tiny",
-                title=f"{self.title} · tiny",
-                config=RunConfig(
+        return [
+            self._preset(
+                f"{self.slug}-tiny",
+                "tiny",
+                RunConfig(
                     preset=f"{self.slug}-tiny",
                     data=ChainData(operations=5),
                     reward=self.tiny_reward or self.reward,
@@ -132,42 +132,56 @@ class _Algorithm:
                         microbatch_tokens=4096,
                     ),
                 ),
-                scale="tiny",
-                **self._common(),
-            )
+            ),
+            *([] if self.paper is None else [self._paper_preset(self.paper)]),
         ]
-        if self.paper is not None:
-            made.append(
-                Preset(
-                    slug=self.slug,
-                    title=self.title,
-                    config=RunConfig(
-                        preset=self.slug,
-                        data=ChainData(operations=5),
-                        reward=self.reward,
-                        sampler=self.paper,
-                        credit=self.credit,
-                        objective=self.objective,
-                        training=TrainingConfig(
-                            **{
-                                "problems_per_step": self.paper_problems,
-                                "learning_rate": 1e-6,
-                                "steps": 300,
-                                **(self.paper_training or {}),
-                            }
-                        ),
-                    ),
-                    scale="paper",
-                    **self._common(),
-                )
-            )
-        return made
 
-    def _common(self) -> dict[str, Any]:
-        return {
-            name: getattr(self, name)
-            for name in ("family", "summary", "formula", "source", "differences", "unverified")
+    def _paper_preset(self, sampler: Sampler) -> Preset:
+        numbers = {
+            "problems_per_step": self.paper_problems,
+            "learning_rate": 1e-6,
+            "steps": 300,
+            **(self.paper_training or {}),
         }
+        return self._preset(
+            self.slug,
+            "paper",
+            RunConfig(
+                preset=self.slug,
+                data=ChainData(operations=5),
+                reward=self.reward,
+                sampler=sampler,
+                credit=self.credit,
+                objective=self.objective,
+                training=TrainingConfig(**numbers),
+            ),
+        )
+
+    def _preset(self, slug: str, scale: str, config: RunConfig) -> Preset:
+        values = config.model_dump(mode="json")
+        return Preset(
+            slug=slug,
+            title=f"{self.title} · tiny" if scale == "tiny" else self.title,
+            summary=self.summary,
+            formula=self.formula,
+            source=self.source,
+            config=config,
+            family=self.family,
+            scale=scale,
+            differences=self.differences,
+            # What is off at this scale has no value to doubt.
+            unverified=tuple(path for path in self.unverified if _has(values, path)),
+        )
+
+
+def _has(values: dict[str, Any], path: str) -> bool:
+    """Whether nested mappings hold a dotted path."""
+    here: Any = values
+    for part in path.split("."):
+        if not isinstance(here, dict) or part not in here:
+            return False
+        here = here[part]
+    return True
 
 
 def _prompt(**values: Any) -> CreditConfig:
@@ -204,7 +218,8 @@ _ALGORITHMS = (
             spread="node",
             filter=RangeFilter(tau=0.1),
         ),
-        objective=PolicyObjective(),
+        objective=PolicyObjective(regularizer=K3Regularizer(beta=0.001), entropy_bonus=0.001),
+        tiny_objective=PolicyObjective(),
         tiny=_TREE_422,
         paper=SegmentTreeSampler(
             depth=3,
@@ -214,10 +229,10 @@ _ALGORITHMS = (
             temperature=0.6,
         ),
         paper_training={"updates_per_step": 2},
-        differences="Loss mean: the paper averages within each sequence first (eq. 5), the derived code "
-        "over all "
-        "tokens, which is the default here. The paper keeps max V − min V > τ, the code ≥ τ. KL 0.001 "
-        "(k3) and the "
+        differences="Loss mean: the paper averages within each sequence first (eq. 5; objective.aggregate "
+        "sequence_mean), the derived code over all tokens, which is the default here. The paper keeps "
+        "max V − min V > τ, the code ≥ τ: with 8 children no range is 0.1, so it is the same. The code adds "
+        "1e-6 to μ(1 − μ), which changes nothing once equal groups are dropped. KL 0.001 (k3) and the "
         "entropy bonus of 0.001 are off in the tiny preset.",
         unverified=("objective.clip_low", "objective.clip_high"),
     ),
@@ -229,14 +244,16 @@ _ALGORITHMS = (
         formula="A = (R − mean R) / (std R + ε) over the answers to one prompt",
         source="arXiv:2402.03300 §4.1.2",
         credit=_prompt(),
-        objective=PolicyObjective(),
+        objective=PolicyObjective(aggregate="sequence_mean", regularizer=K3Regularizer(beta=0.04)),
+        tiny_objective=PolicyObjective(),
         tiny=_TINY_FLAT,
         tiny_problems=56,
         paper=FlatSampler(group_size=64, max_tokens=1024),
         paper_problems=16,
         differences="The paper divides by the standard deviation without saying n or n − 1; verl and "
-        "TRL take n − 1, "
-        "the default here. The paper averages within each answer first and has a KL term of 0.04 (k3).",
+        "TRL take n − 1, the default here. The paper averages within each answer first and has a KL term of "
+        "0.04 (k3); the tiny preset averages over all tokens and has none.",
+        unverified=("sampler.group_size", "objective.regularizer.beta", "training.problems_per_step"),
     ),
     _Algorithm(
         slug="dr-grpo",
@@ -251,6 +268,9 @@ _ALGORITHMS = (
         tiny=_TINY_FLAT,
         tiny_problems=56,
         paper=FlatSampler(group_size=8, max_tokens=3000),
+        differences="verl divides by the padded width of the batch, which is only constant if it is made so; "
+        "here the length is objective.fixed_length.",
+        unverified=("training.problems_per_step",),
     ),
     _Algorithm(
         slug="dapo",
@@ -260,7 +280,7 @@ _ALGORITHMS = (
         formula="A = (R − mean R) / (std R + ε); prompts whose answers are all right or all wrong are "
         "sampled anew",
         source="arXiv:2503.14476",
-        credit=_prompt(filter=ZeroVarianceFilter(resample_rounds=10)),
+        credit=_prompt(filter=ZeroVarianceFilter(equal="verdict", resample_rounds=10)),
         objective=PolicyObjective(clip_high=0.28),
         reward=RewardConfig(
             correct=1.0, incorrect=-1.0, shaping=OverlongShaping(max_tokens=20480, buffer_tokens=4096)
@@ -272,9 +292,9 @@ _ALGORITHMS = (
         paper=FlatSampler(group_size=16, max_tokens=20480),
         paper_problems=512,
         paper_training={"updates_per_step": 16, "steps": 200},
-        differences="Overlong filtering (mask_truncated) is in the paper; the verl authors' best runs "
-        "did not use it, "
-        "so it is off.",
+        differences="Overlong filtering (objective.mask_truncated) is in the paper; the verl authors' best "
+        "runs did not use it, so it is off. The code samples three times as many problems as it needs and "
+        "throws the surplus away; here a further round samples as many as are missing.",
     ),
     _Algorithm(
         slug="lite-ppo",
@@ -288,7 +308,8 @@ _ALGORITHMS = (
         tiny=_TINY_FLAT,
         tiny_problems=56,
         paper=FlatSampler(group_size=8, max_tokens=8192, temperature=0.99),
-        differences="The batch's deviation is that of raw rewards, as in TRL.",
+        differences="The batch's deviation is that of raw rewards, as in TRL. The paper also samples with "
+        "top-p 0.99 and top-k 100; here sampling is always from the policy itself.",
         unverified=("credit.scale.std_of",),
     ),
     _Algorithm(
@@ -307,9 +328,8 @@ _ALGORITHMS = (
         reward=RewardConfig(kl_coefficient=0.03),
         tiny_reward=RewardConfig(),
         differences="The paper's loss is plain REINFORCE (objective.ratio none, clip none); TRL takes "
-        "the whole "
-        "answer's ratio with PPO's clip, the default here. The KL term is off in the tiny preset.",
-        unverified=("objective.ratio",),
+        "the whole answer's ratio with PPO's clip, the default here. The KL term is off in the tiny preset.",
+        unverified=("objective.ratio", "sampler.max_tokens"),
     ),
     _Algorithm(
         slug="gspo",
@@ -327,6 +347,7 @@ _ALGORITHMS = (
         paper=FlatSampler(group_size=8, max_tokens=8192),
         paper_training={"updates_per_step": 4},
         differences="On segments (spread node) the ratio is that of the segment: our choice.",
+        unverified=("sampler.group_size", "sampler.max_tokens", "training.problems_per_step"),
     ),
     _Algorithm(
         slug="opmd",
@@ -349,7 +370,8 @@ _ALGORITHMS = (
         differences="Trinity's stand-alone form has the baseline τ log mean exp(R / τ) instead: "
         "credit.baseline "
         "log_avg_exp. It also divides the loss by 1 + τ, which only scales the learning rate and is "
-        "left out.",
+        "left out. No source gives a setting of its own, so there is only a tiny one.",
+        unverified=("training.learning_rate",),
     ),
     _Algorithm(
         slug="asymre",
@@ -366,7 +388,9 @@ _ALGORITHMS = (
         objective=PolicyObjective(ratio="none", clip="none", aggregate="fixed_length", fixed_length=1),
         tiny=_TINY_FLAT,
         tiny_problems=56,
-        differences="Equivalent: no shift, objective.regularizer forward_kl with β 0.1.",
+        differences="Equivalent: no shift, objective.regularizer forward_kl with β 0.1. No source gives a "
+        "setting of its own, so there is only a tiny one.",
+        unverified=("training.learning_rate",),
     ),
     _Algorithm(
         slug="treepo",
@@ -409,7 +433,8 @@ _ALGORITHMS = (
         "batch, the "
         "default here. Resampling: at most 2 further rounds in the paper, 10 in the script. The "
         "released code "
-        "always diverges by 2 at the root (root_branching_max 0); the paper also tries 2 to 8.",
+        "always diverges by 2 at the root (root_branching_max 0); the paper also tries 2 to 8. A prompt with "
+        "a single answer is dropped here; in the code its baseline is 0.",
     ),
     _Algorithm(
         slug="latr",
@@ -437,7 +462,7 @@ _ALGORITHMS = (
         "to the most "
         "likely forks (paper), not by candidate rank (code). The trunk is greedy, and the loss treats "
         "it as sampled.",
-        unverified=("sampler.tree_share_decay",),
+        unverified=("sampler.tree_share_decay", "sampler.threshold"),
     ),
     _Algorithm(
         slug="treerl",
@@ -475,8 +500,9 @@ _ALGORITHMS = (
         differences="The code starts from leave-one-out rewards and takes the root of the leaves before the "
         "difference: credit.baseline.form code with scale none. The paper's formula is the default. KL "
         "1e-4 in the "
-        "paper, 0 in the script.",
-        unverified=("objective.clip",),
+        "paper, 0 in the script. What the paper calls entropy is the surprisal of the sampled token. It "
+        "samples with top-p 0.95; here sampling is always from the policy itself.",
+        unverified=("objective.clip", "objective.ratio"),
     ),
     _Algorithm(
         slug="spo-tree",
@@ -505,7 +531,9 @@ _ALGORITHMS = (
         ),
         differences="The code's `rloo` setting is V − V(parent), the default here; its `grpo` setting "
         "divides by the "
-        "siblings' deviation: credit.scale group_std with ddof 0. Its KL is a control variate; ours is k3.",
+        "siblings' deviation: credit.scale group_std with ddof 0. Its KL is a control variate; ours is k3. "
+        "The code pools the edges of many steps and draws batches from them; here a step trains on its own.",
+        unverified=("training.problems_per_step",),
     ),
     _Algorithm(
         slug="tree-grpo",
@@ -530,7 +558,9 @@ _ALGORITHMS = (
         paper_training={"steps": 180},
         differences="The paper averages within each answer first, the config over all tokens, the "
         "default here. A "
-        "group of one has mean 0 and deviation 1 (verl).",
+        "group of one has mean 0 and deviation 1 (verl). Means are over all leaves, also those that do not "
+        "train; with the paper's numbers all three leaves of a tree do.",
+        unverified=("sampler.max_tokens",),
     ),
     _Algorithm(
         slug="treeadv",
@@ -564,7 +594,8 @@ _ALGORITHMS = (
         objective=PolicyObjective(clip_low=0.4, clip_high=0.4, regularizer=K3Regularizer(beta=0.01)),
         tiny_objective=PolicyObjective(clip_low=0.4, clip_high=0.4),
         tiny=_TREE_422,
-        differences="Made for diffusion models; here on tokens. KL off in the tiny preset.",
+        differences="Made for diffusion models, with 4 × 4 trees; here on tokens. KL off in the tiny preset.",
+        unverified=("training.learning_rate",),
     ),
     _Algorithm(
         slug="chord",
@@ -584,6 +615,7 @@ _ALGORITHMS = (
         differences="CHORD-μ: peak 0.9, valley 0.05, no token weights (default). CHORD-φ: "
         "token_weights, peak = valley "
         "= 0.1. The released yaml has a third mix (0.5, 0.02, 200, 400 with token weights).",
+        unverified=("sampler.max_tokens",),
     ),
     _Algorithm(
         slug="hbpo",
@@ -634,8 +666,9 @@ _ALGORITHMS = (
         ),
         paper_problems=64,
         differences="The paper scores inner nodes by the model's own confidence; a model that cannot "
-        "judge itself "
-        "gets a rollout instead (sampler.evaluator). IPO is objective.loss ipo.",
+        "judge itself gets a rollout instead (sampler.evaluator). Pairs go by verified answers, weighted by "
+        "visits; a node that the search left unfinished has no value and is in no pair, while the code ranks "
+        "it by its score. IPO is objective.loss ipo.",
         unverified=("objective.min_gap",),
     ),
     _Algorithm(
@@ -689,7 +722,7 @@ _ALGORITHMS = (
             baseline=StateBaseline(global_term=False),
             scale=NoScale(),
             spread="node",
-            filter=NoFilter(),
+            filter=NonzeroFilter(),
         ),
         objective=PolicyObjective(segment_weight="answers"),
         tiny=FlatSampler(group_size=16, max_tokens=96, merge="newline"),
@@ -710,7 +743,7 @@ _ALGORITHMS = (
             baseline=StateBaseline(global_term=True),
             scale=NoScale(),
             spread="node",
-            filter=NoFilter(),
+            filter=NonzeroFilter(),
         ),
         objective=PolicyObjective(segment_weight="answers"),
         tiny=FlatSampler(group_size=16, max_tokens=96, merge="newline"),

@@ -233,10 +233,11 @@ class RolloutTree:
 
     def sum_over_leaves(self, per_leaf: NDArray[np.float64]) -> NDArray[np.float64]:
         """[N] sum of `per_leaf` [N] over the leaves at or below each node."""
-        total = np.where(self.is_leaf(), per_leaf, 0.0)
+        total: list[float] = np.where(self.is_leaf(), per_leaf, 0.0).tolist()
+        parent: list[int] = self.parent.tolist()  # lists: numpy is slow at one number at a time
         for node in range(self.n_nodes - 1, 0, -1):
-            total[self.parent[node]] += total[node]
-        return total
+            total[parent[node]] += total[node]
+        return np.array(total)
 
     def path(self, node: int) -> list[int]:
         """Nodes from the root to `node`, both included."""

@@ -10,6 +10,7 @@ of a forest are the branches of the root, and a star is one tree). Torch-free.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,6 +22,8 @@ from trainer.tree import FinishReason, RolloutTree, Verdict, sampled_tree
 MOST_TREES: Final = 10_000
 MOST_NODES: Final = 1_000_000
 MOST_TOKENS: Final = 10_000_000
+MOST_REWARD: Final = 1e6
+MOST_COUNT: Final = 2**31 - 1
 KEYS: Final = ("parents", "leaf_rewards", "token_counts", "subgroup", "copies", "visits", "given")
 
 
@@ -60,24 +63,29 @@ def _read(number: int, given: Any) -> NumberedTree:
     order = _breadth_first(where, parents)
     place = {name: index for index, name in enumerate(order)}
     children = np.bincount([p for p in parents if p >= 0], minlength=len(parents))
-    rewards = _numbers(where, given, "leaf_rewards", len(parents), math.nan, allows_null=True)
+    rewards = _numbers(where, given, "leaf_rewards", len(parents), math.nan, MOST_REWARD, allows_null=True)
     named = {int(key) for key in given.get("leaf_rewards", {})}
     for node in sorted(named):
         if children[node]:
             raise TreeJsonError(f"{where}, node {node}: it has children, so it has no reward of its own.")
+        if parents[node] < 0:
+            raise TreeJsonError(f"{where}, node {node}: the root is the prompt, which has no reward.")
     for node in range(len(parents)):
         if not children[node] and parents[node] >= 0 and node not in named:
             raise TreeJsonError(
                 f"{where}, node {node}: a leaf without a reward. Give it one in leaf_rewards, or null if its "
                 "verifier failed."
             )
-    counts = _numbers(where, given, "token_counts", len(parents), 1.0)
-    for node, count in enumerate(counts):
-        if count != int(count) or not 0 <= count <= MOST_TOKENS:
-            raise TreeJsonError(f"{where}, node {node}: {count:g} tokens; expected a whole number from 0.")
+    counts = _whole(where, given, "token_counts", len(parents), 1, least=0)
     if sum(counts) > MOST_TOKENS:
-        raise TreeJsonError(f"{where} has {sum(counts):,.0f} tokens; at most {MOST_TOKENS:,}.")
+        raise TreeJsonError(f"{where} has {sum(counts):,} tokens; at most {MOST_TOKENS:,}.")
     copies = _whole(where, given, "copies", len(parents), 1, least=1)
+    for node in sorted(map(int, given.get("copies", {}))):
+        if children[node]:
+            raise TreeJsonError(
+                f"{where}, node {node}: it has children, so its answers are those of the leaves below. Give "
+                "copies of leaves alone."
+            )
     subgroup = _whole(where, given, "subgroup", len(parents), 0, least=0)
     if "subgroup" not in given:
         _number_branches(parents, order, subgroup)
@@ -96,7 +104,7 @@ def _read(number: int, given: Any) -> NumberedTree:
         else FinishReason.EOS
         for node in order
     ]
-    lengths = [int(counts[node]) for node in order]
+    lengths = [counts[node] for node in order]
     tree = sampled_tree(
         problem_id=f"tree {number}",
         reference_answer="",
@@ -123,12 +131,11 @@ def _read(number: int, given: Any) -> NumberedTree:
 def _number_branches(parents: list[int], order: list[int], subgroup: list[int]) -> None:
     """Every branch of the root is a tree of its own, numbered from 0; a star is one tree."""
     root = order[0]
-    branches = [node for node in order if parents[node] == root]
+    branches = {node: number for number, node in enumerate(n for n in order if parents[n] == root)}
     if len(order) == len(branches) + 1:
         return
     for node in order[1:]:
-        above = parents[node]
-        subgroup[node] = branches.index(node) if above == root else subgroup[above]
+        subgroup[node] = branches[node] if node in branches else subgroup[parents[node]]
 
 
 def _breadth_first(where: str, parents: list[Any]) -> list[int]:
@@ -137,7 +144,7 @@ def _breadth_first(where: str, parents: list[Any]) -> list[int]:
     for node, parent in enumerate(parents):
         if not isinstance(parent, int) or isinstance(parent, bool) or not -1 <= parent < n:
             raise TreeJsonError(
-                f"{where}, node {node}: parent {parent!r} is no node; expected -1 to {n - 1}."
+                f"{where}, node {node}: parent {reprlib.repr(parent)} is no node; expected -1 to {n - 1}."
             )
     roots = [node for node, parent in enumerate(parents) if parent == -1]
     if len(roots) != 1:
@@ -157,9 +164,16 @@ def _breadth_first(where: str, parents: list[Any]) -> list[int]:
 
 
 def _numbers(
-    where: str, given: Mapping[str, Any], key: str, n: int, default: float, *, allows_null: bool = False
+    where: str,
+    given: Mapping[str, Any],
+    key: str,
+    n: int,
+    default: float,
+    most: float,
+    *,
+    allows_null: bool = False,
 ) -> list[float]:
-    """[n] the numbers of a mapping from node to number."""
+    """[n] the numbers of a mapping from node to number, each of a size of at most `most`."""
     mapping = given.get(key, {})
     if not isinstance(mapping, dict):
         raise TreeJsonError(f'{where}: "{key}" must be an object from node to number.')
@@ -168,16 +182,20 @@ def _numbers(
         node = _node(where, key, name, n)
         if value is None and allows_null:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise TreeJsonError(f"{where}, node {node}: {key} is {value!r}; expected a finite number.")
+        # Not `isfinite`: it turns an int into a float, which may be too large for one.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -most <= value <= most:
+            raise TreeJsonError(
+                f"{where}, node {node}: {key} is {reprlib.repr(value)}; expected a number from "
+                f"{-most:,.0f} to {most:,.0f}."
+            )
         values[node] = float(value)
     return values
 
 
 def _whole(where: str, given: Mapping[str, Any], key: str, n: int, default: int, *, least: int) -> list[int]:
-    values = _numbers(where, given, key, n, default)
+    values = _numbers(where, given, key, n, default, MOST_COUNT)
     for node, value in enumerate(values):
-        if value != int(value) or not least <= value <= 2**31 - 1:
+        if value != int(value) or value < least:
             raise TreeJsonError(
                 f"{where}, node {node}: {key} is {value:g}; expected a whole number from {least}."
             )
@@ -186,6 +204,9 @@ def _whole(where: str, given: Mapping[str, Any], key: str, n: int, default: int,
 
 def _node(where: str, key: str, name: Any, n: int) -> int:
     text = str(name)
-    if not (text.isascii() and text.isdecimal() and len(text) <= 9 and int(text) < n):
-        raise TreeJsonError(f"{where}: {key} names node {text[:20]!r}; there are nodes 0 to {n - 1}.")
+    # Just as JSON would write the number, so that no node has two names.
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9 and str(int(text)) == text):
+        raise TreeJsonError(f"{where}: {key} names node {text[:20]!r}, which is no whole number from 0.")
+    if int(text) >= n:
+        raise TreeJsonError(f"{where}: {key} names node {text!r}; there are nodes 0 to {n - 1}.")
     return int(text)

@@ -1,17 +1,19 @@
 """From leaf rewards to a value for every segment: the backups. Pure numpy, torch-free.
 
-A leaf whose verifier failed has no reward and enters no mean. A leaf counts once for every sampled answer
-that ended in it (`RolloutTree.copies`), so merged answers give what the unmerged ones give.
+A leaf whose verifier failed, and one that a search gave up, has no reward and enters no mean. A leaf counts
+once for every sampled answer that ended in it (`RolloutTree.copies`), so merged answers give what the
+unmerged ones give.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.tree import ROOT, FinishReason, RolloutTree
+from trainer.tree import ROOT, RolloutTree
 
 Floats = NDArray[np.float64]
 Backup = Literal["child_mean", "leaf_mean", "visit_weighted", "quality"]
@@ -29,35 +31,36 @@ def answer_weights(tree: RolloutTree, rewards: Floats) -> Floats:
     return tree.sum_over_leaves(own)
 
 
+def child_weights(tree: RolloutTree) -> Floats:
+    """[N] how often a node counts among its siblings: once, and a leaf once for every answer that ended in
+    it.
+    """
+    return np.maximum(tree.copies, 1).astype(np.float64)
+
+
 def backed_up_values(tree: RolloutTree, backup: Backup) -> Floats:
-    """[N] V(n) by one of four rules; NaN where no leaf below has a reward. A leaf's is its reward.
+    """[N] V(n) by one of four rules; NaN where no leaf at or below n has a reward. A leaf's is its reward.
 
         child_mean       V(n) = mean of V over the children that have one          TreeRPO §3.1
         leaf_mean        V(n) = mean of the rewards below, every answer alike
         visit_weighted   V(n) = sum max(1, N_c) V(c) / sum max(1, N_c)             MCTS-DPO's search
         quality          `quality_values`                                          ReST-MCTS*
 
-    The first two differ when branches end early: a child counts once, however many leaves hang below it. Of a
-    search that left a node unfinished, visit_weighted and quality take the score that the search gave it.
+    The first two differ when branches end early: a child counts once, however many leaves hang below it (a
+    leaf, as often as answers ended in it).
     """
     rewards = leaf_rewards(tree)
     if backup == "leaf_mean":
         return leaf_means(tree, rewards)
     if backup == "quality":
         return quality_values(tree, rewards)
-    if backup == "visit_weighted":
-        return _weighted_child_mean(
-            tree, scored_leaves(tree, rewards), np.maximum(tree.visits, 1).astype(np.float64)
-        )
-    return _weighted_child_mean(tree, rewards, np.ones(tree.n_nodes))
+    weights = child_weights(tree) if backup == "child_mean" else visit_weights(tree)
+    return _weighted_child_mean(tree, rewards, weights)
 
 
-def scored_leaves(tree: RolloutTree, rewards: Floats) -> Floats:
-    """[N] rewards, and at leaves that a search gave up (PRUNED) the score it gave them."""
-    scores: Floats = np.where(
-        tree.finish == FinishReason.PRUNED, np.where(tree.is_leaf(), tree.value, np.nan), rewards
-    )
-    return scores
+def visit_weights(tree: RolloutTree) -> Floats:
+    """[N] max(1, N): visits of a search, at least one."""
+    return np.maximum(tree.visits, 1).astype(np.float64)
 
 
 def leaf_means(tree: RolloutTree, per_leaf: Floats) -> Floats:
@@ -89,26 +92,38 @@ def _weighted_child_mean(tree: RolloutTree, leaves: Floats, weights: Floats) -> 
 def quality_values(tree: RolloutTree, rewards: Floats) -> Floats:
     """[N] the quality value of ReST-MCTS* (arXiv:2406.03816, as in its released code), in [0, 1].
 
-        m(correct leaf) = 1,  m(n) = 1 + min m over its children that reach a correct leaf
-        on a wrong branch m is that of its nearest ancestor that reaches one
         V(root) = 0,  V(n) = max(0, V(p) + (1 - V(p)) r / m(n)),  r = 1 if n reaches a correct leaf, else -1
 
-    A correct leaf always gets 1. Where nothing in the tree is correct every value is 0.
+    m: `steps_to_correct`. A correct leaf always gets 1. Where nothing in the tree is correct every value is
+    0. NaN where no leaf below is scored: whether it would reach a correct one is not known.
     """
-    n = tree.n_nodes
-    steps = np.where(np.nan_to_num(rewards) > 0.5, 1.0, np.inf)
-    for node in range(n - 1, 0, -1):
-        steps[tree.parent[node]] = min(steps[tree.parent[node]], steps[node] + 1)
+    steps, reaches = (column.tolist() for column in steps_to_correct(tree, rewards))
+    scored: list[float] = answer_weights(tree, rewards).tolist()
+    parent: list[int] = tree.parent.tolist()
+    value = [0.0] * tree.n_nodes
+    for node in range(1, tree.n_nodes):
+        above = value[parent[node]]
+        sign = 1.0 if reaches[node] else -1.0
+        if math.isfinite(steps[node]):
+            value[node] = max(0.0, above + (1 - above) * sign / steps[node])
+    return np.where(np.array(scored) > 0, value, np.nan)
+
+
+def steps_to_correct(tree: RolloutTree, rewards: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """[N] m(n), and [N] whether n reaches a correct leaf (reward above 0.5).
+
+    m(correct leaf) = 1,  m(n) = 1 + min m over its children that reach a correct leaf
+    on a wrong branch m is that of its nearest ancestor that reaches one; infinite where none does
+    """
+    steps: list[float] = np.where(np.nan_to_num(rewards) > 0.5, 1.0, np.inf).tolist()
+    parent: list[int] = tree.parent.tolist()
+    for node in range(tree.n_nodes - 1, 0, -1):
+        steps[parent[node]] = min(steps[parent[node]], steps[node] + 1)
     reaches = np.isfinite(steps)
-    value = np.zeros(n)
-    for node in range(1, n):
-        above = int(tree.parent[node])
-        if not reaches[node]:
-            steps[node] = steps[above]
-        if np.isfinite(steps[node]):
-            sign = 1.0 if reaches[node] else -1.0
-            value[node] = max(0.0, value[above] + (1 - value[above]) * sign / steps[node])
-    return value
+    for node in range(1, tree.n_nodes):
+        if math.isinf(steps[node]):
+            steps[node] = steps[parent[node]]
+    return np.array(steps), reaches
 
 
 def divided(total: NDArray[Any], count: NDArray[Any]) -> Floats:

@@ -153,7 +153,7 @@ BAD = [
     ({"parents": [-1, 0], "leaf_rewards": {"7": 1}}, "names node '7'"),
     ({"parents": [-1, 0, 0], "leaf_rewards": {"1": 1, "2": 2}}, "reward of 2"),
     ({"parents": [-1, 0, 0], "leaf_rewards": {"1": 1, "2": -1}}, "reward of -1"),
-    ({"parents": [-1, 0], "leaf_rewards": {"1": 1}, "token_counts": {"1": -3}}, "node 1: -3 tokens"),
+    ({"parents": [-1, 0], "leaf_rewards": {"1": 1}, "token_counts": {"1": -3}}, "node 1: token_counts is -3"),
     ({"parents": [-1, 0], "leaf_rewards": {"1": 1}, "token_counts": {"1": 1e300}}, "node 1"),
     ({"parents": [-1, 0], "leaf_rewards": {"1": 1}, "copies": {"1": 0}}, "copies is 0"),
     ({"parents": [-1, 0], "leaf_rewards": {"1": 1}, "colour": 1}, "unknown key 'colour'"),

@@ -1,4 +1,6 @@
-"""Every estimator against trees worked by hand, against its limits, and against a slow version of itself."""
+"""Every estimator against trees worked by hand and against its limits. Against a slow version of itself, in
+every combination of parts: `test_credit_parts.py`.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,8 @@ from tests.trainer.trees import (
     T1,
     T2,
     Nested,
-    children_of,
     credit_tree,
-    leaves_below,
     nested_trees,
-    slow_value,
     tree_of,
 )
 from trainer.config import RunConfig
@@ -424,172 +423,6 @@ def test_order_of_siblings_does_not_matter(config: CreditConfig, nested: Nested)
         assert there.credit_state[other] == here.credit_state[node]
 
 
-# ---------------------------------------------------------------------------------------- slow version
-
-
-def slow(trees: list[RolloutTree], config: CreditConfig) -> list[dict[int, float]]:
-    """{node: A} by the definitions, one node at a time; what is missing has no credit."""
-    amounts = [slow_amounts(tree, config) for tree in trees]
-    scale = config.scale
-    if scale.kind == "batch_std":
-        rewards = [
-            float(t.reward[i]) for t in trees for i in leaves_below(t, 0) if not math.isnan(t.reward[i])
-        ]
-        divisor = spread_of(rewards, scale.ddof) + scale.eps if rewards else 1.0
-        return [{n: a / divisor for n, a in own.items()} for own in amounts]
-    if scale.kind == "batch_whiten":
-        all_tokens: list[float] = []
-        for tree, own in zip(trees, amounts, strict=True):
-            counts = tree.token_counts()
-            for node, amount in own.items():
-                length = (
-                    int(counts[node])
-                    if config.spread == "node"
-                    else sum(int(counts[n]) for n in tree.path(node)[1:])
-                )
-                times = (
-                    len(leaves_below(tree, node)) if config.spread == "node" and scale.count == "flat" else 1
-                )
-                all_tokens += [amount] * (length * times)
-        if not all_tokens:
-            return amounts
-        mean, std = math.fsum(all_tokens) / len(all_tokens), spread_of(all_tokens, scale.ddof)
-        divisor = std + scale.eps or 1.0
-        return [{n: (a - mean) / divisor for n, a in own.items()} for own in amounts]
-    return amounts
-
-
-def spread_of(values: list[float], ddof: int) -> float:
-    mean = math.fsum(values) / len(values)
-    rest = len(values) - ddof
-    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / rest) if rest > 0 else 0.0
-
-
-def known(values: list[float]) -> list[float]:
-    return [v for v in values if not math.isnan(v)]
-
-
-def slow_amounts(tree: RolloutTree, config: CreditConfig) -> dict[int, float]:
-    baseline, found = config.baseline, {}
-    scored = [leaf for leaf in leaves_below(tree, 0) if not math.isnan(tree.reward[leaf])]
-    rewards = [float(tree.reward[leaf]) for leaf in scored]
-
-    def mean_below(node: int) -> float:
-        return slow_value(tree, node, "leaf_mean")
-
-    for node in range(1, tree.n_nodes):
-        value = slow_value(tree, node, config.backup)
-        parent = int(tree.parent[node])
-        if math.isnan(value) or (config.spread == "trajectory" and children_of(tree, node)):
-            continue
-        if baseline.kind == "group_mean":
-            peers = (
-                rewards
-                if baseline.group == "prompt"
-                else known([slow_value(tree, c, config.backup) for c in children_of(tree, parent)])
-            )
-            if len(peers) < 2:
-                continue
-            if config.filter.kind == "range" and max(peers) - min(peers) <= config.filter.tau:
-                continue
-            mean = math.fsum(peers) / len(peers)
-            amount = value - mean
-            if config.scale.kind == "group_std":
-                amount = (
-                    0.0
-                    if max(peers) == min(peers)
-                    else amount / (spread_of(peers, config.scale.ddof) + config.scale.eps)
-                )
-            if config.scale.kind == "bernoulli_variance":
-                amount /= mean * (1 - mean)
-        elif baseline.kind == "leave_one_out":
-            peers = (
-                rewards
-                if baseline.group == "prompt"
-                else known([slow_value(tree, c, config.backup) for c in children_of(tree, parent)])
-            )
-            if len(peers) < 2:
-                continue
-            amount = value - (math.fsum(peers) - value) / (len(peers) - 1)
-        elif baseline.kind == "log_avg_exp":
-            if len(rewards) < 2:
-                continue
-            amount = value - baseline.tau * math.log(
-                math.fsum(math.exp(r / baseline.tau) for r in rewards) / len(rewards)
-            )
-        elif baseline.kind == "parent_value":
-            amount = value - slow_value(tree, parent, config.backup)
-            if config.scale.kind == "group_std":
-                peers = known([slow_value(tree, c, config.backup) for c in children_of(tree, parent)])
-                amount /= spread_of(peers, config.scale.ddof) + config.scale.eps
-        elif baseline.kind == "ancestor_mean":
-            terms, weights = [], []
-            for above in tree.path(node)[:-1]:
-                size = len(known([float(tree.reward[leaf]) for leaf in leaves_below(tree, above)]))
-                if config.spread == "trajectory" and above and size < 2:
-                    continue
-                base = (
-                    mean_below(above)
-                    if config.spread == "trajectory"
-                    else slow_value(tree, above, config.backup)
-                )
-                terms.append(value - base)
-                weights.append(size if baseline.weights == "size" else 1)
-            amount = float(np.average(terms, weights=weights))
-        elif baseline.kind == "root_and_parent":
-            amount = 2 * value - mean_below(0) - mean_below(parent)
-            amount /= math.sqrt(len(known([float(tree.reward[leaf]) for leaf in leaves_below(tree, node)])))
-        elif baseline.kind == "state":
-            counts = {
-                c: len(known([float(tree.reward[leaf]) for leaf in leaves_below(tree, c)]))
-                for c in children_of(tree, parent)
-            }
-            peers = [mean_below(c) for c, n in counts.items() for _ in range(n)]
-            is_flat = max(peers) - min(peers) < 1e-12
-            if is_flat and not baseline.global_term:
-                continue
-            mean = math.fsum(peers) / len(peers)
-            amount = 0.0 if is_flat else (value - mean) / (spread_of(peers, 0) + baseline.eps)
-            if baseline.global_term:
-                if max(rewards) == min(rewards):
-                    continue
-                amount += (value - mean_below(0)) / (spread_of(rewards, 0) + baseline.eps)
-        else:
-            raise AssertionError(baseline.kind)
-        if config.filter.kind == "zero_variance" and max(rewards) == min(rewards):
-            continue
-        if config.filter.kind == "nonzero" and abs(amount) < 1e-12:
-            continue
-        found[node] = amount
-    return found
-
-
-SLOWLY_KNOWN = {
-    name: config
-    for name, config in CONFIGS.items()
-    if config.spread != "leaf_mean"
-    and config.baseline.kind not in ("tree_and_prompt",)
-    and not (config.baseline.kind == "root_and_parent" and config.baseline.form == "code")
-}
-
-
-@pytest.mark.parametrize("config", SLOWLY_KNOWN.values(), ids=SLOWLY_KNOWN)
-@settings(max_examples=40)
-@given(st.lists(nested_trees(max_leaves=10), min_size=1, max_size=3))
-def test_fast_equals_slow(config: CreditConfig, batch: list[Nested]) -> None:
-    trees = [tree_of(nested) for nested in batch]
-    expected = slow(trees, config)
-    for tree, own in zip(credit_trees(trees, CreditPlan(config)), expected, strict=True):
-        found = {
-            n: float(tree.advantage[n]) for n in range(1, tree.n_nodes) if not math.isnan(tree.advantage[n])
-        }
-        assert found.keys() == own.keys()
-        for node, advantage in found.items():
-            assert advantage == pytest.approx(own[node], abs=1e-7, rel=1e-7)
-        credited = tree.credit_state == CreditState.CREDITED
-        assert (np.isfinite(tree.advantage) == credited).all()
-
-
 # ---------------------------------------------------------------------------------------- leaves
 
 
@@ -643,71 +476,6 @@ def test_every_preset_explains_every_node_by_the_numbers_that_trained_it(slug: s
         assert (told.numbers != "") == (told.state is CreditState.CREDITED)
         assert (told.reason == "") == (told.state is CreditState.CREDITED)
         assert told.formula
-
-
-NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
-
-
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_the_line_with_numbers_comes_to_its_result(config: CreditConfig) -> None:
-    """Worked out by ordinary arithmetic, the right side of `A = ... = x` is x."""
-    (tree,) = credit_trees([tree_of(T2)], CreditPlan(config))
-    for node in np.flatnonzero(np.isfinite(tree.advantage)).tolist():
-        line = explain_with(tree, node, CreditPlan(config)).numbers
-        _, work, result = line.split(" = ")
-        value = arithmetic(work)
-        assert value == pytest.approx(float(result.replace("−", "-")), abs=2e-3), line
-        assert value == pytest.approx(float(tree.advantage[node]), abs=2e-3), line
-
-
-def arithmetic(text: str) -> float:
-    """A sum of products, brackets, means and roots; a parser of its own, for figures of ours alone."""
-    import re
-
-    tokens = re.findall(r"\d+\.?\d*(?:e[−-]\d+)?|mean|√|[-−+×·/(),\[\]]", text)
-    position = 0
-
-    def peek() -> str:
-        return tokens[position] if position < len(tokens) else ""
-
-    def take() -> str:
-        nonlocal position
-        position += 1
-        return tokens[position - 1]
-
-    def total() -> float:
-        value = product()
-        while peek() in ("+", "−", "-"):
-            value += product() if take() == "+" else -product()
-        return value
-
-    def product() -> float:
-        value = factor()
-        while peek() in ("×", "·", "/"):
-            value = value * factor() if take() in ("×", "·") else value / factor()
-        return value
-
-    def factor() -> float:
-        word = take()
-        if word in ("−", "-"):
-            return -factor()
-        if word == "√":
-            return math.sqrt(factor())
-        if word in ("(", "["):
-            value = total()
-            take()
-            return value
-        if word == "mean":
-            take()
-            values = [total()]
-            while take() == ",":
-                values.append(total())
-            return math.fsum(values) / len(values)
-        return float(word.replace("−", "-"))
-
-    found = total()
-    assert position == len(tokens), (text, tokens[position:])
-    return found
 
 
 def test_a_stored_tree_is_credited_again_by_the_batch_figures_it_remembers() -> None:

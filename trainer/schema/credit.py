@@ -246,9 +246,16 @@ class RangeFilter(Section):
 
 
 class ZeroVarianceFilter(Section):
-    """A prompt trains only if its leaves' rewards are not all equal (DAPO's dynamic sampling, TreePO)."""
+    """A prompt trains only if its answers are not all equal (DAPO's dynamic sampling, TreePO)."""
 
     kind: Literal["zero_variance"] = "zero_variance"
+    equal: Literal["reward", "verdict"] = knob(
+        "reward",
+        title="Equal in",
+        description="reward: all rewards are equal, shaping included. verdict: all are right, or none is "
+        "(DAPO: 0 < right answers < all).",
+        advanced=True,
+    )
     resample_rounds: int = knob(
         3,
         title="Resample rounds",
