@@ -135,8 +135,7 @@ def _with_interval(name: str, per_problem: NDArray[np.float64]) -> dict[str, flo
     return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
-# ------------------------------------------------------------------------------------------------ from a
-# shell
+# ------------------------------------------------------------------------------------------- from a shell
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -162,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from trainer.data import DataError
     from trainer.policy import ModelError, load_policy
     from trainer.sampling.local_engine import LocalEngine
-    from trainer.schema.data import ChainData
+    from trainer.schema.data import ChainData, GraphData
     from trainer.verifiers import Verifier, VerifierError
 
     torch.set_num_threads(1)
@@ -177,13 +176,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.operations:
             config = config.model_copy(update={"data": ChainData(operations=options.operations)})
         policy = load_policy(folder)
+        if not isinstance(config.data, ChainData | GraphData) and config.data.chat:
+            policy.use_chat_template()
         most = options.max_tokens or config.evaluation.max_tokens or config.sampler.bounds.answer_tokens
         data = load_data(
             config.data,
             seed=config.seed,
             evaluation_problems=options.problems,
-            fits=lambda problem: policy.fits(problem.prompt, most),
+            fits_evaluation=lambda problem: policy.fits(problem.prompt, most),
+            prompt_tokens=lambda problem: len(policy.encode(problem.prompt)),
         )
+        if not data.evaluation:
+            raise DataError("Not one held-out problem fits the model together with an answer.")
         with Verifier(config.verifier) as verifier:
             values = evaluate(
                 LocalEngine(policy),
@@ -195,9 +199,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 on_progress=lambda _done, _total: None,
                 samples=options.samples,
             )
+            trouble = verifier.troubles()
     except (CheckpointError, ConfigError, DataError, ModelError, VerifierError, ValueError, OSError) as error:
         print(f"evaluation: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    for warning in filter(None, (*data.warnings, trouble)):
+        print(f"evaluation: {warning}", file=sys.stderr)  # noqa: T201
     told = {
         "model": str(options.model),
         "problems": len(data.evaluation),

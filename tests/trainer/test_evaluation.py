@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainer.trees import tree_of
+from trainer.checkpoint import list_checkpoints
+from trainer.config_file import config_from_yaml
 from trainer.data import load_data
 from trainer.evaluation import count_verdicts, evaluate, main, pass_at_k
 from trainer.intervals import bootstrap_interval, wilson_interval
+from trainer.loop import train
 from trainer.metrics import METRICS
 from trainer.policy import Policy
 from trainer.sampling.local_engine import LocalEngine
@@ -175,10 +179,45 @@ def test_several_samples_give_pass_at_k_and_majority(tiny_reasoner: Policy) -> N
     assert set(values) <= set(METRICS)
 
 
+def test_a_checkpoint_is_evaluated_on_its_own_run_s_problems(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model_folder: Path
+) -> None:
+    tokenizer = json.loads((model_folder / "tokenizer_config.json").read_text())
+    misleading = "{% for m in messages %}{{ m.content }}#### 1\n{% endfor %}"
+    tokenizer["chat_template"] = misleading
+    (model_folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    data = tmp_path / "set.jsonl"
+    problems = load_data(ChainData(operations=3), seed=1, evaluation_problems=40).evaluation
+    lines = [
+        json.dumps({"question": p.prompt.strip(), "answer": f"#### {p.reference_answer}"}) for p in problems
+    ]
+    data.write_text("\n".join([*lines, "broken"]) + "\n")
+
+    def accuracy(chat: str) -> float:
+        config = config_from_yaml(
+            "training: {steps: 1, problems_per_step: 2}\nevaluation: {problems: 4}",
+            [
+                f"model.path={model_folder}",
+                f"data={{kind: jsonl, path: {data}, evaluation_share: 0.5, chat: {chat}}}",
+            ],
+        )
+        train(config, emit=lambda _e: None, should_stop=lambda: False, run_dir=tmp_path / chat)
+        (checkpoint,) = list_checkpoints(tmp_path / chat)
+        assert main([str(checkpoint), "--problems", "15"]) == 0
+        said = capsys.readouterr()
+        assert "evaluation: set.jsonl: skipped 1 of 41 rows" in said.err
+        return float(json.loads(said.out)["eval/pass1_greedy"])
+
+    assert accuracy("false") > 0.8 > 0.5 > accuracy("true")
+
+
 def test_a_model_is_evaluated_from_a_shell(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tiny-reasoner", "--operations", "3", "--problems", "8", "--samples", "2"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["problems"] == 8
     assert 0 <= found["eval/pass_at_2"] <= 1
+    assert found["eval/maj_at_k"] is not None
+    assert main(["tiny-reasoner", "--operations", "3", "--problems", "8", "--samples", "2"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
     assert main(["/nowhere"]) == 2
     assert "there is no folder" in capsys.readouterr().err
