@@ -308,12 +308,12 @@ def slow_credit(
     scale = plan.credit.scale
     mean, divisor = 0.0, None
     if isinstance(scale, BatchStdScale):
-        values = [
-            one.reward(leaf) if scale.std_of == "raw" else amount
+        of = [
+            one.reward(leaf) if scale.std_of == "raw" else one.amount(leaf)
             for one in slow
             for leaf in one.scored(0)
-            if (amount := one.amount(leaf)) is not None or scale.std_of == "raw"
         ]
+        values = [value for value in of if value is not None]
         std = spread_of(values, scale.ddof) if values else 0.0
         divisor = (std if std > 1e-12 else 1.0) + scale.eps
     elif isinstance(scale, BatchWhitenScale):

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import pytest
 
 from trainer.cli import configured, main, preset_called
 from trainer.presets import PRESETS
-from trainer.token_counts import count_tokens
+from trainer.token_counts import count_fork_tokens, count_tokens
 
-T1 = {"parents": [-1, 0, 0, 1, 1, 2, 2], "leaf_rewards": {"3": 1, "4": 0, "5": 0, "6": 0}}
-STAR = {"parents": [-1, 0, 0, 0, 0], "leaf_rewards": {"1": 1, "2": 0, "3": 0, "4": 0}}
+T1: dict[str, Any] = {"parents": [-1, 0, 0, 1, 1, 2, 2], "leaf_rewards": {"3": 1, "4": 0, "5": 0, "6": 0}}
+STAR: dict[str, Any] = {"parents": [-1, 0, 0, 0, 0], "leaf_rewards": {"1": 1, "2": 0, "3": 0, "4": 0}}
 
 
 class _Stdin:
@@ -106,7 +107,7 @@ def test_nodes_may_come_in_any_order(run: Any) -> None:
         parents = [0] * 7
         for node, parent in enumerate([-1, 0, 0, 1, 1, 2, 2]):
             parents[names[node]] = -1 if parent < 0 else names[parent]
-        rewards = {str(names[int(node)]): reward for node, reward in T1["leaf_rewards"].items()}  # type: ignore[union-attr]
+        rewards = {str(names[int(node)]): reward for node, reward in T1["leaf_rewards"].items()}
         (found,) = credit(run, "treerpo", {"parents": parents, "leaf_rewards": rewards})
         assert found["value"] == {str(names[int(n)]): v for n, v in expected["value"].items()}
         assert found["advantage"] == {str(names[int(n)]): a for n, a in expected["advantage"].items()}
@@ -159,6 +160,18 @@ BAD = [
     ({"parents": [-1, 0], "leaf_rewards": {"1": 1}, "colour": 1}, "unknown key 'colour'"),
     ({"parents": [], "leaf_rewards": {}}, 'needs "parents"'),
     ([], "no object"),
+    ({"parents": [-1, 0], "leaf_rewards": {"1": 10**400}}, "node 1: leaf_rewards is 1000"),
+    ({"parents": [-1, 0], "leaf_rewards": {"1": 2e6}}, "from -1,000,000 to 1,000,000"),
+    ({"parents": [-1, 0], "leaf_rewards": {"1": 1, "01": 0}}, "node '01', which is no whole number"),
+    ({"parents": [-1, 0], "leaf_rewards": {"1": 1, "-1": 0}}, "node '-1'"),
+    ({"parents": [-1], "leaf_rewards": {"0": 1}}, "node 0: the root is the prompt"),
+    (
+        {"parents": [-1, 0, 1], "leaf_rewards": {"2": 1}, "copies": {"1": 2}},
+        "node 1: it has children, so its answers are those of the leaves below",
+    ),
+    ({"parents": [-1, 0], "leaf_rewards": {"1": 1}, "copies": {"1": 10**12}}, "node 1: copies is"),
+    ({"parents": [-1, 0], "leaf_rewards": {"1": 1}, "given": [3]}, "given names node '3'"),
+    ({"parents": [-1, 10**30], "leaf_rewards": {}}, "node 1: parent 1000000"),
 ]
 
 
@@ -187,6 +200,36 @@ def test_what_is_no_document_is_refused(run: Any, raw: bytes, sentence: str) -> 
     assert sentence in err
 
 
+def test_a_reward_out_of_range_is_named_by_the_callers_node(run: Any) -> None:
+    # Node 1 is the first child of node 3, which is a child of the root 4.
+    tree = {"parents": [4, 3, 3, 4, -1], "leaf_rewards": {"0": 1, "1": -1, "2": 0}}
+    status, out, err = run("credit", "--preset", "treerpo", document={"trees": [T1, tree]})
+    assert (status, out) == (2, "")
+    assert "Tree 1, node 1: a reward of -1; bernoulli_variance needs rewards from 0 to 1" in err
+    assert run("credit", "--preset", "dapo", document={"trees": [tree]})[0] == 0
+
+
+def test_large_trees_take_time_in_proportion(run: Any) -> None:
+    n = 20_000
+    fan = {
+        "parents": [-1, *[0] * n, *range(1, n + 1)],
+        "leaf_rewards": {str(i): i % 2 for i in range(n + 1, 2 * n + 1)},
+    }
+    chain = {"parents": list(range(-1, n)), "leaf_rewards": {str(n): 1}}
+    start = time.process_time()
+    for slug in ("treerpo", "treepo", "tree-grpo"):
+        assert run("credit", "--preset", slug, document={"trees": [fan, chain]})[0] == 0
+    assert time.process_time() - start < 20
+
+
+def test_presets_may_be_listed_from_credit_too(run: Any) -> None:
+    status, out, _ = run("credit", "--list")
+    assert status == 0
+    assert "treerl" in out
+    with pytest.raises(SystemExit):
+        run("credit", document={"trees": []})
+
+
 def test_unknown_presets_and_settings_name_those_there_are(run: Any) -> None:
     _, _, err = run("credit", "--preset", "magic", document={"trees": []})
     assert "there are treerpo, grpo" in err
@@ -201,6 +244,8 @@ def test_settings_by_path_by_name_and_by_kind() -> None:
     assert config.credit.filter.tau == 0.3  # type: ignore[union-attr]
     config = configured(preset_called("treerl"), ["form=code", "credit.scale.kind=none"])
     assert config.credit.scale.kind == "none"
+    config = configured(preset_called("treerl"), ["form=code", "scale=none", "filter=nonzero"])
+    assert (config.credit.scale.kind, config.credit.filter.kind) == ("none", "nonzero")
 
 
 # ------------------------------------------------------------------------------------------------ tokens
@@ -273,6 +318,45 @@ def test_estimate_table(
     assert round(100 * found.saving) == saving
 
 
+@pytest.mark.parametrize(
+    ("trees", "forks", "continuations", "leaves", "lengths", "ratio"),
+    [(6, 2, 2, 30, 18, 1.667), (2, 2, 1, 6, 4, 1.5)],  # TreeRL's, Tree-GRPO's
+)
+def test_fork_trees_are_expected_to_cost(
+    trees: int, forks: int, continuations: int, leaves: int, lengths: int, ratio: float
+) -> None:
+    found = count_fork_tokens(trees, forks, continuations, 100)
+    assert found.is_expected
+    assert (found.leaves, found.sampled_unique, found.sampled_flat) == (leaves, 100 * lengths, 100 * leaves)
+    assert found.sampling_ratio == pytest.approx(ratio, abs=6e-4)
+    assert found.nodes == leaves + trees * forks
+
+
+def test_fork_trees_cost_what_sampled_shapes_cost_on_the_mean() -> None:
+    """Every fork point u of 0 to T - 1 tokens, once each: the sums are those of the closed formulas."""
+    prompt, answer, trees, continuations = 7, 400, 2, 3
+
+    def pairs(first: int, last: int) -> int:
+        return sum(range(first + 1, last + 1))
+
+    packed, per_node = [], []
+    for u in range(answer + 1):
+        new = trees * continuations
+        ends = pairs(0, prompt) + trees * pairs(prompt, prompt + answer)
+        packed.append(ends + new * pairs(prompt + u, prompt + answer))
+        per_node.append((trees + new) * (prompt + answer) + trees * (prompt + u))
+    found = count_fork_tokens(trees, 1, continuations, answer, prompt)
+    assert found.attention_packed == pytest.approx(np.mean(packed), rel=2e-3)
+    assert found.trained_per_node == pytest.approx(np.mean(per_node))
+
+
+def test_shapes_without_bound_are_refused(run: Any) -> None:
+    status, out, err = run("tokens", "--branching", ",".join(["64"] * 64), "--segment", "1")
+    assert (status, out) == (2, "")
+    assert "Lower the branching" in err
+    assert run("tokens", "--preset", "grpo", "--branching", "2", "--segment", "3")[0] == 2
+
+
 def test_tokens_prints_a_table_or_json(run: Any) -> None:
     status, out, _ = run("tokens", "--branching", "8,8,8", "--segment", "384", "--prompt", "512")
     assert status == 0
@@ -280,6 +364,8 @@ def test_tokens_prints_a_table_or_json(run: Any) -> None:
     assert "3.790" in out
     _, out, _ = run("tokens", "--preset", "treerpo", "--json")
     assert json.loads(out)["leaves"] == 512
+    _, out, _ = run("tokens", "--preset", "treerl", "--json")
+    assert json.loads(out)["sampled_unique"] == 18 * 8192
     status, out, err = run("tokens", "--preset", "latr")
     assert (status, out) == (2, "")
     assert "no planned shape" in err

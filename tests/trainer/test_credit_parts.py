@@ -236,7 +236,7 @@ class Arithmetic:
     """The value of a sum of products, brackets, means, roots, cosines and maxima."""
 
     def __init__(self, text: str) -> None:
-        self.tokens = re.findall(r"\d+\.?\d*(?:e[−-]\d+)?|mean|max|cos|π|√|[-−+×·/(),\[\]]", text)
+        self.tokens: list[str] = re.findall(r"\d+\.?\d*(?:e[−-]\d+)?|mean|max|cos|π|√|[-−+×·/(),\[\]]", text)
         self.at = 0
         self.value = self.total()
         assert self.at == len(self.tokens), (text, self.tokens[self.at :])
