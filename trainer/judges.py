@@ -106,13 +106,16 @@ def are_same_mathematics(answer: str, reference: str) -> bool:
         return False
     import logging
 
-    from math_verify import parse, verify
+    from math_verify import LatexExtractionConfig, parse, verify
 
     # It warns on every call that its own timeouts are off: ours are on.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     # Its own timeouts need signals, which do not work everywhere; a process is ended from outside instead.
-    gold = parse(f"${reference}$", parsing_timeout=0)
-    found = parse(f"${answer}$", parsing_timeout=0)
+    # As LaTeX alone: its other way of reading hands text to sympy, which evaluates it as Python, and takes
+    # what LaTeX cannot read for the first number in it (0.\overline{3} for 0).
+    as_latex = (LatexExtractionConfig(),)
+    gold = parse(f"${reference}$", as_latex, parsing_timeout=0)
+    found = parse(f"${answer}$", as_latex, parsing_timeout=0)
     return bool(gold and found and verify(gold, found, timeout_seconds=0))
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,11 +50,39 @@ def test_boxes_are_found_in_linear_time(text: str) -> None:
         (r"\boxed{3} \boxed{4}", "3", "incorrect"),
         (r"\boxed{\sqrt{8}}", r"\boxed{2\sqrt{2}}", "correct"),
         (r"\boxed{7}", "8", "incorrect"),
+        (r"\boxed{0.\overline{3}}", "0", "incorrect"),
+        (r"\boxed{(1, 2)}", "(1,2)", "correct"),
+        (r"\boxed{10\%}", "0.1", "correct"),
+        (r"\boxed{x=5}", "5", "correct"),
         ("7", "7", "unparsed"),
     ],
 )
 def test_boxed_answers_are_compared_as_mathematics(text: str, reference: str, verdict: str) -> None:
     assert boxed(text, True, reference)[0] == verdict
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        '__import__("os").system("touch PROOF")',
+        "open('PROOF', 'w')",
+        r"\text{open('PROOF', 'w')}",
+        "(lambda: open('PROOF', 'w'))()",
+        "1+1\nopen('PROOF', 'w')",
+        "x_{open('PROOF', 'w')}",
+    ],
+)
+def test_answers_are_compared_and_never_run(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated: list[str] = []
+    monkeypatch.setattr("math_verify.parser.parse_expr", lambda text, **_more: evaluated.append(text))
+    monkeypatch.chdir(tmp_path)
+    assert boxed(rf"\boxed{{{code}}}", True, "7")[0] == "incorrect"
+    assert boxed(r"\boxed{7}", True, code)[0] == "incorrect"
+    assert boxed(r"\boxed{0.\overline{7}}", True, code)[0] == "incorrect"
+    assert evaluated == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
