@@ -39,8 +39,18 @@ _ALL = (
         "share of right answers to held-out problems, sampled at T = 1 (avg@k with k samples per problem)",
         "higher",
     ),
-    Metric("eval/pass1_sampled_low", "pass@1 sampled, low", "", "lower end of the 95 % Wilson interval"),
-    Metric("eval/pass1_sampled_high", "pass@1 sampled, high", "", "upper end of the 95 % Wilson interval"),
+    Metric(
+        "eval/pass1_sampled_low",
+        "pass@1 sampled, low",
+        "",
+        "lower end of the 95 % Wilson interval, or a bootstrap over problems with several samples",
+    ),
+    Metric(
+        "eval/pass1_sampled_high",
+        "pass@1 sampled, high",
+        "",
+        "upper end of the 95 % Wilson interval, or a bootstrap over problems with several samples",
+    ),
     Metric(
         "eval/pass1_greedy",
         "pass@1 greedy",
@@ -48,8 +58,18 @@ _ALL = (
         "share of held-out problems answered correctly by the most likely tokens",
         "higher",
     ),
-    Metric("eval/pass1_greedy_low", "pass@1 greedy, low", "", "lower end of the 95 % Wilson interval"),
-    Metric("eval/pass1_greedy_high", "pass@1 greedy, high", "", "upper end of the 95 % Wilson interval"),
+    Metric(
+        "eval/pass1_greedy_low",
+        "pass@1 greedy, low",
+        "",
+        "lower end of the 95 % Wilson interval",
+    ),
+    Metric(
+        "eval/pass1_greedy_high",
+        "pass@1 greedy, high",
+        "",
+        "upper end of the 95 % Wilson interval",
+    ),
     *(
         metric
         for k in (2, 4, 8, 16, 32, 64, 128, 256)

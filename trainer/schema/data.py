@@ -24,7 +24,8 @@ class ChainData(Section):
 
 
 class GraphData(Section):
-    """Generated problems in which people own things in dependence on each other, told in shuffled order."""
+    """Generated problems in which people own things in dependence on each other, told in shuffled order. For
+    models of your own: the tiny reasoner has not learnt it."""
 
     kind: Literal["graph"] = "graph"
     people: int = knob(
