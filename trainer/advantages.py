@@ -165,12 +165,12 @@ def compare(
     selected [N]: leaves that train (TreeRL's code formula counts them).
     """
     if baseline.kind in ("group_mean", "leave_one_out", "log_avg_exp"):
-        return _against_group(scores, baseline)
+        return against_group(scores, baseline)
     value, parent = scores.value, np.maximum(scores.tree.parent, ROOT)
     if baseline.kind == "parent_value":
         return _plain(scores, value, value - value[parent], value[parent])
     if baseline.kind == "ancestor_mean":
-        return _against_ancestors(scores, baseline.weights, is_trajectory=is_trajectory)
+        return against_ancestors(scores, baseline.weights, is_trajectory=is_trajectory)
     if baseline.kind == "root_and_parent":
         if baseline.form == "code":
             _, step, own = root_and_parent_terms(scores, selected)
@@ -178,14 +178,14 @@ def compare(
         return _plain(scores, value, (value - value[ROOT]) + (value - value[parent]), None)
     if baseline.kind == "tree_and_prompt":
         parts = ("tree", "prompt") if baseline.parts == "both" else (baseline.parts,)
-        amounts = [_standardised_in(scores, part, baseline.ddof, baseline.eps) for part in parts]
+        amounts = [standardised_in(scores, part, baseline.ddof, baseline.eps) for part in parts]
         return _per_leaf(scores, np.sum(amounts, axis=0))
     if baseline.kind == "state":
-        return _against_state(scores, baseline.eps, is_global=baseline.global_term)
+        return against_state(scores, baseline.eps, is_global=baseline.global_term)
     if baseline.kind == "budget":
         if budget is None:
             raise ValueError("Baseline budget needs the run's token budgets. Set reward.shaping to budget.")
-        return _against_budget(scores, budget, budgets, baseline.ddof, baseline.eps)
+        return against_budget(scores, budget, budgets, baseline.ddof, baseline.eps)
     nothing = np.full(scores.tree.n_nodes, np.nan)
     return _plain(scores, value, nothing, None, CreditState.NO_ADVANTAGE)
 
@@ -219,7 +219,7 @@ def _plain(
     return Comparison(compared, amount, baseline, group, weight, _states(scores, amount, otherwise))
 
 
-def _against_group(
+def against_group(
     scores: Scores, baseline: GroupMeanBaseline | LeaveOneOutBaseline | LogAvgExpBaseline
 ) -> Comparison:
     """Nodes with their siblings, or answers with the answers of their tree or prompt."""
@@ -263,7 +263,7 @@ def _log_avg_exp(value: Floats, group: Ints, weight: Floats, figures: GroupFigur
     return mean
 
 
-def _against_ancestors(scores: Scores, weights: str, *, is_trajectory: bool) -> Comparison:
+def against_ancestors(scores: Scores, weights: str, *, is_trajectory: bool) -> Comparison:
     """TreePO eq. 5 over leaves; with spread node the mean over a node's ancestors of V - V(a)."""
     tree, n = scores.tree, scores.tree.n_nodes
     compared = scores.reward if is_trajectory else scores.value
@@ -313,7 +313,7 @@ def root_and_parent_terms(scores: Scores, selected: NDArray[np.bool_]) -> tuple[
     return above, np.array(step), v
 
 
-def _standardised_in(scores: Scores, kind: str, ddof: int, eps: float) -> Floats:
+def standardised_in(scores: Scores, kind: str, ddof: int, eps: float) -> Floats:
     """[N] of every scored leaf among the answers of its tree, or of the prompt."""
     group, weight = groups_of(scores, kind, scores.reward)
     return standardised(scores.reward, group, weight, ddof, eps)
@@ -343,7 +343,7 @@ def _per_leaf(scores: Scores, amount: Floats, baseline: Floats | None = None) ->
     return Comparison(scores.reward, amount, baseline, group, weight, state)
 
 
-def _against_state(scores: Scores, eps: float, *, is_global: bool) -> Comparison:
+def against_state(scores: Scores, eps: float, *, is_global: bool) -> Comparison:
     """step-grpo: children of a state compared by the answers through them,
 
         mu = sum n_c V_c / sum n_c,  sd = sqrt(sum n_c (V_c - mu)^2 / sum n_c),  A = (V_c - mu) / (sd + eps)
@@ -376,7 +376,7 @@ def _against_state(scores: Scores, eps: float, *, is_global: bool) -> Comparison
     return Comparison(means, amount, figures.mean[of], group, counts, state)
 
 
-def _against_budget(
+def against_budget(
     scores: Scores, shaping: BudgetShaping, budgets: Sequence[int], ddof: int, eps: float
 ) -> Comparison:
     """HBPO (arXiv:2507.15844 §3):
@@ -392,7 +392,7 @@ def _against_budget(
     figures = group_figures(scores.reward, group, weight)
     best = np.array([budget_reward(b, shaping) for b in budgets])[: len(figures.mean)]
     offset = (figures.mean - best)[np.maximum(group, 0)]
-    return _per_leaf(scores, offset + _standardised_in(scores, "prompt", ddof, eps))
+    return _per_leaf(scores, offset + standardised_in(scores, "prompt", ddof, eps))
 
 
 def budget_reward(tokens: float, shaping: BudgetShaping) -> float:

@@ -92,9 +92,12 @@ class RunConfig(Section):
                 f"reward.incorrect 0 "
                 "without shaping, or choose another scale."
             )
-        if credit.backup == "quality" and (low < 0 or high > 1 or reward.shaping.kind != "none"):
+        if credit.backup == "quality" and (
+            low < 0 or high > 1 or reward.shaping.kind != "none" or reward.kl_coefficient
+        ):
             raise ValueError(
-                "credit.backup quality needs rewards 0 and 1. Set reward.correct 1, reward.incorrect 0."
+                "credit.backup quality needs rewards 0 and 1. Set reward.correct 1, reward.incorrect 0, "
+                "without shaping and without KL in the reward."
             )
         uses_budgets = sampler.kind == "flat" and bool(sampler.budgets)
         if (credit.baseline.kind == "budget" or reward.shaping.kind == "budget") and not (

@@ -467,5 +467,5 @@ def zero_variance_share(trees: Sequence[RolloutTree]) -> float:
             if len(values) < 2:
                 continue
             groups += 1
-            flat += bool(values.max() == values.min())
+            flat += bool(values.max() - values.min() <= 1e-12)  # equal but for rounding
     return flat / groups if groups else float("nan")

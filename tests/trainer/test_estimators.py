@@ -143,6 +143,13 @@ def test_spo_tree_drops_edges_without_advantage() -> None:
     assert found.credit_state[5:].tolist() == [CreditState.DROPPED_BY_FILTER] * 2
 
 
+def test_d_treerpo_by_hand() -> None:
+    # Less the mean of the others: A .5 - 0; a 1 - 1/3; c 0 - (1 + 0) / 2.
+    config = PRESETS["d-treerpo-tiny"].config.credit
+    check(advantages(T1, config), [0.5, -0.5, 1, -1, 0, 0])
+    check(advantages(T2, config), [0.6667, -0.6667, -0.5, 1, -0.5])
+
+
 def test_treeadv_gives_segments_the_mean_of_their_leaves() -> None:
     check(advantages(T1, TREEADV), [0.5774, -0.5774, 1.7321, -0.5774, -0.5774, -0.5774])
 

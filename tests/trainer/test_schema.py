@@ -97,6 +97,7 @@ def config(slug: str, **changes: Any) -> RunConfig:
         ),
         ("treerpo-tiny", {"reward": {"kl_coefficient": 0.1}}, "less a KL term"),
         ("rest-mcts-tiny", {"reward": {"incorrect": -1}}, "quality needs rewards 0 and 1"),
+        ("rest-mcts-tiny", {"reward": {"kl_coefficient": 0.1}}, "without KL in the reward"),
         ("hbpo-tiny", {"sampler": {"kind": "flat"}}, "go by token budgets"),
         ("hbpo-tiny", {"reward": {}}, "go by token budgets"),
         ("grpo-tiny", {"credit": PROMPT | {"backup": "visit_weighted"}}, "sampler flat makes none"),
