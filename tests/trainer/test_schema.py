@@ -106,6 +106,14 @@ def config(slug: str, **changes: Any) -> RunConfig:
             {"sampler": {"kind": "search_tree", "evaluator": "value_head"}},
             "needs a value head that is trained",
         ),
+        (
+            "step-grpo-tiny",
+            {
+                "sampler": {"kind": "flat", "budgets": [10, 20]},
+                "reward": {"shaping": {"kind": "budget", "max_tokens": 96}},
+            },
+            "needs a baseline that compares answers",
+        ),
         ("grpo-tiny", {"objective": {"kind": "preference"}}, "Set credit.baseline to none"),
         ("mcts-dpo-tiny", {"objective": {"kind": "policy"}}, "needs advantages"),
         (
