@@ -88,8 +88,8 @@ def explain(tree: RolloutTree, node: int, plan: CreditPlan) -> Explanation:
         formula=formula(plan.credit),
         numbers=numbers,
         group=_group(tree, node, credit),
-        filter=_filter_sentence(tree, node, credit, plan.credit),
-        reason=_reason(state, plan.credit),
+        filter=_filter_sentence(tree, node, credit, plan.credit, state),
+        reason=_reason(tree, state, plan.credit),
         state=state,
         advantage=float(credit.advantage[node]),
     )
@@ -362,7 +362,9 @@ def _group(tree: RolloutTree, node: int, credit: Credit) -> tuple[GroupRow, ...]
     )
 
 
-def _filter_sentence(tree: RolloutTree, node: int, credit: Credit, config: CreditConfig) -> str:
+def _filter_sentence(
+    tree: RolloutTree, node: int, credit: Credit, config: CreditConfig, state: CreditState
+) -> str:
     if node == ROOT or credit.scores.given[node] or config.baseline.kind == "none":
         return ""
     rule, comparison = config.filter, credit.comparison
@@ -370,6 +372,8 @@ def _filter_sentence(tree: RolloutTree, node: int, credit: Credit, config: Credi
         what = "verdicts" if rule.equal == "verdict" else "rewards"
         if has_zero_variance(tree, rule):
             return f"Dropped: all {what} of the prompt are equal."
+        if state is CreditState.DROPPED_BY_FILTER:  # by a baseline of its own scale
+            return "Dropped: all values of its group are equal."
         return f"Kept: the {what} of the prompt differ."
     amount = float(comparison.amount[node])
     if rule.kind == "nonzero":
@@ -391,12 +395,14 @@ def _filter_sentence(tree: RolloutTree, node: int, credit: Credit, config: Credi
     return f"Dropped: max V − min V = {figure(spread)} ≤ τ = {rule.tau:g}."
 
 
-def _reason(state: CreditState, config: CreditConfig) -> str:
+def _reason(tree: RolloutTree, state: CreditState, config: CreditConfig) -> str:
     if state is CreditState.DROPPED_BY_FILTER:
-        return {
-            "zero_variance": "No credit: all answers to the prompt are equal.",
-            "nonzero": "No credit: it is no better or worse than what it is compared with.",
-        }.get(config.filter.kind, "No credit: the values of its group differ too little.")
+        rule = config.filter
+        if rule.kind == "zero_variance" and has_zero_variance(tree, rule):
+            return "No credit: all answers to the prompt are equal."
+        if rule.kind == "nonzero":
+            return "No credit: it is no better or worse than what it is compared with."
+        return "No credit: the values of its group differ too little."
     return {
         CreditState.NONE: "The prompt was not sampled, so it gets no credit.",
         CreditState.CREDITED: "",
