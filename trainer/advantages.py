@@ -110,7 +110,7 @@ class GroupFigures:
     @property
     def is_flat(self) -> NDArray[np.bool_]:
         """Whether all values of a group are equal, up to rounding."""
-        return ~(self.high - self.low > EQUAL_WITHIN)
+        return ~is_wider(self.high - self.low, 0.0)
 
     def std(self, ddof: int) -> Floats:
         """sqrt(sum w (v - mean)^2 / (sum w - ddof)); 0 where that has no meaning."""
@@ -417,9 +417,14 @@ def filtered(tree: RolloutTree, comparison: Comparison, rule: CreditFilter) -> C
         state[zero] = CreditState.DROPPED_BY_FILTER
     elif rule.kind == "range":
         figures = group_figures(comparison.compared, comparison.group, comparison.weight)
-        narrow = ~(figures.high - figures.low > rule.tau)
+        narrow = ~is_wider(figures.high - figures.low, rule.tau)
         state[credited & narrow[np.maximum(comparison.group, 0)]] = CreditState.DROPPED_BY_FILTER
     return replace(comparison, state=state)
+
+
+def is_wider(spread: Floats, tau: float) -> NDArray[np.bool_]:
+    """Whether max - min > tau, by more than rounding: 0.4 - 0.3 is not more than 0.1."""
+    return spread > tau + EQUAL_WITHIN
 
 
 def has_zero_variance(tree: RolloutTree, rule: ZeroVarianceFilter) -> bool:

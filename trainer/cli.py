@@ -17,6 +17,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -118,6 +119,11 @@ def _credit(options: argparse.Namespace) -> list[str]:
                 f"Tree {number}, node {one.names[error.node]}: a reward of {one.tree.reward[error.node]:g}; "
                 f"{error.what} needs rewards from 0 to 1."
             ) from None
+    rule = plan.credit.filter
+    if rule.kind == "zero_variance" and not all(one.has_verdicts for one in numbered):
+        # Rewards say nothing certain about verdicts, so equal means equal in reward.
+        by_reward = rule.model_copy(update={"equal": "reward"})
+        plan = replace(plan, credit=plan.credit.model_copy(update={"filter": by_reward}))
     credited = credit_trees([one.tree for one in numbered], plan)
     both = [NumberedTree(tree, one.names) for tree, one in zip(credited, numbered, strict=True)]
     if options.explain is None:

@@ -10,6 +10,7 @@ advantage NaN, never 0, and `CreditState` says why.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -112,7 +113,14 @@ def credit_trees(trees: Sequence[RolloutTree], plan: CreditPlan) -> list[Rollout
 
 
 def credit_of(tree: RolloutTree, plan: CreditPlan) -> Credit:
-    """The credit of one tree, scaled by the batch figures that it remembers. Raises RewardRangeError."""
+    """The credit of one tree, scaled by the batch figures that it remembers. Raises RewardRangeError, and
+    ValueError when it remembers none and the scale needs them.
+    """
+    if plan.credit.scale.kind in ("batch_std", "batch_whiten") and not math.isfinite(tree.batch_std):
+        raise ValueError(
+            f"Scale {plan.credit.scale.kind} needs figures of the whole batch, and this tree remembers none. "
+            "Give credit to the batch first."
+        )
     return _finished(plan, BatchFigures(tree.batch_mean, tree.batch_std), *_compared(tree, plan))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.advantages import Scores, groups_of, has_zero_variance, root_and_parent_terms
+from trainer.advantages import Scores, groups_of, has_zero_variance, is_wider, root_and_parent_terms
 from trainer.credit import Credit, CreditPlan, credit_of
 from trainer.schema.credit import CreditConfig
 from trainer.tree import ROOT, CreditState, RolloutTree
@@ -390,7 +390,7 @@ def _filter_sentence(
         return ""
     members = comparison.compared[(comparison.group == comparison.group[node]) & (comparison.weight > 0)]
     spread = float(members.max() - members.min())
-    if spread > rule.tau:
+    if is_wider(np.array(spread), rule.tau):
         return f"Kept: max V − min V = {figure(spread)} > τ = {rule.tau:g}."
     return f"Dropped: max V − min V = {figure(spread)} ≤ τ = {rule.tau:g}."
 

@@ -4,7 +4,8 @@
 
 A flat group is a star. Optional: "copies" (how many answers ended in a leaf), "visits" (of a search), "given"
 (nodes that were not sampled), "subgroup" (which tree of a forest, or which token budget; left out, the trees
-of a forest are the branches of the root, and a star is one tree). Torch-free.
+of a forest are the branches of the root, and a star is one tree), "correct" (whether a leaf is right; left
+out, those with a reward above 0 are). Torch-free.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ MOST_NODES: Final = 1_000_000
 MOST_TOKENS: Final = 10_000_000
 MOST_REWARD: Final = 1e6
 MOST_COUNT: Final = 2**31 - 1
-KEYS: Final = ("parents", "leaf_rewards", "token_counts", "subgroup", "copies", "visits", "given")
+KEYS: Final = ("parents", "leaf_rewards", "token_counts", "subgroup", "copies", "visits", "given", "correct")
 
 
 class TreeJsonError(ValueError):
@@ -33,10 +34,13 @@ class TreeJsonError(ValueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NumberedTree:
-    """`tree` is breadth-first; node i of it is node `names[i]` of the file."""
+    """`tree` is breadth-first; node i of it is node `names[i]` of the file. has_verdicts: the file said which
+    leaves are right, else that is a guess by their rewards.
+    """
 
     tree: RolloutTree
     names: list[int]
+    has_verdicts: bool = False
 
 
 def read_trees(document: Any) -> list[NumberedTree]:
@@ -121,11 +125,27 @@ def _read(number: int, given: Any) -> NumberedTree:
         visits=[visits[node] for node in order],
     )
     reward = np.array([rewards[node] for node in order])
-    leaf = tree.is_leaf()
-    verdict = np.where(reward > 0, Verdict.CORRECT, Verdict.INCORRECT).astype(np.uint8)
+    said = _correct(where, given, len(parents))
+    is_right = np.array([said.get(node, rewards[node] > 0) for node in order])
+    verdict = np.where(is_right, Verdict.CORRECT, Verdict.INCORRECT).astype(np.uint8)
     verdict[np.isnan(reward)] = Verdict.ERROR
-    verdict[~leaf] = Verdict.NONE
-    return NumberedTree(tree.with_verdicts(verdict, reward, [""] * len(order)), order)
+    verdict[~tree.is_leaf()] = Verdict.NONE
+    has_verdicts = all(node in said for node in named if not math.isnan(rewards[node]))
+    return NumberedTree(tree.with_verdicts(verdict, reward, [""] * len(order)), order, has_verdicts)
+
+
+def _correct(where: str, given: Mapping[str, Any], n: int) -> dict[int, bool]:
+    """{node: whether its answer is right}."""
+    mapping = given.get("correct", {})
+    if not isinstance(mapping, dict):
+        raise TreeJsonError(f'{where}: "correct" must be an object from node to true or false.')
+    said = {}
+    for name, value in mapping.items():
+        node = _node(where, "correct", name, n)
+        if not isinstance(value, bool):
+            raise TreeJsonError(f"{where}, node {node}: correct is {reprlib.repr(value)}, not true or false.")
+        said[node] = value
+    return said
 
 
 def _number_branches(parents: list[int], order: list[int], subgroup: list[int]) -> None:

@@ -264,7 +264,7 @@ class SlowTree:
             return are_equal(self.rewards(0))
         if rule.kind == "range":
             group = self.group(node)
-            return max(group) - min(group) <= rule.tau
+            return max(group) - min(group) < rule.tau + 1e-12
         return False
 
     def divisor(self, node: int) -> float:

@@ -171,6 +171,8 @@ BAD = [
     ),
     ({"parents": [-1, 0], "leaf_rewards": {"1": 1}, "copies": {"1": 10**12}}, "node 1: copies is"),
     ({"parents": [-1, 0], "leaf_rewards": {"1": 1}, "given": [3]}, "given names node '3'"),
+    ({"parents": [-1, 0], "leaf_rewards": {"1": 1}, "correct": {"1": 1}}, "node 1: correct is 1, not true"),
+    ({"parents": [-1, 0], "leaf_rewards": {"1": 1}, "correct": [1]}, '"correct" must be an object'),
     ({"parents": [-1, 10**30], "leaf_rewards": {}}, "node 1: parent 1000000"),
 ]
 
@@ -207,6 +209,18 @@ def test_a_reward_out_of_range_is_named_by_the_callers_node(run: Any) -> None:
     assert (status, out) == (2, "")
     assert "Tree 1, node 1: a reward of -1; bernoulli_variance needs rewards from 0 to 1" in err
     assert run("credit", "--preset", "dapo", document={"trees": [tree]})[0] == 0
+
+
+def test_dynamic_sampling_goes_by_verdicts_where_they_are_given(run: Any) -> None:
+    # All right, one too long: DAPO drops the prompt. Without verdicts there are only rewards to go by.
+    tree = {"parents": [-1, 0, 0], "leaf_rewards": {"1": 1, "2": 0.5}}
+    (by_reward,) = credit(run, "dapo", tree)
+    assert by_reward["group_kept"] == {"0": True}
+    (by_verdict,) = credit(run, "dapo", tree | {"correct": {"1": True, "2": True}})
+    assert by_verdict["group_kept"] == {"0": False}
+    assert by_verdict["advantage"] == {"1": None, "2": None}
+    (mixed,) = credit(run, "dapo", tree | {"correct": {"1": True, "2": False}})
+    assert mixed["group_kept"] == {"0": True}
 
 
 def test_large_trees_take_time_in_proportion(run: Any) -> None:

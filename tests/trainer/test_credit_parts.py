@@ -181,6 +181,47 @@ def test_order_of_trees_in_a_batch_does_not_matter(config: CreditConfig, batch: 
 
 @settings(max_examples=150, deadline=None)
 @given(configs(), trees())
+def test_order_of_siblings_does_not_matter(config: CreditConfig, tree: RolloutTree) -> None:
+    if config.leaves.kind == "some":  # a choice by lot
+        return
+    other, order = mirrored(tree)
+    (here,), (there,) = (credit_trees([one], plan_of(config)) for one in (tree, other))
+    assert there.advantage.tolist() == pytest.approx(here.advantage[order].tolist(), abs=1e-9, nan_ok=True)
+    assert there.value.tolist() == pytest.approx(here.value[order].tolist(), abs=1e-9, nan_ok=True)
+    assert there.credit_state.tolist() == here.credit_state[order].tolist()
+
+
+def mirrored(tree: RolloutTree) -> tuple[RolloutTree, list[int]]:
+    """The tree with the last child first, everywhere; and which node each of its nodes was."""
+    order = [0]
+    for node in order:
+        order.extend(np.flatnonzero(tree.parent == node)[::-1].tolist())
+    place = {node: index for index, node in enumerate(order)}
+    offsets = tree.token_offsets
+    tokens = np.concatenate([np.arange(offsets[node], offsets[node + 1]) for node in order])
+    nodes = (
+        "finish",
+        "verdict",
+        "copies",
+        "subgroup",
+        "visits",
+        "reward",
+        "value",
+        "advantage",
+        "credit_state",
+    )
+    moved = replace(
+        tree,
+        parent=np.array([-1, *(place[int(tree.parent[node])] for node in order[1:])], np.int32),
+        token_offsets=np.concatenate(([0], np.cumsum(tree.token_counts()[order]))),
+        **{name: getattr(tree, name)[order] for name in nodes},
+        **{name: getattr(tree, name)[tokens] for name in ("tokens", "logprobs", "entropies")},
+    )
+    return moved, order
+
+
+@settings(max_examples=150, deadline=None)
+@given(configs(), trees())
 def test_no_credit_is_never_a_number_and_says_why(config: CreditConfig, tree: RolloutTree) -> None:
     (found,) = credit_trees([tree], plan_of(config))
     state = found.credit_state
@@ -395,6 +436,22 @@ def test_a_group_of_one_with_its_reward_is_not_divided_by_eps() -> None:
     )
     (found,) = credit_trees([tree_of([1])], CreditPlan(config))
     assert found.advantage[1] == pytest.approx(1.0, abs=1e-5)  # verl: mean 0, deviation 1
+
+
+def test_a_tree_that_remembers_no_batch_is_not_scaled_by_a_guess() -> None:
+    for scale in ("batch_std", "batch_whiten"):
+        config = next(config for config in CONFIGS if config.scale.kind == scale)
+        with pytest.raises(ValueError, match=f"{scale} needs figures of the whole batch"):
+            credit_of(tree_of([1, 0]), plan_of(config))
+
+
+def test_a_range_of_just_tau_is_dropped_whatever_rounding_says() -> None:
+    assert 0.4 - 0.3 > 0.1
+    config = CreditConfig()  # TreeRPO
+    tens = [[1] * 4 + [0] * 6, [1] * 3 + [0] * 7]
+    (found,) = credit_trees([tree_of(tens)], CreditPlan(config))
+    assert found.credit_state[1:3].tolist() == [CreditState.DROPPED_BY_FILTER] * 2
+    assert explain(found, 1, CreditPlan(config)).filter.startswith("Dropped")
 
 
 def test_answers_are_compared_by_reward_whatever_the_backup() -> None:
