@@ -1,6 +1,7 @@
 """Builds the tiny reasoner from a seed: tokenizer, data and a supervised (SFT) policy, on one CPU thread.
 
     python -m trainer.warmup --output trainer/assets/tiny-reasoner --seed 0
+    python -m trainer.warmup --output models/graph --seed 0 --task graph
 
 The result is a folder that `transformers` loads like any other model, with `warmup.json` beside it: the
 command, the versions and the measured accuracy. The policy first learns `chain` from right solutions, then
@@ -35,6 +36,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from trainer.tasks import graph
 from trainer.tasks.chain import (
     ANSWER_MARK,
     ChainProblem,
@@ -43,6 +45,7 @@ from trainer.tasks.chain import (
     corrupt_with_repairs,
     problem_at,
 )
+from trainer.tasks.graph import GraphProblem
 
 END_TOKEN: Final = "<|end|>"  # noqa: S105  # of the vocabulary; no password
 PAD_TOKEN: Final = "<|pad|>"  # noqa: S105
@@ -53,14 +56,16 @@ TOKENIZER_PROBLEMS: Final = 4000
 # follows, so that in "Finds 26" the space costs no token), any other whitespace character.
 _PIECES: Final = r"\n|[0-9]|[+*=/<>-]| ?[^\s0-9+*=/<>-]+(?: (?=[0-9]))?|\s"
 
-MEASURED_OPERATIONS: Final = (3, 5, 8)
+TaskName = Literal["chain", "graph"]
+# Sizes that accuracy is measured at: operations, or people.
+MEASURED: Final[dict[TaskName, tuple[int, ...]]] = {"chain": (3, 5, 8), "graph": (2, 4, 6)}
 LEARNT_SHARE: Final = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A stretch of training: `steps` batches of problems with `operations` (inclusive range), of whose
-    solution steps the share `wrong_share` (0 to 1) is wrong."""
+    """A stretch of training: `steps` batches of problems with `operations` (inclusive range; of `graph` so
+    many people), of whose solution steps the share `wrong_share` (0 to 1) is wrong."""
 
     steps: int
     operations: tuple[int, int]
@@ -99,6 +104,15 @@ class Recipe:
     gradient_norm: float = 1.0
     prompt_loss_weight: float = 0.1
     errors: Errors = "uniform"
+    task: TaskName = "chain"
+
+
+# `graph` needs some 2.3 times as many steps: who comes next has to be found among shuffled sentences.
+GRAPH_PHASES: Final = (
+    Phase(steps=1700, operations=(3, 3), wrong_share=0.0),
+    Phase(steps=3400, operations=(3, 3), wrong_share=0.20),
+    Phase(steps=4600, operations=(2, 6), wrong_share=0.19),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +126,10 @@ class Accuracy:
 
 
 def build_tokenizer(
-    seed: int, problems: int = TOKENIZER_PROBLEMS, errors: Errors = "uniform"
+    seed: int,
+    problems: int = TOKENIZER_PROBLEMS,
+    errors: Errors = "uniform",
+    task: TaskName = "chain",
 ) -> PreTrainedTokenizerFast:
     """Train the byte-level BPE tokenizer on warm-up problems; on checks, too, where solutions have any.
 
@@ -127,14 +144,9 @@ def build_tokenizer(
         ]
     )
     bpe.decoder = decoders.ByteLevel()
-    texts = (problem_at(seed, "warmup", index, (3, 8)) for index in range(problems))
     rng = np.random.Generator(np.random.Philox(key=_named_seed(seed, "tokenizer")))
     bpe.train_from_iterator(
-        (
-            problem.prompt
-            + (corrupt_with_repairs(problem, rng, 0.2) if errors == "repair" else problem.solution)
-            for problem in texts
-        ),
+        _tokenizer_texts(seed, problems, errors, task, rng),
         trainers.BpeTrainer(
             vocab_size=MAX_VOCABULARY,
             special_tokens=[END_TOKEN, PAD_TOKEN],
@@ -149,6 +161,19 @@ def build_tokenizer(
         model_max_length=1024,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _tokenizer_texts(
+    seed: int, problems: int, errors: Errors, task: TaskName, rng: np.random.Generator
+) -> Iterator[str]:
+    for index in range(problems):
+        if task == "graph":
+            told = graph.problem_at(seed, "warmup", index, 2 + index % 5)
+            yield told.prompt + told.solution
+        else:
+            problem = problem_at(seed, "warmup", index, (3, 8))
+            repaired = errors == "repair"
+            yield problem.prompt + (corrupt_with_repairs(problem, rng, 0.2) if repaired else problem.solution)
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
@@ -218,9 +243,11 @@ def measure(
     operations: int,
     problems: int,
     seed: int,
+    task: TaskName = "chain",
 ) -> Accuracy:
     """Count right answers on the first `problems` evaluation problems, sampled once (T = 1) and greedily."""
-    held_out = [problem_at(seed, "evaluation", index, operations) for index in range(problems)]
+    make: Callable[..., ChainProblem | GraphProblem] = problem_at if task == "chain" else graph.problem_at
+    held_out = [make(seed, "evaluation", index, operations) for index in range(problems)]
     generator = torch.Generator().manual_seed(_named_seed(seed, f"measure/{operations}"))
     return Accuracy(
         operations=operations,
@@ -307,15 +334,19 @@ def _batches(
         fewest, most = phase.operations
         for _ in range(phase.steps):
             operations = fewest + int(rng.random() * (most - fewest + 1))
-            problems = [
-                problem_at(seed, "warmup", index + row, operations) for row in range(recipe.batch_size)
-            ]
+            prompts, solutions = [], []
+            for row in range(index, index + recipe.batch_size):
+                if recipe.task == "graph":
+                    told = graph.problem_at(seed, "warmup", row, operations)
+                    solution = graph.corrupt(told, rng, phase.wrong_share)
+                    prompts.append(told.prompt)
+                else:
+                    problem = problem_at(seed, "warmup", row, operations)
+                    solution = CORRUPTIONS[recipe.errors](problem, rng, phase.wrong_share)
+                    prompts.append(problem.prompt)
+                solutions.append(solution)
             index += recipe.batch_size
-            spoil = CORRUPTIONS[recipe.errors]
-            solutions = [spoil(problem, rng, phase.wrong_share) for problem in problems]
-            yield pad_batch(
-                tokenizer, [problem.prompt for problem in problems], solutions, recipe.prompt_loss_weight
-            )
+            yield pad_batch(tokenizer, prompts, solutions, recipe.prompt_loss_weight)
 
 
 def pad_batch(
@@ -359,10 +390,10 @@ def _schedule(step: int, steps: int, warmup_steps: int) -> float:
 def _count_correct(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    problems: Sequence[ChainProblem],
+    problems: Sequence[ChainProblem | GraphProblem],
     generator: torch.Generator | None,
 ) -> int:
-    by_length: dict[int, list[tuple[ChainProblem, list[int]]]] = defaultdict(list)
+    by_length: dict[int, list[tuple[ChainProblem | GraphProblem, list[int]]]] = defaultdict(list)
     for problem in problems:
         ids: list[int] = tokenizer(problem.prompt)["input_ids"]
         by_length[len(ids)].append((problem, ids))
@@ -379,7 +410,9 @@ def _count_correct(
     return correct
 
 
-def is_correct(tokenizer: PreTrainedTokenizerFast, problem: ChainProblem, completion: list[int]) -> bool:
+def is_correct(
+    tokenizer: PreTrainedTokenizerFast, problem: ChainProblem | GraphProblem, completion: list[int]
+) -> bool:
     """Right means: it ended, and what follows its last "#### " is the answer."""
     if tokenizer.eos_token_id not in completion:
         return False
@@ -421,24 +454,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # as above
-    phases = Recipe().phases
+    phases = GRAPH_PHASES if options.task == "graph" else Recipe().phases
+    options.steps = options.steps or [phase.steps for phase in phases]
     recipe = Recipe(
         phases=tuple(replace(phase, steps=steps) for phase, steps in zip(phases, options.steps, strict=True)),
         errors=options.errors,
+        task=options.task,
     )
     if options.errors != "uniform":
         last = replace(recipe.phases[-1], wrong_share=LAST_SHARE[recipe.errors])
         recipe = replace(recipe, phases=(*recipe.phases[:-1], last))
     started = time.process_time()
-    tokenizer = build_tokenizer(options.seed, errors=recipe.errors)
+    tokenizer = build_tokenizer(options.seed, errors=recipe.errors, task=recipe.task)
     model = train(recipe, tokenizer, options.seed, _show_progress(every=50))
     trained = time.process_time()
     accuracies = []
-    for operations in MEASURED_OPERATIONS:
-        accuracy = measure(model, tokenizer, operations, options.problems, options.seed)
+    for operations in MEASURED[recipe.task]:
+        accuracy = measure(model, tokenizer, operations, options.problems, options.seed, recipe.task)
         accuracies.append(accuracy)
+        unit = "people" if recipe.task == "graph" else "operations"
         _say(
-            f"{operations} operations: {accuracy.sampled_correct}/{accuracy.problems} right sampled, "
+            f"{operations} {unit}: {accuracy.sampled_correct}/{accuracy.problems} right sampled, "
             f"{accuracy.greedy_correct}/{accuracy.problems} greedy"
         )
     if any(accuracy.greedy_correct < LEARNT_SHARE * accuracy.problems for accuracy in accuracies):
@@ -451,6 +487,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"python -m trainer.warmup --output {options.output.as_posix()} --seed {options.seed} "
             f"--steps {' '.join(map(str, options.steps))} --problems {options.problems}"
             + ("" if recipe.errors == "uniform" else f" --errors {recipe.errors}")
+            + ("" if recipe.task == "chain" else f" --task {recipe.task}")
         ),
         "seed": options.seed,
         "recipe": asdict(recipe),
@@ -493,9 +530,9 @@ def _read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--steps",
         type=_count,
         nargs=len(default_steps),
-        default=default_steps,
         metavar="N",
-        help=f"optimiser steps of each phase (default: {' '.join(map(str, default_steps))})",
+        help=f"optimiser steps of each phase (default: {' '.join(map(str, default_steps))}; of graph "
+        f"{' '.join(str(phase.steps) for phase in GRAPH_PHASES)})",
     )
     parser.add_argument(
         "--problems", type=_count, default=512, help="held-out problems per length (default: 512)"
@@ -507,7 +544,16 @@ def _read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="where the policy slips: at any step, in the last third alone, or so that it may notice "
         "and repair it",
     )
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--task",
+        choices=list(MEASURED),
+        default="chain",
+        help="which problems it learns: sums one after the other, or amounts that depend on one another",
+    )
+    options = parser.parse_args(arguments)
+    if options.task == "graph" and options.errors != "uniform":
+        parser.error(f"--errors {options.errors} is for --task chain alone.")
+    return options
 
 
 def _count(text: str) -> int:

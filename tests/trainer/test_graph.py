@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 
 from trainer.data import load_data
 from trainer.judges import gsm8k
 from trainer.schema.data import GraphData
-from trainer.tasks.graph import problem_at, split_of
+from trainer.tasks.graph import corrupt, problem_at, split_of
 
 
 def test_a_problem_keeps_its_text_for_good() -> None:
@@ -78,6 +79,48 @@ def test_a_run_may_train_on_it() -> None:
     assert [p.problem_id for p in batch] == [f"graph-3-train-2-{i}" for i in range(3, 6)]
     assert all(p.solution for p in batch)
     assert data.evaluation == load_data(GraphData(people=3), seed=9, evaluation_problems=4).evaluation
+
+
+def test_without_mistakes_a_corrupted_solution_is_the_solution() -> None:
+    for index in range(40):
+        problem = problem_at(1, "warmup", index, 6)
+        assert corrupt(problem, generator(index), 0.0) == problem.solution
+
+
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_mistakes_are_wrong_sums_or_wrong_people_and_are_carried_on(share: float) -> None:
+    wrong_sums = wrong_people = steps = 0
+    for index in range(300):
+        problem = problem_at(1, "warmup", index, 5)
+        *lines, last = corrupt(problem, generator(index), share).split("\n")
+        assert lines[0] == problem.steps[0]
+        known: list[int] = []
+        for line, relation in zip(lines, problem.relations, strict=True):
+            name, work, result = re.fullmatch(r"(\w+) has (?:(\S+)=)?(-?\d+)\.", line).groups()  # type: ignore[union-attr]
+            assert name == relation.name
+            if work:
+                left, sign, right = re.fullmatch(r"(-?\d+)([+*-])(-?\d+)", work).groups()  # type: ignore[union-attr]
+                made = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}[sign](int(left), int(right))
+                assert abs(int(result) - made) in (0, 1, 2, 10)
+                wrong_sums += made != int(result)
+                wrong_people += int(left) != known[relation.source]
+                assert int(left) in known
+                assert int(right) == (known[relation.other] if relation.other >= 0 else relation.amount)
+                steps += 1
+            known.append(int(result))
+        assert last == f"#### {known[-1]}"
+    # Persons who have the same are no mistake, and the second step has nobody else to take for another.
+    assert (wrong_sums + wrong_people) / steps == pytest.approx(share, abs=0.05)
+    assert 0.4 < wrong_sums / (wrong_sums + wrong_people) < 0.75
+
+
+def test_a_share_is_a_probability() -> None:
+    with pytest.raises(ValueError, match="it is a probability"):
+        corrupt(problem_at(0, "warmup", 0, 3), generator(0), 1.5)
+
+
+def generator(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=seed))
 
 
 def test_people_out_of_range_and_unknown_splits_are_refused() -> None:

@@ -255,6 +255,29 @@ def test_command_writes_a_folder_that_loads_and_replaces_an_earlier_one(
     assert loaded.config.vocab_size == len(AutoTokenizer.from_pretrained(output))
 
 
+@pytest.mark.parametrize("more", [["--errors", "late"], ["--errors", "repair"], ["--task", "graph"]])
+def test_command_makes_policies_for_other_tasks_and_mistakes(tmp_path: Path, more: list[str]) -> None:
+    output = tmp_path / "other"
+    known = ["--output", str(output), "--seed", "6", "--steps", "1", "1", "1", "--problems", "1"]
+    assert main([*known, *more]) == 0
+    record = json.loads((output / "warmup.json").read_text())
+    assert record["command"].endswith(" ".join(["--problems", "1", *more]))
+    assert record["recipe"][more[0].removeprefix("--")] == more[1]
+    own = AutoTokenizer.from_pretrained(output)
+    if more[1] == "graph":
+        text = "Mia has 3 more than Leo. Cal has as many as Mia and Leo together. How many has Cal?\n"
+        words = {own.decode([token]) for token in own(text)["input_ids"]}
+        assert {" more", " than", " Leo", " together.", " many"} <= words
+        assert [row["operations"] for row in record["accuracy"]] == [2, 4, 6]
+    if more[1] == "repair":
+        assert "check " in {own.decode([token]) for token in own("check 73-26=47 no.")["input_ids"]}
+
+
+def test_mistakes_of_other_kinds_are_for_chains(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--output", str(tmp_path / "x"), "--seed", "0", "--task", "graph", "--errors", "late"])
+
+
 def test_command_leaves_a_foreign_folder_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     assert main(["--output", str(tmp_path), "--seed", "0", "--steps", "1", "1", "1"]) == 1

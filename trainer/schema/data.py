@@ -24,8 +24,8 @@ class ChainData(Section):
 
 
 class GraphData(Section):
-    """Generated problems in which people own things in dependence on each other, told in shuffled order. For
-    models of your own: the tiny reasoner has not learnt it."""
+    """Generated problems in which people own things in dependence on each other, told in shuffled order. The
+    tiny reasoner has not learnt it; `python -m trainer.warmup --task graph` makes a policy to start from."""
 
     kind: Literal["graph"] = "graph"
     people: int = knob(

@@ -12,9 +12,10 @@ its text for good: only `Generator.random` is drawn from (`tasks.chain` says why
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -26,17 +27,32 @@ NAMES: Final = (
 FIRST_RANGE: Final = (5, 30)
 STEP_RANGE: Final = (2, 15)
 LARGEST: Final = 99
+WRONG_PERSON_SHARE: Final = 0.5
+SLIPS: Final = (-10, -2, -1, 1, 2, 10)
 SPLITS: Final = ("warmup", "train", "evaluation")
+
+
+class Relation(NamedTuple):
+    """What `name` has: of person `source` (their place among the steps), and `amount` or what person `other`
+    has. The first person has `amount`, without a source; -1 is nobody."""
+
+    name: str
+    source: int
+    sign: str
+    amount: int
+    other: int
 
 
 @dataclass(frozen=True, slots=True)
 class GraphProblem:
-    """`sentences` in the order they are told, `steps` in an order they can be worked out."""
+    """`sentences` in the order they are told; `steps`, and the `relations` behind them, in an order in which
+    they can be worked out."""
 
     sentences: tuple[str, ...]
     steps: tuple[str, ...]
     asked: str
     answer: int
+    relations: tuple[Relation, ...]
 
     @property
     def prompt(self) -> str:
@@ -77,34 +93,83 @@ def generate(rng: np.random.Generator, people: int) -> GraphProblem:
     names = _shuffled(rng, list(NAMES))[:people]
     values = [FIRST_RANGE[0] + _below(rng, FIRST_RANGE[1] - FIRST_RANGE[0] + 1)]
     sentences = [f"{names[0]} has {values[0]}."]
-    steps = [f"{names[0]} has {values[0]}."]
+    relations = [Relation(names[0], -1, "", values[0], -1)]
+    steps = [_step_text(relations[0], [], values[0])]
     for number in range(1, people):
         # The newest is nearly always built on, so that a solution is a chain with branches, not a star.
         source = number - 1 if rng.random() < 0.7 else _below(rng, number)
-        sentence, work, value = _relation(rng, names, values, number, source)
+        sentence, relation = _relation(rng, names, values, number, source)
+        value = _worked_out(relation, values)
         sentences.append(sentence)
-        steps.append(f"{names[number]} has {work}={value}.")
+        relations.append(relation)
+        steps.append(_step_text(relation, values, value))
         values.append(value)
-    return GraphProblem(tuple(_shuffled(rng, sentences)), tuple(steps), names[-1], values[-1])
+    return GraphProblem(
+        tuple(_shuffled(rng, sentences)), tuple(steps), names[-1], values[-1], tuple(relations)
+    )
+
+
+def corrupt(problem: GraphProblem, rng: np.random.Generator, wrong_share: float) -> str:
+    """Return a solution in which each step but the first is wrong with probability `wrong_share`.
+
+    Half of the wrong steps take what another person has (where there is another), the others are off by 1, 2
+    or 10. The mistake is carried on: each other line is right in itself.
+    """
+    if not 0 <= wrong_share <= 1:
+        raise ValueError(f"`wrong_share` is {wrong_share}; it is a probability. Use 0 to 1.")
+    values: list[int] = []
+    lines: list[str] = []
+    for number, relation in enumerate(problem.relations):
+        is_wrong = number > 0 and rng.random() < wrong_share
+        slip = 0
+        if is_wrong and number > 1 and rng.random() < WRONG_PERSON_SHARE:
+            others = [place for place in range(number) if place != relation.source]
+            relation = relation._replace(source=others[_below(rng, len(others))])
+        elif is_wrong:
+            slip = SLIPS[_below(rng, len(SLIPS))]
+        value = _worked_out(relation, values) + slip
+        lines.append(_step_text(relation, values, value))
+        values.append(value)
+    return "\n".join([*lines, f"{ANSWER_MARK}{values[-1]}"])
+
+
+def _worked_out(relation: Relation, values: Sequence[int]) -> int:
+    if relation.source < 0:
+        return relation.amount
+    left, right = values[relation.source], _right(relation, values)
+    if relation.sign == "*":
+        return left * right
+    return left + right if relation.sign == "+" else left - right
+
+
+def _right(relation: Relation, values: Sequence[int]) -> int:
+    return relation.amount if relation.other < 0 else values[relation.other]
+
+
+def _step_text(relation: Relation, values: Sequence[int], value: int) -> str:
+    if relation.source < 0:
+        return f"{relation.name} has {value}."
+    work = f"{values[relation.source]}{relation.sign}{_right(relation, values)}"
+    return f"{relation.name} has {work}={value}."
 
 
 def _relation(
     rng: np.random.Generator, names: list[str], values: list[int], number: int, source: int
-) -> tuple[str, str, int]:
-    """(sentence, the sum, its value) of person `number`, who depends on `source` and perhaps on another."""
+) -> tuple[str, Relation]:
+    """(sentence, relation) of person `number`, who depends on `source` and perhaps on another."""
     me, them, value = names[number], names[source], values[source]
     step = STEP_RANGE[0] + _below(rng, STEP_RANGE[1] - STEP_RANGE[0] + 1)
     other = _below(rng, number)
     choices = []
     if value + step <= LARGEST:
-        choices.append((f"{me} has {step} more than {them}.", f"{value}+{step}", value + step))
+        choices.append((f"{me} has {step} more than {them}.", Relation(me, source, "+", step, -1)))
     if value - step >= 1:
-        choices.append((f"{me} has {step} fewer than {them}.", f"{value}-{step}", value - step))
+        choices.append((f"{me} has {step} fewer than {them}.", Relation(me, source, "-", step, -1)))
     if value * 2 <= LARGEST:
-        choices.append((f"{me} has twice as many as {them}.", f"{value}*2", value * 2))
+        choices.append((f"{me} has twice as many as {them}.", Relation(me, source, "*", 2, -1)))
     if other != source and value + values[other] <= LARGEST:
         together = f"{me} has as many as {them} and {names[other]} together."
-        choices.append((together, f"{value}+{values[other]}", value + values[other]))
+        choices.append((together, Relation(me, source, "+", 0, other)))
     return choices[_below(rng, len(choices))]
 
 
