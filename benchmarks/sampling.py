@@ -34,6 +34,7 @@ from trainer.presets import PRESETS
 from trainer.sampling.engine import Plan, SamplingPlan, plan_from_config
 from trainer.sampling.local_engine import LocalEngine
 from trainer.schema.data import ChainData
+from trainer.token_counts import count_tokens
 from trainer.tree import FinishReason, RolloutTree
 from trainer.verifiers import judge_gsm8k
 
@@ -92,15 +93,6 @@ def figures(engine: LocalEngine, problems: list[Problem], slug: str, repeats: in
         answer_tokens=flat / leaves,
         reread=spent.reread / spent.sampled,
     )
-
-
-def full_tree(branching: tuple[int, ...], segment_tokens: tuple[int, ...]) -> float:
-    """Unique tokens per leaf of a tree in which nothing ends early."""
-    width, unique = 1, 0
-    for children, tokens in zip(branching, segment_tokens, strict=True):
-        width *= children
-        unique += width * tokens
-    return unique / width
 
 
 def sample(engine: LocalEngine, problems: list[Problem], plan: Plan, step: int) -> list[RolloutTree]:
@@ -177,7 +169,8 @@ def main() -> None:
     print(f"{heading:<52}{'tok/CPU-s':>10}{'ratio':>8}")
     for name, rate in medians.items():
         print(f"{name:<52}{rate:>10,.0f}{rate / reference:>8.2f}")
-    formula = full_tree(deep.branching, deep.segment_tokens)
+    counts = count_tokens(deep.branching, deep.segment_tokens)
+    formula = counts.sampled_unique / counts.leaves
     print(f"\nunique tokens per leaf, tree 4x4x4: {measured:.4f} measured, {formula:.4f} by the formula")
     print(
         f"\n{'sampler, tiny preset, real answers':<36}{'tok/CPU-s':>10}{'in tree':>9}{'answers':>9}", end=""

@@ -185,8 +185,7 @@ def path_attention(
     **_: Any,  # what other attention functions take
 ) -> tuple[Tensor, None]:
     """query [1, K*G, U, D], key and value [1, K, U, D]. Returns [1, U, K*G, D]. Without a layout: plain
-    causal
-    attention of [B, heads, T, D].
+    causal attention of [B, heads, T, D].
     """
     if path_layout is None:
         plain: tuple[Tensor, None] = sdpa_attention_forward(

@@ -18,7 +18,7 @@ import re
 import secrets
 import shutil
 from dataclasses import asdict, dataclass
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -339,11 +339,8 @@ def _refuse_full_disk(folder: Path, policy: Policy) -> None:
 
 
 def _file_sha256(file: Path) -> str:
-    hashed = sha256()
     with file.open("rb") as stream:
-        while block := stream.read(2**20):
-            hashed.update(block)
-    return hashed.hexdigest()
+        return file_digest(stream, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

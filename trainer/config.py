@@ -86,11 +86,9 @@ class RunConfig(Section):
         low, high = reward.bounds
         if credit.scale.kind == "bernoulli_variance" and (low < 0 or high > 1 or reward.kl_coefficient):
             raise ValueError(
-                f"credit.scale bernoulli_variance needs rewards from 0 to 1, and reward gives {low:g} "
-                f"to {high:g}"
-                f"{' less a KL term' if reward.kl_coefficient else ''}. Set reward.correct 1, "
-                f"reward.incorrect 0 "
-                "without shaping, or choose another scale."
+                f"credit.scale bernoulli_variance needs rewards from 0 to 1, and reward gives {low:g} to "
+                f"{high:g}{' less a KL term' if reward.kl_coefficient else ''}. Set reward.correct 1, "
+                "reward.incorrect 0 without shaping, or choose another scale."
             )
         if credit.backup == "quality" and (
             low < 0 or high > 1 or reward.shaping.kind != "none" or reward.kl_coefficient
@@ -119,9 +117,8 @@ class RunConfig(Section):
             )
         if credit.backup == "visit_weighted" and sampler.kind != "search_tree":
             raise ValueError(
-                f"credit.backup visit_weighted counts the visits of a search, and sampler "
-                f"{sampler.kind} makes none. "
-                "Use child_mean or leaf_mean."
+                f"credit.backup visit_weighted counts the visits of a search, and sampler {sampler.kind} "
+                "makes none. Use child_mean or leaf_mean."
             )
         if (
             sampler.kind == "search_tree"
@@ -129,9 +126,8 @@ class RunConfig(Section):
             and not (objective.kind == "supervised" and objective.value_weight > 0)
         ):
             raise ValueError(
-                "sampler.evaluator value_head needs a value head that is trained. Use objective "
-                "supervised with a "
-                "value_weight above 0, or evaluator rollout."
+                "sampler.evaluator value_head needs a value head that is trained. Use objective supervised "
+                "with a value_weight above 0, or evaluator rollout."
             )
         if objective.kind == "policy" and credit.baseline.kind == "none":
             raise ValueError("objective policy needs advantages. Choose a baseline.")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +60,7 @@ class CreditPlan:
     budget: BudgetShaping | None = None
     budgets: tuple[int, ...] = ()
     most_probability: float = 1.0
-    seed: int = field(default=0)
+    seed: int = 0
 
 
 def credit_plan(config: RunConfig) -> CreditPlan:

@@ -358,9 +358,8 @@ def _split(
         warnings.append(f"{name}: {twice} of {usable} rows repeat an earlier question; each is used once.")
     if overlapping:
         warnings.append(
-            f"{name}: {len(overlapping)} training problems are held-out ones but for blanks and "
-            f"capitals, and were "
-            "left out of training."
+            f"{name}: {len(overlapping)} training problems are held-out ones but for blanks and capitals, "
+            "and were left out of training."
         )
     if len(held_out) < evaluation_problems:
         warnings.append(

@@ -138,9 +138,8 @@ def hub_rows(name: str, subset: str, split: str, form: RowForm) -> Iterator[tupl
     if missing:
         raise DataError(
             f"The data set {name!r} has no column `{missing[0]}`. Its columns: "
-            f"{', '.join(f'`{column}`' for column in loaded.column_names[:20])}. Set "
-            f"data.question_column and "
-            "data.answer_column."
+            f"{', '.join(f'`{column}`' for column in loaded.column_names[:20])}. Set data.question_column "
+            "and data.answer_column."
         )
     if len(loaded) > MOST_ROWS:
         raise DataError(f"The data set {name!r} has more than {MOST_ROWS:,} rows.")

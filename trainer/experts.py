@@ -24,9 +24,8 @@ def expert_trees(policy: Policy, problems: Sequence[Problem], count: int, step: 
     solved = [problem for problem in problems if problem.solution][:count]
     if not solved:
         raise ValueError(
-            "objective.expert needs worked solutions, and not one problem of this step has any. Use "
-            "data whose "
-            "answers hold the solution before `#### `, or set objective.expert to none."
+            "objective.expert needs worked solutions, and not one problem of this step has any. Use data "
+            "whose answers hold the solution before `#### `, or set objective.expert to none."
         )
     trees = []
     for problem in solved:

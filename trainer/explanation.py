@@ -102,12 +102,11 @@ def formula(credit: CreditConfig) -> str:
     """The estimator's formula in symbols, as its parts make it."""
     amount, where = _amount_symbols(credit)
     scale = credit.scale
-    symbol = "R" if credit.spread != "node" else "V"
     if scale.kind == "group_std":
         line = f"A = ({amount}) / (σ + ε)" if scale.eps else f"A = ({amount}) / σ"
         where.append("σ its standard deviation")
     elif scale.kind == "bernoulli_variance":
-        line = "A = (V − μ) / (μ (1 − μ))" if symbol == "V" else "A = (R − μ) / (μ (1 − μ))"
+        line = f"A = ({'V' if credit.spread == 'node' else 'R'} − μ) / (μ (1 − μ))"
     elif scale.kind == "inverse_sqrt_leaves":
         line = f"A = [{amount}] / √(leaves below)"
     elif scale.kind == "batch_std":

@@ -59,8 +59,7 @@ def _told(answer: str, has_ended: bool, is_correct: Callable[[], bool]) -> Said:
 
 def gsm8k(text: str, has_ended: bool, reference: str) -> Said:
     """Correct iff the policy ended the answer and what follows its last `#### ` equals the reference: the
-    same
-    text after `normalised`, or the same decimal number (7, 7.0 and 7.00 are one; no rounding).
+    same text after `normalised`, or the same decimal number (7, 7.0 and 7.00 are one; no rounding).
     """
     _, mark, answer = text.rpartition(ANSWER_MARK)
     return _told(answer if mark else "", has_ended, lambda: are_equal(answer, reference))
@@ -178,8 +177,7 @@ def plugin(name: str) -> Judge:
         names = ", ".join(sorted(entry.name for entry in known)) or "none"
         raise ValueError(
             f"There is no verifier plug-in {name!r}. Installed are: {names}. Install a package with an "
-            f"entry point "
-            f"of that name in the group {PLUGINS} on every worker."
+            f"entry point of that name in the group {PLUGINS} on every worker."
         )
     function = found[0].load()
 

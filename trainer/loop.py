@@ -194,10 +194,7 @@ class _Run:
             temperature=self.plan.temperature,
         )
         self.is_packing_checked = False
-        self.accuracy: tuple[int, float | None] = (
-            -1,
-            None,
-        )  # of the last evaluation: its step, and what it found
+        self.accuracy: tuple[int, float | None] = (-1, None)  # of the last evaluation: its step, its figure
         self.sampled_tokens = 0  # in the step under way, also those that stand in no tree
         if resume is not None:
             load_optimiser(resume, self.policy, self.optimiser)
@@ -545,6 +542,5 @@ def refuse_other_config(saved: RunConfig, config: RunConfig) -> None:
     if differing:
         raise CheckpointError(
             f"The checkpoint was made with another config: {', '.join(differing)} differ. Resume with the "
-            f"run's own config, "
-            "or start a new run from the checkpoint's model folder."
+            "run's own config, or start a new run from the checkpoint's model folder."
         )

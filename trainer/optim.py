@@ -48,10 +48,9 @@ class UpdateStopped(Exception):  # noqa: N818  # an orderly end, not an error
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
     """`grad_norm` before clipping; `clip_fraction` over what could be clipped; `logprob_gap`: largest
-    |policy -
-    sampling logprob| before the update, nats, NaN if one is; `trained_tokens`: with a loss, each once;
-    `computed_tokens`: that went through the model, context included. `is_applied` False: nothing to train on,
-    or not finite (then `is_finite` is False). `figures`: of the objective, by metric name.
+    |policy - sampling logprob| before the update, nats, NaN if one is; `trained_tokens`: with a loss, each
+    once; `computed_tokens`: that went through the model, context included. `is_applied` False: nothing to
+    train on, or not finite (then `is_finite` is False). `figures`: of the objective, by metric name.
     """
 
     loss: float

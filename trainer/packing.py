@@ -265,8 +265,7 @@ def pack(
     reference: Sequence[Floats] | None = None,
 ) -> list[PackedBatch]:
     """Micro-batches of whole trees, each of at most `most_tokens` unique tokens. A tree that is larger is
-    split
-    into parts of its answers; what the parts share is computed again as context, but weighed once.
+    split into parts of its answers; what the parts share is computed again as context, but weighed once.
 
     with_items: whether the loss looks at whole items. old, reference: per tree [T] logprobs. Trees with
     nothing to train are in no batch; one with pairs is not split, as a pair needs both of its branches.
@@ -458,8 +457,7 @@ def flatten(
     reference: Sequence[Floats] | None = None,
 ) -> list[FlatBatch]:
     """The same loss with every item written out: one row per answer or segment (with its path as context),
-    per
-    supervised branch, per pair's branch, per value. Rows of like length share a micro-batch of at most
+    per supervised branch, per pair's branch, per value. Rows of like length share a micro-batch of at most
     `most_tokens` padded tokens.
     """
     rows: list[_Row] = []

@@ -80,8 +80,7 @@ class Policy:
 
     def encode(self, prompt: str) -> list[int]:
         """Ids of a prompt, at least one. Text that looks like a special token is text. After
-        `use_chat_template` the
-        prompt stands in it as the user's message.
+        `use_chat_template` the prompt stands in it as the user's message.
         """
         own = not self._before  # a chat template brings its own beginning
         ids: list[int] = self.tokenizer(prompt, split_special_tokens=True, add_special_tokens=own)[
@@ -113,9 +112,8 @@ class Policy:
 
     @contextmanager
     def merged(self) -> Iterator[Any]:
-        """The model with its adapter added to the weights: what samples, and what a checkpoint holds.
-        `Any`: a model
-        of transformers.
+        """The model with its adapter added to the weights: what samples, and what a checkpoint holds. `Any`:
+        a model of transformers.
         """
         if self.adapter is None:
             yield self.model
@@ -357,9 +355,8 @@ def _refuse_unsafe(folder: Path) -> dict[str, Any]:
         pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
         if pickles:
             raise ModelError(
-                f"The model in {folder} has pickled weights ({pickles[0]}), which are never loaded because a "
-                f"pickle can run "
-                "code. Convert them to safetensors."
+                f"The model in {folder} has pickled weights ({pickles[0]}), which are never loaded because "
+                "a pickle can run code. Convert them to safetensors."
             )
         raise ModelError(f"The model in {folder} has no weights: no *.safetensors file.")
     return config

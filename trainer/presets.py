@@ -205,9 +205,8 @@ _ALGORITHMS = (
         slug="treerpo",
         title="TreeRPO",
         family="tree",
-        summary="Trees of reasoning lines; each line is compared with its siblings. Learns in a minute "
-        "on one "
-        "CPU core.",
+        summary="Trees of reasoning lines; each line is compared with its siblings. Learns in a minute on "
+        "one CPU core.",
         formula="A = (V − μ) / (μ(1 − μ)), μ = mean V of the siblings; groups with max V − min V ≤ τ "
         "are dropped",
         source="arXiv:2506.05183 eq. 4",
@@ -377,9 +376,8 @@ _ALGORITHMS = (
         slug="asymre",
         title="AsymRE",
         family="flat",
-        summary="REINFORCE against a baseline that lies a little below the mean, so all answers are "
-        "pushed up "
-        "somewhat.",
+        summary="REINFORCE against a baseline that lies a little below the mean, so all answers are pushed "
+        "up somewhat.",
         formula="A = R − (mean R − 0.1)",
         source="arXiv:2509.24203",
         credit=_prompt(
@@ -397,8 +395,7 @@ _ALGORITHMS = (
         title="TreePO",
         family="tree",
         summary="A tree of fixed width: places of paths that ended go to the live ones. Answers are "
-        "compared with "
-        "all subgroups they belong to.",
+        "compared with all subgroups they belong to.",
         formula="A = mean over ancestors a of (R − mean R below a), whitened over the batch's tokens",
         source="arXiv:2508.17445 eq. 5",
         credit=_prompt(
@@ -727,9 +724,8 @@ _ALGORITHMS = (
         objective=PolicyObjective(segment_weight="answers"),
         tiny=FlatSampler(group_size=16, max_tokens=96, merge="newline"),
         tiny_problems=28,
-        differences="Needs beginnings that repeat exactly; on free text hardly anything merges and it "
-        "is plain "
-        "answers without credit (watch tree/merged_share).",
+        differences="Needs beginnings that repeat exactly; on free text hardly anything merges and it is "
+        "plain answers without credit (watch tree/merged_share).",
     ),
     _Algorithm(
         slug="step-grpo+",

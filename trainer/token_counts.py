@@ -2,13 +2,12 @@
 
     nodes at depth d    n_d = b_1 ... b_d, at most the width
     sampled             unique U = sum n_d L_d;  flattened F = leaves * (L_1 + ... + L_D)
-    trained             packed P + U;  flattened leaves * (P + sum L);  per node sum_d n_d (P + L_1 + ... +
-    L_d) attention pairs     T(x) = x (x + 1) / 2: packed T(P) + sum_d n_d [T(P + path_d) - T(P +
-    path_{d-1})],
-                        flattened leaves * T(P + sum L)
+    trained             packed P + U;  flattened leaves * (P + sum L);  per node sum_d n_d (P + path_d)
+    attention pairs     packed T(P) + sum_d n_d [T(P + path_d) - T(P + path_{d-1})];
+                        flattened leaves * T(P + sum L);  T(x) = x (x + 1) / 2
 
-P: prompt tokens. Of a fork tree, whose forks are where the policy puts them, what is expected if fork points
-are uniform over an answer. Torch-free.
+P: prompt tokens; path_d = L_1 + ... + L_d. Of a fork tree, whose forks are where the policy puts them, what
+is expected if fork points are uniform over an answer. Torch-free.
 """
 
 from __future__ import annotations
@@ -55,9 +54,8 @@ def count_tokens(
     """
     if not branching or len(branching) != len(segment_tokens):
         raise ValueError(
-            f"branching has {len(branching)} depths and segment {len(segment_tokens)}. Give one number "
-            f"to both for "
-            "every depth."
+            f"branching has {len(branching)} depths and segment {len(segment_tokens)}. Give one number to "
+            "both for every depth."
         )
     if min(*branching, *segment_tokens) < 1 or prompt_tokens < 0 or width < 0:
         raise ValueError("Every number must be 1 or more (prompt and width: 0 or more).")

@@ -229,8 +229,7 @@ class VerifierPool:
                 child.end()
                 raise VerifierError(
                     "The verifier's process ended before it was ready (exit status "
-                    f"{child.process.returncode}); "
-                    "the log says why."
+                    f"{child.process.returncode}); the log says why."
                 )
             self._replace(place, "crashed", job)
         elif not child.is_ready:

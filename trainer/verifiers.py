@@ -154,8 +154,7 @@ def verify_trees(
 
 def answers_of(tree: RolloutTree) -> tuple[list[int], dict[int, str]]:
     """Leaves that are answers, and the text of each: of its path, without the prompt and what was given. A
-    branch
-    that a search gave up is no answer.
+    branch that a search gave up is no answer.
     """
     texts = [""]
     for node in range(1, tree.n_nodes):

@@ -35,7 +35,7 @@ def test_an_engine_that_does_not_follow_the_policy_is_refused(tiny_reasoner: Pol
     with torch.no_grad():
         policy.model.model.layers[1].mlp.up_proj.weight.mul_(1.01)
     check_against_policy(engine, policy, problems())  # it takes the weights over first
-    engine.sync = lambda: None  # type: ignore[method-assign]
+    engine.sync = lambda: None
     with torch.no_grad():
         policy.model.model.layers[1].mlp.up_proj.weight.mul_(1.01)
     with pytest.raises(EngineMismatchError, match=r"token \d+ of an answer to problem chain-3-train"):

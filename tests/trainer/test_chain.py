@@ -241,13 +241,13 @@ def test_checks_tell_the_truth_and_a_no_is_followed_by_the_step_again() -> None:
         for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
             if not line.startswith("check "):
                 continue
-            start, sign, amount, result = re.match(r"(-?\d+)([+*-])(\d+)=(-?\d+)", before).groups()  # type: ignore[union-attr]
+            start, sign, amount, result = re.match(r"(-?\d+)([+*-])(\d+)=(-?\d+)", before).groups()
             is_right = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}[sign](
                 int(start), int(amount)
             ) == int(result)
             assert line.endswith("ok." if is_right else "no.")
             sum_left, sum_right = line.removeprefix("check ").split("=")
-            left, plus, right = re.match(r"(-?\d+)([+-])(-?\d+)$", sum_left).groups()  # type: ignore[union-attr]
+            left, plus, right = re.match(r"(-?\d+)([+-])(-?\d+)$", sum_left).groups()
             made = int(left) + int(right) * (1 if plus == "+" else -1)
             assert made == int(sum_right.split()[0])
             if not is_right:

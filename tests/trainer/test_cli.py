@@ -255,7 +255,7 @@ def test_unknown_presets_and_settings_name_those_there_are(run: Any) -> None:
 
 def test_settings_by_path_by_name_and_by_kind() -> None:
     config = configured(preset_called("TreeRPO"), ["tau=0.3"])
-    assert config.credit.filter.tau == 0.3  # type: ignore[union-attr]
+    assert config.credit.filter.tau == 0.3
     config = configured(preset_called("treerl"), ["form=code", "credit.scale.kind=none"])
     assert config.credit.scale.kind == "none"
     config = configured(preset_called("treerl"), ["form=code", "scale=none", "filter=nonzero"])

@@ -184,7 +184,7 @@ def test_flat_group_by_hand(config: CreditConfig, expected: list[float]) -> None
     ("ddof", "expected"), [(1, [1.4031, -0.4677, 0.4677, -1.4031]), (0, [1.5, -0.5, 0.5, -1.5])]
 )
 def test_lite_ppo_divides_by_the_deviation_of_the_batch(ddof: int, expected: list[float]) -> None:
-    config = credit(baseline=GroupMeanBaseline(group="prompt"), scale=BatchStdScale(ddof=ddof, eps=0))  # type: ignore[arg-type]
+    config = credit(baseline=GroupMeanBaseline(group="prompt"), scale=BatchStdScale(ddof=ddof, eps=0))
     first, second = credit_trees([tree_of([1, 0, 0, 0]), tree_of([1, 1, 1, 0])], CreditPlan(config))
     check(first.advantage[1:].tolist(), [expected[0], *[expected[1]] * 3])
     check(second.advantage[1:].tolist(), [*[expected[2]] * 3, expected[3]])

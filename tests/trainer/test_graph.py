@@ -34,9 +34,9 @@ def test_solutions_are_right_and_follow_from_the_sentences(people: int) -> None:
         problem = problem_at(3, "train", index, people)
         known: dict[str, int] = {}
         for step in problem.steps:
-            name, work, result = re.fullmatch(r"(\w+) has (?:([\d+*-]+)=)?(\d+)\.", step).groups()  # type: ignore[union-attr]
+            name, work, result = re.fullmatch(r"(\w+) has (?:([\d+*-]+)=)?(\d+)\.", step).groups()
             if work:
-                left, sign, right = re.fullmatch(r"(\d+)([+*-])(\d+)", work).groups()  # type: ignore[union-attr]
+                left, sign, right = re.fullmatch(r"(\d+)([+*-])(\d+)", work).groups()
                 made = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}[sign](int(left), int(right))
                 assert made == int(result)
                 assert int(left) in known.values()
@@ -96,10 +96,10 @@ def test_mistakes_are_wrong_sums_or_wrong_people_and_are_carried_on(share: float
         assert lines[0] == problem.steps[0]
         known: list[int] = []
         for line, relation in zip(lines, problem.relations, strict=True):
-            name, work, result = re.fullmatch(r"(\w+) has (?:(\S+)=)?(-?\d+)\.", line).groups()  # type: ignore[union-attr]
+            name, work, result = re.fullmatch(r"(\w+) has (?:(\S+)=)?(-?\d+)\.", line).groups()
             assert name == relation.name
             if work:
-                left, sign, right = re.fullmatch(r"(-?\d+)([+*-])(-?\d+)", work).groups()  # type: ignore[union-attr]
+                left, sign, right = re.fullmatch(r"(-?\d+)([+*-])(-?\d+)", work).groups()
                 made = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}[sign](int(left), int(right))
                 assert abs(int(result) - made) in (0, 1, 2, 10)
                 wrong_sums += made != int(result)

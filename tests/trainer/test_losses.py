@@ -88,7 +88,7 @@ def test_at_ratio_one_every_objective_has_the_policy_gradient() -> None:
     for ratio, clip in (("token", "both"), ("none", "none"), ("token", "none"), ("none", "one_side")):
         new = floats(-0.5, -1.0).requires_grad_()
         tokens = tokens_of(2, old=new.detach(), up=floats(0.5, 0), down=floats(0, -0.25))
-        policy_loss(new, tokens, PolicyObjective(ratio=ratio, clip=clip)).loss.backward()  # type: ignore[arg-type]
+        policy_loss(new, tokens, PolicyObjective(ratio=ratio, clip=clip)).loss.backward()
         assert new.grad is not None
         assert new.grad.tolist() == pytest.approx([-0.5, 0.25])
 

@@ -292,12 +292,12 @@ def test_the_loss_is_the_mean_over_written_out_answers(policy: Policy, shift: fl
     data = optimiser.data([[tree]], [], 1)[0]
     data = replace(data, old=[known + shift for known in optimiser.logprobs(policy, data.weights)])
     result, _ = optimiser.gradient(data, lambda: False)
-    packed = [p.grad.clone() for p in policy.model.parameters()]  # type: ignore[union-attr]
+    packed = [p.grad.clone() for p in policy.model.parameters()]
     optimiser.adamw.zero_grad()
     loss = by_definition(policy, tree, objective, shift)
     assert result.loss == pytest.approx(float(loss), abs=1e-7)
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert_equal((packed, 0.0), ([p.grad.clone() for p in policy.model.parameters()], 0.0))  # type: ignore[union-attr]
+    loss.backward()
+    assert_equal((packed, 0.0), ([p.grad.clone() for p in policy.model.parameters()], 0.0))
     optimiser.adamw.zero_grad()
 
 
@@ -319,7 +319,7 @@ def test_splitting_into_micro_batches_and_trees_changes_nothing(policy: Policy, 
             own = optimiser.logprobs(policy, data.weights)
             data = replace(data, old=[known + rng.normal(0, 0.4, len(known)) for known in own])
             result, _ = optimiser.gradient(data, lambda: False)
-            found = [p.grad.clone() for p in policy.model.parameters()]  # type: ignore[union-attr]
+            found = [p.grad.clone() for p in policy.model.parameters()]
             optimiser.adamw.zero_grad()
             assert_equal((found, result.loss), whole)
 
@@ -496,7 +496,7 @@ def test_exactly_on_policy_the_old_pass_may_be_skipped(policy: Policy) -> None:
     found = []
     for data in (skipped, explicit):
         result, _ = optimiser.gradient(data, lambda: False)
-        found.append(([p.grad.clone() for p in policy.model.parameters()], result.loss))  # type: ignore[union-attr]
+        found.append(([p.grad.clone() for p in policy.model.parameters()], result.loss))
         optimiser.adamw.zero_grad()
     assert_equal(found[0], found[1])
     assert optimiser.data([trees, trees], [], 1)[1].old is not None
@@ -510,12 +510,12 @@ def test_an_expert_is_mixed_in_by_mu(policy: Policy) -> None:
     optimiser = Optimiser(policy, TrainingConfig(), mix, "trajectory")
     data = optimiser.data([trees], [expert], 1)[0]
     result, _ = optimiser.gradient(data, lambda: False)
-    mixed = [p.grad.clone() for p in policy.model.parameters()]  # type: ignore[union-attr]
+    mixed = [p.grad.clone() for p in policy.model.parameters()]
     optimiser.adamw.zero_grad()
     tokens = [int(t) for t in expert.tokens]
     loss = -own_logprobs(policy, tokens)[2:].mean()  # three prompt tokens
-    loss.backward()  # type: ignore[no-untyped-call]
-    cloned = [p.grad.clone() for p in policy.model.parameters()]  # type: ignore[union-attr]
+    loss.backward()
+    cloned = [p.grad.clone() for p in policy.model.parameters()]
     optimiser.adamw.zero_grad()
     expected = [0.75 * a + 0.25 * c for a, c in zip(alone[0], cloned, strict=True)]
     assert_equal((mixed, result.loss), (expected, 0.75 * alone[1] + 0.25 * float(loss)))

@@ -52,7 +52,7 @@ def test_a_preset_trains_the_policy(slug: str, tmp_path: Path) -> None:
     assert checks[0].gradient_difference < 1e-4
     assert checks[0].packed_tokens <= checks[0].flat_tokens
     started = next(e for e in events if e.kind == "started")
-    assert outcome.weights_sha256 != started.weights_sha256  # type: ignore[union-attr]
+    assert outcome.weights_sha256 != started.weights_sha256
     trees = [RolloutTree.from_payload(e.payload) for e in events if isinstance(e, TreeSampled)]
     credited = [tree for tree in trees if (tree.credit_state == CreditState.CREDITED).any()]
     assert bool(credited) == (config.objective.kind == "policy")

@@ -354,7 +354,7 @@ def test_models_are_chosen_by_name_from_a_list(people: People, model: str) -> No
         ({"kind": "parquet", "path": "/etc"}, "path"),
         ({"kind": "parquet", "path": "/data/ours.jsonl"}, "path"),  # theirs, but of another kind
         ({"kind": "datasets", "name": "someone/their-set"}, "name"),
-        ({"kind": "datasets", "name": "/root/.ssh"}, "name"),
+        ({"kind": "datasets", "name": "/srv/private"}, "name"),
     ],
 )
 def test_no_kind_of_data_leads_out_of_the_project(

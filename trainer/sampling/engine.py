@@ -65,8 +65,7 @@ class SamplingPlan:
         if not self.branching or len(self.branching) != len(self.segment_tokens):
             raise ValueError(
                 f"branching has {len(self.branching)} levels and segment_tokens {len(self.segment_tokens)}; "
-                f"give one number "
-                "for every level to both."
+                "give one number for every level to both."
             )
         if min(self.branching) < 1 or min(self.segment_tokens) < 1 or self.temperature < 0:
             raise ValueError(

@@ -38,6 +38,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from trainer.sampling.growth import (
     PROMPT,
@@ -114,7 +115,7 @@ class SearchTreeGrowth(Stepwise):
                 for child in node.children:
                     child.q = node.v + child.gain
                     child.prior = _prior(child, select.length_power)
-            path.append(max(node.children, key=lambda child, node=node: puct(child, node, select.weight)))  # type: ignore[misc]
+            path.append(max(node.children, key=partial(puct, parent=node, weight=select.weight)))
             path[-1].visits += 1
         for node in reversed(path):
             if node.children:

@@ -107,9 +107,8 @@ class RootAndParentBaseline(Section):
 
 
 class TreeAndPromptBaseline(Section):
-    """A = A_tree + A_prompt, each (R - mean) / (std + eps): over the leaf's tree of the forest, and over
-    all of
-    the prompt (Tree-GRPO)."""
+    """A = A_tree + A_prompt, each (R - mean) / (std + eps): over the leaf's tree of the forest, and over all
+    of the prompt (Tree-GRPO)."""
 
     kind: Literal["tree_and_prompt"] = "tree_and_prompt"
     parts: Literal["both", "tree", "prompt"] = knob(
@@ -306,8 +305,7 @@ class CreditConfig(Section):
         "child_mean",
         title="Value backup",
         description="Value of a segment: mean over its children (TreeRPO); over all leaves below it; "
-        "weighted "
-        "by visits (MCTS-DPO); or by distance to a correct answer (ReST-MCTS*).",
+        "weighted by visits (MCTS-DPO); or by distance to a correct answer (ReST-MCTS*).",
     )
     baseline: Baseline = knob(
         GroupMeanBaseline(), title="Baseline", description="What a value is compared with."
@@ -318,9 +316,8 @@ class CreditConfig(Section):
     spread: Literal["node", "trajectory", "leaf_mean"] = knob(
         "node",
         title="Spread",
-        description="Which tokens get an advantage: each segment its own; the whole path that of its "
-        "leaf; or "
-        "each segment the mean of the leaves' advantages below it (TreeAdv).",
+        description="Which tokens get an advantage: each segment its own; the whole path that of its leaf; "
+        "or each segment the mean of the leaves' advantages below it (TreeAdv).",
     )
     filter: CreditFilter = knob(RangeFilter(), title="Filter", description="What is left out of training.")
     leaves: Annotated[AllLeaves | SomeLeaves, Field(discriminator="kind")] = knob(

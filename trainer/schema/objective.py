@@ -86,15 +86,13 @@ class PolicyObjective(Section):
         "token",
         title="Ratio",
         description="Of each token; of the whole answer (RLOO); its geometric mean per token (GSPO); or "
-        "none, "
-        "plain REINFORCE. With spread node the segment stands for the answer.",
+        "none, plain REINFORCE. With spread node the segment stands for the answer.",
     )
     clip: Literal["both", "one_side", "none"] = knob(
         "both",
         title="Clip",
-        description="both: PPO. one_side: a token whose ratio has gone too far is dropped, and the "
-        "ratio is not "
-        "part of the gradient (REC-OneSide-NoIS). none.",
+        description="both: PPO. one_side: a token whose ratio has gone too far is dropped, and the ratio "
+        "is not part of the gradient (REC-OneSide-NoIS). none.",
         advanced=True,
     )
     clip_low: float = knob(
@@ -124,9 +122,8 @@ class PolicyObjective(Section):
     aggregate: Literal["token_mean", "sequence_mean", "fixed_length"] = knob(
         "token_mean",
         title="Loss mean",
-        description="Over all trained tokens of the batch; first over each answer (or segment), then "
-        "over those; "
-        "or the sum over answers x a fixed length (Dr. GRPO).",
+        description="Over all trained tokens of the batch; first over each answer (or segment), then over "
+        "those; or the sum over answers x a fixed length (Dr. GRPO).",
         advanced=True,
     )
     fixed_length: int = knob(

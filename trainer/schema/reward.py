@@ -90,8 +90,7 @@ class RewardConfig(Section):
         0.0,
         title="KL in reward",
         description="This much times log(policy / reference), summed over the answer, is taken off its "
-        "reward "
-        "(RLOO). 0: none.",
+        "reward (RLOO). 0: none.",
         ge=0,
         le=10,
         advanced=True,

@@ -146,9 +146,8 @@ class SegmentTreeSampler(Section):
         0,
         title="Most root children",
         unit="children",
-        description="The root gets a random number of children from its branching to this (TreePO's "
-        "more init "
-        "divergence). 0: always its branching. Needs a width.",
+        description="The root gets a random number of children from its branching to this (TreePO's more "
+        "init divergence). 0: always its branching. Needs a width.",
         ge=0,
         le=64,
         advanced=True,
@@ -170,9 +169,8 @@ class SegmentTreeSampler(Section):
         0,
         title="Repetition window",
         unit="letters",
-        description="End a path when some window of so many letters comes too often in a segment "
-        "(TreePO: 32). "
-        "0: never.",
+        description="End a path when some window of so many letters comes too often in a segment (TreePO: "
+        "32). 0: never.",
         ge=0,
         le=1000,
         advanced=True,
@@ -214,8 +212,7 @@ class SegmentTreeSampler(Section):
         if nodes > MAX_NODES_PER_TREE:
             raise ValueError(
                 f"branching {list(self.branching)} makes up to {nodes:,} nodes per tree; at most "
-                f"{MAX_NODES_PER_TREE:,} "
-                "are allowed. Lower branching or depth."
+                f"{MAX_NODES_PER_TREE:,} are allowed. Lower branching or depth."
             )
         return self
 
@@ -501,8 +498,7 @@ class SearchTreeSampler(Section):
         "rollout",
         title="Node score",
         description="rollout: one sampled completion is verified. value_head: the value model, which is "
-        "trained "
-        "with the policy. (MCTS-DPO's own self-evaluation needs a model that can judge itself.)",
+        "trained with the policy. (MCTS-DPO's own self-evaluation needs a model that can judge itself.)",
     )
     temperature: Temperature = 1.0
 

@@ -155,9 +155,8 @@ class CheckpointConfig(Section):
     keep_best: bool = knob(
         True,
         title="Keep the best",
-        description="Of the checkpoints saved right after an evaluation, also keep the one with the "
-        "best sampled "
-        "accuracy, the first of equals.",
+        description="Of the checkpoints saved right after an evaluation, also keep the one with the best "
+        "sampled accuracy, the first of equals.",
         advanced=True,
     )
 

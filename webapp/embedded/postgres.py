@@ -174,8 +174,7 @@ class PostgresServer:
         if free < needed:
             raise EmbeddedError(
                 f"The disk that holds {self.data.parent} has {free // 2**20} MB free; the database needs "
-                f"{needed // 2**20} MB. Make room, or choose another folder with "
-                "ARBORIST_DATA_DIR."
+                f"{needed // 2**20} MB. Make room, or choose another folder with ARBORIST_DATA_DIR."
             )
 
     def _choose(self) -> Programs:

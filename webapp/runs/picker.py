@@ -9,7 +9,6 @@ from trainer.presets import Preset
 from webapp.runs.method import algorithm_name
 
 FAMILIES = {"flat": "Flat answers", "tree": "Trees", "search": "Search and preference"}
-SCALES = {"tiny": "tiny", "paper": "paper"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ def _row(scales: list[Preset], current: Preset) -> PresetRow:
     return PresetRow(
         name=algorithm_name(first),
         first=first.slug,
-        others=tuple((SCALES.get(one.scale, one.scale), one.slug) for one in scales[1:]),
+        others=tuple((one.scale, one.slug) for one in scales[1:]),
         current=current.slug if any(one.slug == current.slug for one in scales) else "",
         text=" ".join((first.title, *(one.slug for one in scales), first.summary, first.source)).lower(),
     )

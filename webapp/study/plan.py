@@ -21,6 +21,7 @@ from trainer.schema.credit import (
     GroupMeanBaseline,
     GroupStdScale,
     NoFilter,
+    NonzeroFilter,
     NoScale,
     StateBaseline,
 )
@@ -96,13 +97,13 @@ class Task:
 TASKS: Final[dict[str, Task]] = {
     task.slug: task
     for task in (
-        Task("uniform", 3, 36, 64),
-        Task("uniform", 8, 86, 136),
-        Task("uniform", 12, 126, 196),  # the hard cell: the start policy solves about one in twenty
-        Task("late", 3, 36, 64),
-        Task("late", 8, 86, 136),
-        Task("repair", 3, 60, 136),
-        Task("repair", 8, 140, 288),
+        Task("uniform", 3, 33, 64),
+        Task("uniform", 8, 83, 136),
+        Task("uniform", 12, 102, 196),  # the hard cell
+        Task("late", 3, 33, 64),
+        Task("late", 8, 83, 136),
+        Task("repair", 3, 44, 136),
+        Task("repair", 8, 114, 288),
     )
 }
 
@@ -173,7 +174,7 @@ def credit(kind: Credit) -> CreditConfig:
         baseline=StateBaseline(global_term=kind == "global"),
         scale=NoScale(),
         spread="node",
-        filter=NoFilter(),
+        filter=NonzeroFilter(),  # as in the presets step-grpo and step-grpo+
     )
 
 

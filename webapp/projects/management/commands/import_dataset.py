@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,7 @@ SHOWN_BAD_ROWS = 20
 class Command(BaseCommand):
     help = (
         "Check a JSONL or Parquet file, keep a copy in the data folder, and let a project train on it. "
-        "With --hub, "
-        "a data set by its name, read by `datasets` on the workers."
+        "With --hub, a data set by its name, read by `datasets` on the workers."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -103,11 +102,8 @@ class Command(BaseCommand):
 
 def file_sha256(source: Path) -> str:
     """Hash of a file's bytes."""
-    hashed = sha256()
     with source.open("rb") as stream:
-        while block := stream.read(2**20):
-            hashed.update(block)
-    return hashed.hexdigest()
+        return file_digest(stream, "sha256").hexdigest()
 
 
 def keep(source: Path, digest: str, suffix: str) -> Path:
