@@ -199,6 +199,26 @@ interface Box {
 type Signal = "advantage" | "value" | "verdict" | "entropy";
 type Theme = "light" | "dark";
 
+/** What every part of a tree's page is mounted with (`tree/page.js`). */
+interface TreePage {
+  root: HTMLElement;
+  treeId: string;
+  columns: TreeColumns;
+  layout: Layout;
+  /** The one selection: `subscribe`, `choose`, `chooseName`, `node`, `name`. */
+  selection: import("./tree/selection.js").Selection;
+  colouring: import("./tree/page.js").Colouring;
+  /** `add` puts a key of yours beside the others, and on the list that `?` shows. */
+  shortcuts: import("./tree/shortcuts.js").Shortcuts;
+  /** Right answers below each node, and all of them. */
+  correct: Int32Array;
+  answers: Int32Array;
+  /** A node as a screen reader hears it. */
+  inWords: (node: number) => string;
+  /** The start of a node's text, or "". */
+  textOf: (node: number) => string;
+}
+
 /** Not in TypeScript's own library yet. */
 interface TrustedTypePolicyFactory {
   createPolicy(name: string, rules: { createHTML: (html: string) => string }): { createHTML(html: string): string };
