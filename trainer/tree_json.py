@@ -64,7 +64,7 @@ def _read(number: int, given: Any) -> NumberedTree:
         raise TreeJsonError(f'{where} needs "parents", a list with -1 for the root.')
     if len(parents) > MOST_NODES:
         raise TreeJsonError(f"{where} has {len(parents):,} nodes; at most {MOST_NODES:,}.")
-    order = _breadth_first(where, parents)
+    order = breadth_first(where, parents)
     place = {name: index for index, name in enumerate(order)}
     children = np.bincount([p for p in parents if p >= 0], minlength=len(parents))
     rewards = _numbers(where, given, "leaf_rewards", len(parents), math.nan, MOST_REWARD, allows_null=True)
@@ -158,8 +158,10 @@ def _number_branches(parents: list[int], order: list[int], subgroup: list[int]) 
         subgroup[node] = branches[node] if node in branches else subgroup[parents[node]]
 
 
-def _breadth_first(where: str, parents: list[Any]) -> list[int]:
-    """Nodes from the root on, siblings in the file's order. Refuses what is no tree, naming the node."""
+def breadth_first(where: str, parents: list[Any]) -> list[int]:
+    """Nodes from the root on, siblings in the file's order. Refuses what is no tree, naming the node after
+    `where`. `Any`: whatever JSON held. Raises TreeJsonError.
+    """
     n = len(parents)
     for node, parent in enumerate(parents):
         if not isinstance(parent, int) or isinstance(parent, bool) or not -1 <= parent < n:

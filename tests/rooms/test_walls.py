@@ -42,6 +42,8 @@ WORDS = {
     "trainer.schema",
     "trainer.text",
     "trainer.tree",
+    "trainer.tree_lines",
+    "trainer.tree_rows",
 }
 
 
