@@ -44,9 +44,9 @@ class Explanation:
     """How one node came by its value and advantage, recomputed by the functions that made them.
 
     `formula` in symbols and `numbers` the same line with this node's figures; `value_formula` and
-    `value_numbers` likewise for its value; `group` what it was compared with; `filter` a sentence on whether
-    its group was kept, "" where no group exists. `advantage` is NaN without credit; `state` then says why and
-    `reason` says it in a sentence.
+    `value_numbers` likewise for its value; `group` what it was compared with, of `n_group` in all; `filter` a
+    sentence on whether its group was kept, "" where no group exists. `advantage` is NaN without credit;
+    `state` then says why and `reason` says it in a sentence.
     """
 
     node: int
@@ -57,20 +57,29 @@ class Explanation:
     formula: str
     numbers: str
     group: tuple[GroupRow, ...]
+    n_group: int
     filter: str
     reason: str
     state: CreditState
     advantage: float
 
 
-def explain(tree: RolloutTree, node: int, plan: CreditPlan) -> Explanation:
+def explain(
+    tree: RolloutTree,
+    node: int,
+    plan: CreditPlan,
+    *,
+    credit: Credit | None = None,
+    most_rows: int | None = None,
+) -> Explanation:
     """Value and advantage of `node` in formulas and figures, computed anew from the leaf rewards.
 
+    credit: `credit_of(tree, plan)`, if it is at hand. most_rows: of the group only so many, around the node.
     Raises IndexError when the tree has no such node, and RewardRangeError.
     """
     if not 0 <= node < tree.n_nodes:
         raise IndexError(f"There is no node {node}; the tree has nodes 0 to {tree.n_nodes - 1}.")
-    credit = credit_of(tree, plan)
+    credit = credit_of(tree, plan) if credit is None else credit
     state = CreditState(int(credit.state[node]))
     value_formula, value_numbers = _value_lines(tree, node, credit, plan.credit)
     numbers = ""
@@ -79,6 +88,7 @@ def explain(tree: RolloutTree, node: int, plan: CreditPlan) -> Explanation:
             numbers = _leaf_mean_line(tree, node, credit)
         else:
             numbers = _numbers(tree, node, credit, plan)
+    group, n_group = _group(tree, node, credit, most_rows)
     return Explanation(
         node=node,
         name=tree.name(node),
@@ -87,7 +97,8 @@ def explain(tree: RolloutTree, node: int, plan: CreditPlan) -> Explanation:
         value_numbers=value_numbers,
         formula=formula(plan.credit),
         numbers=numbers,
-        group=_group(tree, node, credit),
+        group=group,
+        n_group=n_group,
         filter=_filter_sentence(tree, node, credit, plan.credit, state),
         reason=_reason(tree, state, plan.credit),
         state=state,
@@ -343,13 +354,19 @@ def _leaves_below(tree: RolloutTree, node: int) -> NDArray[np.int64]:
 # ------------------------------------------------------------------------------------------------ the rest
 
 
-def _group(tree: RolloutTree, node: int, credit: Credit) -> tuple[GroupRow, ...]:
+def _group(
+    tree: RolloutTree, node: int, credit: Credit, most_rows: int | None
+) -> tuple[tuple[GroupRow, ...], int]:
     comparison = credit.comparison
     number = int(comparison.group[node])
     if number < 0 or node == ROOT:
-        return ()
+        return (), 0
     peers = np.flatnonzero(comparison.group == number)
-    return tuple(
+    n_group = len(peers)
+    if most_rows is not None:
+        start = max(min(int(np.searchsorted(peers, node)) - most_rows // 2, n_group - most_rows), 0)
+        peers = peers[start : start + most_rows]
+    rows = tuple(
         GroupRow(
             int(peer),
             tree.name(int(peer)),
@@ -359,6 +376,7 @@ def _group(tree: RolloutTree, node: int, credit: Credit) -> tuple[GroupRow, ...]
         )
         for peer in peers
     )
+    return rows, n_group
 
 
 def _filter_sentence(

@@ -37,6 +37,7 @@ WORDS = {
     "trainer.data",
     "trainer.events",
     "trainer.intervals",
+    "trainer.loss_weights",
     "trainer.metrics",
     "trainer.presets",
     "trainer.schema",

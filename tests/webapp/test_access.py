@@ -54,6 +54,7 @@ API = {
     "GET /api/v1/trees/{tree_id}": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}/columns": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}/nodes/{name}": (401, 404, 200, 200),
+    "GET /api/v1/trees/{tree_id}/nodes/{name}/audit": (401, 404, 200, 200),
     "POST /api/v1/configs/validate": (401, 200, 200, 200),
     "GET /api/v1/presets": (401, 200, 200, 200),
     "GET /api/v1/metrics": (401, 200, 200, 200),

@@ -18,6 +18,7 @@ from trainer.tree import CreditState, FinishReason, RolloutTree, Verdict
 from webapp.runs.models import Run
 from webapp.trees.models import StoredTree
 from webapp.trees.nodes import node_json
+from webapp.trees.opened import OpenTree
 from webapp.trees.querysets import icicle
 from webapp.trees.words import CREDIT_WORDS, FINISH_WORDS
 
@@ -80,8 +81,9 @@ def test_every_audit_comes_to_what_was_recorded(preset: Preset) -> None:
     credited = 0
     for tree in credit_trees(trees_for(preset), plan):
         again = RolloutTree.from_payload(tree.to_payload())
+        opened = OpenTree(again)
         for node in range(again.n_nodes):
-            found = node_json(again, node, plan)
+            found = node_json(opened, node, preset.config)
             audit = found["audit"]
             assert audit["agrees"] is True, (tree.name(node), audit)
             assert audit["value_agrees"] is True, (tree.name(node), audit)
@@ -97,15 +99,15 @@ def test_every_audit_comes_to_what_was_recorded(preset: Preset) -> None:
 
 @pytest.mark.parametrize("column", ["advantage", "value"])
 def test_a_recorded_number_that_is_off_by_more_than_a_millionth_is_an_error(column: str) -> None:
-    plan = credit_plan(PRESETS["treerpo-tiny"].config)
-    (tree,) = credit_trees([tree_of(T1)], plan)
+    config = PRESETS["treerpo-tiny"].config
+    (tree,) = credit_trees([tree_of(T1)], credit_plan(config))
     numbers = getattr(tree, column)
     key = "agrees" if column == "advantage" else "value_agrees"
     for size, fine in ((1e-7, True), (1e-5, False)):
         wrong = dataclasses.replace(tree, **{column: numbers * (1 + size)})
-        assert node_json(wrong, 1, plan)["audit"][key] is fine
+        assert node_json(OpenTree(wrong), 1, config)["audit"][key] is fine
     missing = dataclasses.replace(tree, **{column: np.full(tree.n_nodes, np.nan)})
-    assert node_json(missing, 1, plan)["audit"][key] is False
+    assert node_json(OpenTree(missing), 1, config)["audit"][key] is False
 
 
 def test_an_error_of_the_audit_is_told_on_the_page(run: Run, people: People) -> None:

@@ -27,9 +27,11 @@ from webapp.runs.models import Run
 from webapp.trees import querysets
 from webapp.trees.models import StoredTree
 from webapp.trees.nodes import MAX_OUTLINE_ROWS, MAX_SIBLINGS, columns, node_json, outline, text_start
+from webapp.trees.opened import OpenTree
 from webapp.trees.querysets import steps_with_trees, trees_of_step
 
-PLAN = credit_plan(PRESETS["treerpo-tiny"].config)
+CONFIG = PRESETS["treerpo-tiny"].config
+PLAN = credit_plan(CONFIG)
 
 
 @pytest.fixture
@@ -166,7 +168,7 @@ def test_no_credit_is_null_and_says_why(stored: StoredTree, client: Client) -> N
 def test_an_audit_that_disagrees_says_so() -> None:
     tree = worked_tree()
     wrong = tree.with_credit(tree.value, tree.advantage * 1.01, tree.credit_state)
-    audit = node_json(wrong, 1, PLAN)["audit"]
+    audit = node_json(OpenTree(wrong), 1, CONFIG)["audit"]
     assert (audit["agrees"], audit["recomputed"]) == (False, pytest.approx(4 / 3))
 
 
@@ -186,7 +188,7 @@ def test_the_interval_of_the_leaf_mean(stored: StoredTree, client: Client) -> No
     assert "0.09 – 0.91" in client.get(f"/t/{stored.id}/n/1").content.decode()
     tree = worked_tree()
     unscored = tree.with_verdicts(tree.verdict, np.full(7, np.nan), tree.answers)
-    assert node_json(unscored, 1, PLAN)["wilson"] is None
+    assert node_json(OpenTree(unscored), 1, CONFIG)["wilson"] is None
 
 
 def test_no_interval_where_leaves_share_text_or_are_the_node_itself(
@@ -203,7 +205,7 @@ def test_no_interval_where_a_search_gave_an_answer_up(given_up: bool) -> None:
     tree = tree.with_verdicts(np.array([0, 1, 2, 2], np.uint8), np.array([np.nan, 1, 0, 0]), tree.answers)
     if given_up:
         tree.finish[3] = FinishReason.PRUNED
-    assert (node_json(tree, 0, PLAN)["wilson"] is None) == given_up
+    assert (node_json(OpenTree(tree), 0, CONFIG)["wilson"] is None) == given_up
 
 
 @pytest.mark.parametrize("parent", [[-1, 0, 0, 1], [-1, 0, 0, 2, 2]])
@@ -213,7 +215,7 @@ def test_no_interval_where_only_some_leaves_are_children(parent: list[int]) -> N
     tree = tree.with_verdicts(
         np.where(leaf, 1, 0).astype(np.uint8), np.where(leaf, 1.0, np.nan), tree.answers
     )
-    assert node_json(tree, 0, PLAN)["wilson"] is None
+    assert node_json(OpenTree(tree), 0, CONFIG)["wilson"] is None
 
 
 # ------------------------------------------------------------------------------------------------ shapes
@@ -227,7 +229,7 @@ def test_leaves_below_equal_the_slow_version() -> None:
         leaf = tree.is_leaf()
         for node in range(40):
             wanted = [other for other in range(40) if leaf[other] and node in tree.path(other)]
-            found = node_json(tree, node, PLAN)
+            found = node_json(OpenTree(tree), node, CONFIG)
             assert found["n_leaves"] == len(wanted)
             assert found["node"] == tree.name(node)
             assert found["n_correct"] == int((tree.verdict[wanted] == 1).sum())
@@ -235,23 +237,23 @@ def test_leaves_below_equal_the_slow_version() -> None:
 
 def test_a_path_of_five_thousand_nodes_is_no_recursion() -> None:
     tree = chain(5000)
-    rows, is_cut = outline(tree, 0)
+    rows, is_cut = outline(OpenTree(tree), 0)
     assert (len(rows), is_cut) == (MAX_OUTLINE_ROWS, True)
     assert rows[-1]["depth"] == MAX_OUTLINE_ROWS - 1
-    assert node_json(tree, 200, PLAN)["depth"] == 200
+    assert node_json(OpenTree(tree), 200, CONFIG)["depth"] == 200
 
 
 def test_fifty_thousand_siblings_are_cut_around_the_node() -> None:
     tree = star(50_000)
-    node = node_json(tree, 30_000, PLAN)
+    node = node_json(OpenTree(tree), 30_000, CONFIG)
     assert (node["n_siblings"], len(node["siblings"])) == (50_000, MAX_SIBLINGS)
     assert "30000" in [sibling["node"] for sibling in node["siblings"]]
-    last = node_json(tree, 50_000, PLAN)
+    last = node_json(OpenTree(tree), 50_000, CONFIG)
     assert last["siblings"][-1]["node"] == "50000"
 
 
 def test_the_outline_reads_depth_first() -> None:
-    rows, is_cut = outline(worked_tree(), 3)
+    rows, is_cut = outline(OpenTree(worked_tree()), 3)
     assert [row["node"] for row in rows] == ["0", "1", "1.1", "1.2", "2", "2.1", "2.2"]
     assert [row["depth"] for row in rows] == [0, 1, 2, 2, 1, 2, 2]
     assert [row["node"] for row in rows if row["selected"]] == ["1.1"]

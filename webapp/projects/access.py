@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, TypedDict
 
 from django.contrib.auth.models import AnonymousUser
 from django.core.exceptions import PermissionDenied
-from django.db.models import F, Q, QuerySet
+from django.db.models import CharField, F, Q, QuerySet
+from django.db.models.expressions import RawSQL
 from django.http import Http404, HttpRequest
 
 from webapp.accounts.models import User
@@ -26,9 +27,13 @@ if TYPE_CHECKING:
     class _WithRole(TypedDict):
         role: str
 
+    class _OfTree(_WithRole):
+        version: str
+
     ProjectSeen = WithAnnotations[Project, _WithRole]
     RunSeen = WithAnnotations[Run, _WithRole]
-    TreeSeen = WithAnnotations[StoredTree, _WithRole]
+    TreeListed = WithAnnotations[StoredTree, _WithRole]
+    TreeSeen = WithAnnotations[StoredTree, _OfTree]
 
 Role = Membership.Role
 _RANK = {Role.VIEWER: 0, Role.EDITOR: 1, Role.ADMIN: 2}
@@ -44,7 +49,7 @@ def runs_for(user: User | AnonymousUser) -> QuerySet[RunSeen]:
     return Run.objects.filter(_member(user, "project__")).annotate(role=F("project__memberships__role"))
 
 
-def trees_for(user: User | AnonymousUser) -> QuerySet[TreeSeen]:
+def trees_for(user: User | AnonymousUser) -> QuerySet[TreeListed]:
     """The trees of those runs, likewise, without their payloads."""
     from webapp.trees.models import StoredTree
 
@@ -116,10 +121,12 @@ def get_run(request: HttpRequest, run_id: int) -> RunSeen:
 
 
 def get_tree(request: HttpRequest, tree_id: int) -> TreeSeen:
-    """The tree with its payload, run and project, or Http404."""
+    """The tree with its run and project, or Http404. `version` changes whenever its row does; the payload is
+    read when it is asked for.
+    """
     tree = (
         trees_for(request.user)
-        .defer(None)
+        .annotate(version=RawSQL("arborist_tree.xmin::text", (), CharField()))
         .select_related("run__project", "run__created_by")
         .filter(id=tree_id)
         .first()

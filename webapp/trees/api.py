@@ -9,12 +9,12 @@ from ninja import Router
 from pydantic import Field
 
 from trainer.config import stored_config
-from trainer.credit import credit_plan
 from webapp.errors import RequestError
 from webapp.projects.access import get_run, get_tree
 from webapp.runs.api import Id, Limit
 from webapp.runs.method import method_of
-from webapp.trees.nodes import columns, find_node, node_json, read_tree
+from webapp.trees.nodes import audit_json, columns, find_node, node_json, number_of
+from webapp.trees.opened import open_tree, read_tree
 from webapp.trees.querysets import SORTS, steps_with_trees, tree_row, trees_of_step
 
 router = Router(tags=["trees"])
@@ -68,5 +68,14 @@ def read_columns(request: HttpRequest, tree_id: int) -> HttpResponse:
 @router.get("/trees/{int:tree_id}/nodes/{str:name}", summary="One node, with its path and audit")
 def read_node(request: HttpRequest, tree_id: int, name: str) -> Any:
     stored = get_tree(request, tree_id)
-    tree = read_tree(stored)
-    return node_json(tree, find_node(tree, name), credit_plan(stored_config(stored.run.config)))
+    opened = open_tree(stored)
+    return node_json(opened, find_node(opened.tree, name), stored_config(stored.run.config))
+
+
+@router.get("/trees/{int:tree_id}/nodes/{str:name}/audit", summary="How a node came by its advantage")
+def read_audit(request: HttpRequest, tree_id: int, name: str) -> Any:
+    stored = get_tree(request, tree_id)
+    opened = open_tree(stored)
+    node = find_node(opened.tree, name)
+    audit = audit_json(opened, node, stored_config(stored.run.config))
+    return {"node": opened.name(node), "advantage": number_of(opened.tree.advantage[node]), **audit}

@@ -9,35 +9,33 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.credit import CreditPlan
+from trainer.config import RunConfig
+from trainer.credit import CreditPlan, credit_plan
 from trainer.explanation import explain
 from trainer.intervals import wilson_interval
+from trainer.loss_weights import TreeWeights, count_trained, weigh
+from trainer.schema.objective import Objective, PolicyObjective, PreferenceObjective
 from trainer.tree import ROOT, CreditState, FinishReason, RolloutTree, Verdict
 from webapp.errors import RequestError
-from webapp.trees.models import StoredTree
+from webapp.trees.opened import OpenTree
 from webapp.trees.words import CREDIT_WORDS, FINISH_WORDS
 
 MAX_SIBLINGS = 200  # and members of a group, around the node
+MAX_UNTAKEN = 24  # siblings named between two segments of a path
+HISTOGRAM_BARS = 16
+TOP_TOKENS = 5
 MAX_OUTLINE_ROWS = 2000
 TEXT_START_LETTERS = 80
 AGREES_WITHIN = 1e-6  # absolute and relative
 
 # Nodes that are compared with nothing themselves.
 NOT_COMPARED = (CreditState.NONE, CreditState.PER_PATH, CreditState.GIVEN, CreditState.NO_ADVANTAGE)
-
-
-def read_tree(stored: StoredTree) -> RolloutTree:
-    """The whole tree. Raises RequestError(422) with what is damaged."""
-    try:
-        return RolloutTree.from_payload(bytes(stored.payload))
-    except ValueError as damage:
-        raise RequestError(422, f"{damage} Its summary in the list of trees is still right.") from damage
 
 
 # ------------------------------------------------------------------------------------------------ columns
@@ -105,24 +103,25 @@ def find_node(tree: RolloutTree, name: str) -> int:
         raise RequestError(404, str(missing.args[0])[:300]) from missing
 
 
-def node_json(tree: RolloutTree, node: int, plan: CreditPlan) -> dict[str, Any]:
+def node_json(opened: OpenTree, node: int, config: RunConfig) -> dict[str, Any]:
     """Everything the inspector and the path reader show of one node. Missing numbers are None."""
-    shape = _Shape(tree)
-    leaves = shape.leaves_below(node)
+    tree, plan = opened.tree, credit_plan(config)
+    leaves = opened.leaves_below(node)
     answers = leaves[tree.finish[leaves] != FinishReason.PRUNED]  # what a search gave up is no answer
     scored = leaves[np.isfinite(tree.reward[leaves])]
     n_scored = int(tree.copies[scored].sum())
-    correct = leaves[tree.verdict[leaves] == Verdict.CORRECT]
-    n_correct = int(tree.copies[correct].sum())
-    audit = _audit(tree, node, plan)
-    siblings = shape.siblings_near(node)
+    n_correct = int(tree.copies[leaves[tree.verdict[leaves] == Verdict.CORRECT]].sum())
+    audit = audit_json(opened, node, config)
+    siblings = _siblings_near(opened, node)
+    path = tree.path(node)
     return {
-        "node": shape.name(node),
-        "depth": len(tree.path(node)) - 1,
+        "node": opened.name(node),
+        "depth": len(path) - 1,
         "text": tree.texts[node],
-        "tokens": int(tree.token_counts()[node]),
-        "value": _number(tree.value[node]),
-        "leaf_mean": _number(np.average(tree.reward[scored], weights=tree.copies[scored]))
+        "tokens": int(tree.token_offsets[node + 1] - tree.token_offsets[node]),
+        "token_figures": token_figures(tree, node),
+        "value": number_of(tree.value[node]),
+        "leaf_mean": number_of(np.average(tree.reward[scored], weights=tree.copies[scored]))
         if n_scored
         else None,
         "n_leaves": len(leaves),
@@ -131,31 +130,31 @@ def node_json(tree: RolloutTree, node: int, plan: CreditPlan) -> dict[str, Any]:
         "n_correct": n_correct,
         "n_scored": n_scored,
         "wilson": wilson_interval(n_correct, n_scored)
-        if n_scored and _are_independent(tree, node, leaves)
+        if n_scored and are_independent(tree, node, leaves)
         else None,
-        "parent_value": None if node == ROOT else _number(tree.value[tree.parent[node]]),
-        "advantage": _number(tree.advantage[node]),
-        **_credit_words(tree, node),
+        "parent_value": None if node == ROOT else number_of(tree.value[tree.parent[node]]),
+        "advantage": number_of(tree.advantage[node]),
+        **credit_words(tree, node),
         "verdict": Verdict(int(tree.verdict[node])).word,
         "finish": FinishReason(int(tree.finish[node])).word,
         "finish_words": FINISH_WORDS[FinishReason(int(tree.finish[node]))],
-        "reward": _number(tree.reward[node]),
+        "reward": number_of(tree.reward[node]),
         "copies": int(tree.copies[node]),
         "visits": int(tree.visits[node]),
         "subgroup": _subgroup(tree, node, plan),
         "answer": tree.answers[node],
         "reference_answer": tree.reference_answer,
-        "n_siblings": len(shape.siblings(node)),
+        "n_siblings": len(opened.siblings(node)),
         "is_compared": CreditState(int(tree.credit_state[node])) not in NOT_COMPARED,
-        "group_is_siblings": {row["node"] for row in audit["group"]} == {shape.name(s) for s in siblings},
+        "group_is_siblings": {row["node"] for row in audit["group"]} == {opened.name(s) for s in siblings},
         "siblings": [
             {
-                "node": shape.name(other),
-                "value": _number(tree.value[other]),
-                "advantage": _number(tree.advantage[other]),
-                **_credit_words(tree, other),
+                "node": opened.name(other),
+                "value": number_of(tree.value[other]),
+                "advantage": number_of(tree.advantage[other]),
+                **credit_words(tree, other),
                 "text_start": text_start(tree.texts[other]),
-                "n_leaves": int(shape.n_leaves[other]),
+                "n_leaves": int(opened.n_leaves[other]),
                 "copies": int(tree.copies[other]),
                 "visits": int(tree.visits[other]),
             }
@@ -164,32 +163,42 @@ def node_json(tree: RolloutTree, node: int, plan: CreditPlan) -> dict[str, Any]:
         "audit": audit,
         "path": [
             {
-                "node": shape.name(part),
+                "node": opened.name(part),
                 "text": tree.texts[part],
-                "value": _number(tree.value[part]),
-                "advantage": _number(tree.advantage[part]),
-                **_credit_words(tree, part),
+                "value": number_of(tree.value[part]),
+                "change": number_of(float(tree.value[part]) - float(tree.value[tree.parent[part]]))
+                if part != ROOT
+                else None,
+                "advantage": number_of(tree.advantage[part]),
+                **credit_words(tree, part),
                 "verdict": Verdict(int(tree.verdict[part])).word,
+                "n_siblings": len(opened.siblings(part)),
                 "siblings": [
-                    {"node": shape.name(other), "value": _number(tree.value[other])}
-                    for other in shape.siblings_near(part)
+                    {"node": opened.name(other), "value": number_of(tree.value[other])}
+                    for other in _siblings_near(opened, part, MAX_UNTAKEN + 1)
                     if other != part
                 ],
             }
-            for part in tree.path(node)
+            for part in path
         ],
-        "leaf_path_suggestion": shape.name(_best_leaf(tree, leaves, node)),
+        "leaf_path_suggestion": opened.name(_best_leaf(tree, leaves, node)),
+        "origin": {
+            "policy_version": tree.policy_version,
+            "step": tree.step,
+            "seed": config.seed,
+            "temperature": config.sampler.temperature,
+        },
     }
 
 
-def _are_independent(tree: RolloutTree, node: int, leaves: NDArray[np.int64]) -> bool:
+def are_independent(tree: RolloutTree, node: int, leaves: NDArray[np.int64]) -> bool:
     """Whether the leaves below were each sampled from the node on its own: all are its children, none was
     given up. Leaves deeper down share text, so they tell less about the node than as many on their own.
     """
     return bool((tree.parent[leaves] == node).all() and (tree.finish[leaves] != FinishReason.PRUNED).all())
 
 
-def _credit_words(tree: RolloutTree, node: int) -> dict[str, str]:
+def credit_words(tree: RolloutTree, node: int) -> dict[str, str]:
     state = CreditState(int(tree.credit_state[node]))
     return {"credit_state": state.word, "credit_words": CREDIT_WORDS[state]}
 
@@ -204,17 +213,56 @@ def _subgroup(tree: RolloutTree, node: int, plan: CreditPlan) -> str:
     return f"tree {number + 1} of {count}"
 
 
-def _audit(tree: RolloutTree, node: int, plan: CreditPlan) -> dict[str, Any]:
-    """How the trainer's own code explains the node, and whether it comes to what was recorded."""
+def token_figures(tree: RolloutTree, node: int) -> dict[str, Any]:
+    """Of a sampled segment's tokens: means, a histogram of their entropies, and where they are highest."""
+    first, stop = int(tree.token_offsets[node]), int(tree.token_offsets[node + 1])
+    if node == ROOT or tree.finish[node] == FinishReason.GIVEN or first == stop:
+        return {"n": 0, "bars": [], "top": []}
+    entropy = tree.entropies[first:stop].astype(np.float64)
+    logprob = tree.logprobs[first:stop].astype(np.float64)
+    most = max(float(entropy.max()), 0.1)
+    counts, edges = np.histogram(entropy, bins=HISTOGRAM_BARS, range=(0.0, most))
+    highest = np.argsort(-entropy, kind="stable")[:TOP_TOKENS]
+    return {
+        "n": stop - first,
+        "entropy_mean": number_of(entropy.mean()),
+        "entropy_max": number_of(entropy.max()),
+        "logprob_mean": number_of(logprob.mean()),
+        "logprob_min": number_of(logprob.min()),
+        "bars": [
+            {"n": int(count), "low": float(low), "high": float(high)}
+            for count, low, high in zip(counts, edges, edges[1:], strict=False)
+        ],
+        "top": [
+            {
+                "place": int(place),
+                "entropy": float(entropy[place]),
+                "logprob": float(logprob[place]),
+                "probability": math.exp(min(float(logprob[place]), 0.0)),
+            }
+            for place in highest.tolist()
+            if entropy[place] > 0
+        ],
+    }
+
+
+# ------------------------------------------------------------------------------------------------ audit
+
+
+def audit_json(opened: OpenTree, node: int, config: RunConfig) -> dict[str, Any]:
+    """How the trainer's own code explains the node, whether it comes to what was recorded, and what of it
+    reaches the loss.
+    """
+    tree, plan = opened.tree, credit_plan(config)
+    part = loss_part(opened, node, config)
     try:
-        told = explain(tree, node, plan)
+        told = explain(tree, node, plan, credit=opened.credit(plan), most_rows=MAX_SIBLINGS)
     except ValueError as error:  # rewards that this estimator refuses
         return {
             "formula": "", "substituted": "", "filter": "", "reason": str(error), "value_formula": "",
             "value_substituted": "", "group": [], "n_group": 0, "recomputed": None, "agrees": None,
-            "value_recomputed": None, "value_agrees": None,
+            "value_recomputed": None, "value_agrees": None, "loss": part,
         }  # fmt: skip
-    group = _near(told.group, [row.node for row in told.group].index(node) if told.group else 0)
     return {
         "formula": told.formula,
         "substituted": told.numbers,
@@ -225,21 +273,111 @@ def _audit(tree: RolloutTree, node: int, plan: CreditPlan) -> dict[str, Any]:
         "group": [
             {
                 "node": row.name,
-                "value": _number(row.value),
-                "advantage": _number(tree.advantage[row.node]),
-                **_credit_words(tree, row.node),
-                "weight": _number(row.weight),
+                "value": number_of(row.value),
+                "advantage": number_of(tree.advantage[row.node]),
+                **credit_words(tree, row.node),
+                "weight": number_of(row.weight),
                 "in_group": row.in_group,
                 "text_start": text_start(tree.texts[row.node]),
             }
-            for row in group
+            for row in told.group
         ],
-        "n_group": len(told.group),
-        "recomputed": _number(told.advantage),
+        "n_group": told.n_group,
+        "recomputed": number_of(told.advantage),
         "agrees": _equal(told.advantage, tree.advantage[node]),
-        "value_recomputed": _number(told.value),
+        "value_recomputed": number_of(told.value),
         "value_agrees": _equal(told.value, tree.value[node]),
+        "loss": part,
     }
+
+
+def loss_part(opened: OpenTree, node: int, config: RunConfig) -> dict[str, Any]:
+    """What of a node trains: how many of its tokens, with whose advantages, and its share of the tree's pull.
+
+    The pull of a token is what its log-probability is multiplied by in the gradient, by size, at the first
+    update of a step, where every ratio is 1; shares are of this tree.
+    """
+    tree = opened.tree
+    objective, spread = config.objective, config.credit.spread
+    weights, pull = opened.keep(("pull", objective, spread), lambda: _pull(tree, objective, spread))
+    trained, total = pull.tokens[node], float(pull.mass.sum())
+    part: dict[str, Any] = {
+        "n_tokens": int(trained),
+        "n_masked": int(tree.token_offsets[node + 1] - tree.token_offsets[node] - trained)
+        if node != ROOT and tree.finish[node] != FinishReason.GIVEN
+        else 0,
+        "share": number_of(float(pull.mass[node]) / total) if total > 0 else None,
+        "masks": [],
+        "clip": "",
+        "answers": None,
+    }
+    if not isinstance(objective, PolicyObjective) or node == ROOT:
+        return part
+    if objective.max_token_probability < 1:
+        part["masks"].append(
+            f"tokens that were sampled with a probability of {objective.max_token_probability:g} or more"
+        )
+    if objective.mask_truncated:
+        part["masks"].append("answers that were cut off")
+    part["clip"] = _clip_words(objective)
+    if weights.is_path:
+        held, up, down = (float(column[node]) for column in pull.sides)
+        if held > 0:
+            part["answers"] = {
+                "mean": number_of((up + down) / held),
+                "up": number_of(up / held),
+                "down": number_of(down / held),
+            }
+    return part
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pull:
+    """[N] trained tokens of each segment, and the size of their pull summed over them; `sides`: [N] weight,
+    and weight times the positive and the negative advantages, of a token's items.
+    """
+
+    tokens: NDArray[np.int64]
+    mass: NDArray[np.float64]
+    sides: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+
+
+def _pull(tree: RolloutTree, objective: Objective, spread: str) -> tuple[TreeWeights, Pull]:
+    (weights,) = weigh([tree], objective, spread)
+    trained = count_trained(tree, weights.trains)
+    per_token = np.zeros(tree.n_nodes)
+    if isinstance(objective, PolicyObjective):
+        # A ratio of whole answers carries the whole answer's weight to each of its tokens.
+        of_item = weights.whole if objective.ratio == "sequence" else weights.token
+        per_token = np.abs(weights.over_nodes(of_item * weights.advantage))
+    elif isinstance(objective, PreferenceObjective):
+        for pair in weights.pairs:
+            for segments in (pair.chosen, pair.rejected):
+                per_token[list(segments)] += weights.pair_weight
+    else:
+        per_token = weights.supervised
+    reached = np.where(per_token > 0, trained, 0)
+    if isinstance(objective, PolicyObjective):
+        reached = np.where(weights.held > 0, trained, 0)
+    sides = (weights.held, weights.up, weights.down)
+    return weights, Pull(reached, per_token * trained, sides)
+
+
+def _clip_words(objective: PolicyObjective) -> str:
+    """What the clipping does to a token, in words."""
+    low, high = f"{1 - objective.clip_low:g}", f"{1 + objective.clip_high:g}"
+    what = {"sequence": "whole answer's ratio", "geometric": "answer's mean ratio"}.get(
+        objective.ratio, "token's ratio"
+    )
+    if objective.clip == "both":
+        dual = f" and at most {objective.clip_dual:g}" if objective.clip_dual else ""
+        return (
+            f"With A > 0 it pulls while the {what} is at most {high}; with A < 0 while it is at least "
+            f"{low}{dual}."
+        )
+    if objective.clip == "one_side":
+        return f"A token whose ratio is past {high} (A > 0), or below {low} (A < 0), is dropped."
+    return "Nothing is clipped."
 
 
 def _equal(computed: float, recorded: float) -> bool:
@@ -247,13 +385,11 @@ def _equal(computed: float, recorded: float) -> bool:
     return bool(np.isclose(computed, recorded, rtol=AGREES_WITHIN, atol=AGREES_WITHIN, equal_nan=True))
 
 
-T = TypeVar("T")
-
-
-def _near(everyone: Sequence[T], at: int) -> Sequence[T]:
-    """At most 200 of them, around place `at`."""
-    start = max(min(at - MAX_SIBLINGS // 2, len(everyone) - MAX_SIBLINGS), 0)
-    return everyone[start : start + MAX_SIBLINGS]
+def _siblings_near(opened: OpenTree, node: int, most: int = MAX_SIBLINGS) -> range:
+    """The node and its siblings; at most so many, around the node."""
+    everyone = opened.siblings(node)
+    start = max(min(node - everyone.start - most // 2, len(everyone) - most), 0)
+    return everyone[start : start + most]
 
 
 def _best_leaf(tree: RolloutTree, leaves: NDArray[np.int64], node: int) -> int:
@@ -265,60 +401,12 @@ def _best_leaf(tree: RolloutTree, leaves: NDArray[np.int64], node: int) -> int:
     return int(leaves[np.argmax(np.nan_to_num(tree.value[leaves], nan=-np.inf))])
 
 
-class _Shape:
-    """A tree's children and names, worked out once."""
-
-    def __init__(self, tree: RolloutTree) -> None:
-        self.tree = tree
-        self.counts = tree.child_counts()
-        self.first = tree.first_children()
-        self.n_leaves = tree.leaf_counts()
-        self.leaf = tree.is_leaf()
-
-    def siblings(self, node: int) -> range:
-        """The children of the node's parent, itself included; none for the root."""
-        if node == ROOT:
-            return range(0)
-        parent = int(self.tree.parent[node])
-        start = int(self.first[parent])
-        return range(start, start + int(self.counts[parent]))
-
-    def siblings_near(self, node: int) -> Sequence[int]:
-        """At most 200 of them, around the node."""
-        everyone = self.siblings(node)
-        return _near(everyone, node - everyone.start)
-
-    def name(self, node: int) -> str:
-        """As `RolloutTree.name`, without working the shape out again."""
-        if node == ROOT:
-            return "0"
-        numbers = []
-        while node != ROOT:
-            parent = int(self.tree.parent[node])
-            numbers.append(str(node - int(self.first[parent]) + 1))
-            node = parent
-        return ".".join(reversed(numbers))
-
-    def leaves_below(self, node: int) -> NDArray[np.int64]:
-        """Leaves at or below `node`. Breadth-first, so each level below is one range of nodes."""
-        found = []
-        start, stop = node, node + 1
-        while start < stop:
-            level = np.arange(start, stop)
-            found.append(level[self.leaf[start:stop]])
-            inner = level[self.counts[start:stop] > 0]
-            if not len(inner):
-                break
-            start, stop = int(self.first[inner[0]]), int(self.first[inner[-1]] + self.counts[inner[-1]])
-        return np.concatenate(found)
-
-
 # ------------------------------------------------------------------------------------------------ outline
 
 
-def outline(tree: RolloutTree, selected: int) -> tuple[list[dict[str, Any]], bool]:
+def outline(opened: OpenTree, selected: int) -> tuple[list[dict[str, Any]], bool]:
     """The tree as rows to read, children under their parents: at most 2,000, and whether it was cut."""
-    shape = _Shape(tree)
+    tree = opened.tree
     tokens = tree.token_counts()
     rows: list[dict[str, Any]] = []
     waiting = [(ROOT, 0)]
@@ -326,20 +414,19 @@ def outline(tree: RolloutTree, selected: int) -> tuple[list[dict[str, Any]], boo
         node, depth = waiting.pop()
         rows.append(
             {
-                "node": shape.name(node),
+                "node": opened.name(node),
                 "depth": depth,
                 "text_start": text_start(tree.texts[node]),
-                "value": _number(tree.value[node]),
-                "advantage": _number(tree.advantage[node]),
-                **_credit_words(tree, node),
+                "value": number_of(tree.value[node]),
+                "advantage": number_of(tree.advantage[node]),
+                **credit_words(tree, node),
                 "verdict": Verdict(int(tree.verdict[node])).word,
                 "copies": int(tree.copies[node]),
                 "tokens": int(tokens[node]),
                 "selected": node == selected,
             }
         )
-        first, count = int(shape.first[node]), int(shape.counts[node])
-        waiting.extend((child, depth + 1) for child in range(first + count - 1, first - 1, -1))
+        waiting.extend((child, depth + 1) for child in reversed(opened.children(node)))
     return rows, tree.n_nodes > len(rows)
 
 
@@ -349,7 +436,7 @@ def text_start(text: str) -> str:
     return start if len(start) <= TEXT_START_LETTERS else start[: TEXT_START_LETTERS - 1] + "…"
 
 
-def _number(value: Any) -> float | None:
+def number_of(value: Any) -> float | None:
     """A float, or None for NaN and infinity: numpy scalars in, JSON numbers out."""
     number = float(value)
     return number if math.isfinite(number) else None

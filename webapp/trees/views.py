@@ -10,7 +10,6 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET
 
 from trainer.config import stored_config
-from trainer.credit import credit_plan
 from trainer.tree import RolloutTree
 from webapp.errors import RequestError
 from webapp.limits import PAGE_SIZE
@@ -18,8 +17,10 @@ from webapp.projects.access import Role, get_tree, may
 from webapp.runs.method import method_of
 from webapp.runs.querysets import run_states
 from webapp.runs.views import page_cursor, run_context
+from webapp.trees.inspector import inspector_context
 from webapp.trees.models import StoredTree
-from webapp.trees.nodes import find_node, node_json, outline, read_tree
+from webapp.trees.nodes import find_node, outline
+from webapp.trees.opened import OpenTree, open_tree
 from webapp.trees.querysets import MAX_STEP_CELLS, SORTS, steps_with_trees, tree_row, trees_of_step
 
 VIEWS = ("icicle", "outline")
@@ -60,12 +61,12 @@ def run_trees(request: HttpRequest, run_id: int) -> HttpResponse:
 @require_GET
 def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
     """One tree: canvas, outline, the selected node and its path."""
-    stored, tree, context = _tree_context(request, tree_id)
-    if tree is None:
-        return _damaged(request, context)
-    node = find_or_404(tree, request.GET.get("n", "0"))
+    stored, opened, context = tree_context(request, tree_id)
+    if opened is None:
+        return damaged(request, context)
+    node = find_or_404(opened.tree, request.GET.get("n", "0"))
     config = stored_config(stored.run.config)
-    rows, is_cut = outline(tree, node)
+    rows, is_cut = outline(opened, node)
     view = _one_of(request, "view", VIEWS)
     # Without advantages a tree is told apart by its values.
     usual = "advantage" if config.objective.kind == "policy" else "value"
@@ -75,7 +76,7 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
     siblings, _ = trees_of_step(stored.run, stored.step, limit=200, icicles=False)
     context |= {
         "method": method_of(config),
-        "node": node_json(tree, node, credit_plan(config)),
+        **inspector_context(opened, node, config),
         "outline": rows,
         "outline_cut": is_cut,
         "siblings_of_step": siblings,
@@ -89,11 +90,11 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
 @require_GET
 def node_page(request: HttpRequest, tree_id: int, name: str) -> HttpResponse:
     """One node as a plain page: where every node link leads without scripts."""
-    stored, tree, context = _tree_context(request, tree_id)
-    if tree is None:
-        return _damaged(request, context)
-    node = find_or_404(tree, name)
-    context["node"] = node_json(tree, node, credit_plan(stored_config(stored.run.config)))
+    stored, opened, context = tree_context(request, tree_id)
+    if opened is None:
+        return damaged(request, context)
+    node = find_or_404(opened.tree, name)
+    context |= inspector_context(opened, node, stored_config(stored.run.config))
     return render(request, "trees/node.html", context)
 
 
@@ -104,10 +105,8 @@ def find_or_404(tree: RolloutTree, name: str) -> int:
         raise Http404(missing.detail) from missing
 
 
-def _tree_context(
-    request: HttpRequest, tree_id: int
-) -> tuple[StoredTree, RolloutTree | None, dict[str, Any]]:
-    """The stored tree, the tree itself (None: damaged, and `damage` says how), and what both pages show."""
+def tree_context(request: HttpRequest, tree_id: int) -> tuple[StoredTree, OpenTree | None, dict[str, Any]]:
+    """The stored tree, the tree itself (None: damaged, and `reason` says how), and what its pages show."""
     stored = get_tree(request, tree_id)
     run = stored.run
     (state,) = run_states([run])
@@ -120,12 +119,12 @@ def _tree_context(
         "can_control": may(stored.role, Role.EDITOR),
     }
     try:
-        return stored, read_tree(stored), context
+        return stored, open_tree(stored), context
     except RequestError as damage:
         return stored, None, {**context, "reason": damage.detail}
 
 
-def _damaged(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
+def damaged(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
     return render(request, "trees/damaged.html", context, status=422)
 
 

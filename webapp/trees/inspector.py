@@ -1,0 +1,71 @@
+"""What the inspector's template shows of a node beyond `nodes.node_json`: where its numbers lie, drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainer.config import RunConfig
+from webapp.trees.nodes import node_json
+from webapp.trees.opened import OpenTree
+
+MAX_STACKED = 4  # dots on top of each other; more of them say so in words
+DOT_BINS = 50
+PATH_STEPS = 8
+HISTOGRAM_HEIGHT = 40  # pixels
+
+
+def inspector_context(opened: OpenTree, node: int, config: RunConfig) -> dict[str, Any]:
+    """What `trees/_inspector.html` and `trees/_path.html` need."""
+    shown = node_json(opened, node, config)
+    bars = shown["token_figures"]["bars"]
+    most = max((bar["n"] for bar in bars), default=1)
+    for bar in bars:
+        height = max(round(HISTOGRAM_HEIGHT * bar["n"] / most), 1 if bar["n"] else 0)
+        bar |= {"height": height, "top": HISTOGRAM_HEIGHT - height}
+    return {
+        "node": shown,
+        "dots": dot_row(shown),
+        "value_path": shown["path"][-PATH_STEPS:],
+        "value_path_cut": len(shown["path"]) > PATH_STEPS,
+    }
+
+
+def dot_row(node: dict[str, Any]) -> dict[str, Any] | None:
+    """Values of a node, its siblings and its parent along one line, in percent of the width; None where there
+    is nothing to place beside it. Rewards outside of 0 to 1 widen the line.
+    """
+    rows = [row for row in node["siblings"] if row["value"] is not None]
+    if len(rows) < 2 and node["parent_value"] is None:
+        return None
+    others = (node["parent_value"], node["value"])
+    values: list[float] = [row["value"] for row in rows] + [v for v in others if v is not None]
+    if not values:
+        return None
+    low, high = min(0.0, *values), max(1.0, *values)
+
+    def place(value: float) -> str:
+        return f"{4 + 92 * (value - low) / (high - low):.1f}%"
+
+    stacks: dict[int, int] = {}
+    dots = []
+    # The node itself comes last, so that it is drawn over the others, at the bottom of its stack.
+    for row in sorted(rows, key=lambda row: row["node"] != node["node"]):
+        column = round(DOT_BINS * (row["value"] - low) / (high - low))
+        stacks[column] = level = stacks.get(column, -1) + 1
+        if level < MAX_STACKED:
+            dots.append(
+                {
+                    "node": row["node"],
+                    "value": row["value"],
+                    "is_self": row["node"] == node["node"],
+                    "x": place(row["value"]),
+                    "y": 30 - 7 * level,
+                }
+            )
+    return {
+        "dots": dots[::-1],
+        "parent": None if node["parent_value"] is None else place(node["parent_value"]),
+        "low": low,
+        "high": high,
+        "hidden": len(rows) - len(dots),
+    }
