@@ -45,6 +45,13 @@ def tree_event(step: int, n_nodes: int) -> TreeSampled:
         advantage_max=2.0,
         zero_variance_share=0.2,
         mean_entropy=0.3,
+        advantage_spread=4.0,
+        max_entropy=random.random(),  # noqa: S311 (spread over the indexes)
+        mean_logprob=-0.3,
+        cliff=-0.5,
+        cliff_node="2.1",
+        duplicate_share=0.1,
+        grpo_flips=2,
     )
     payload = random.Random(step).randbytes(250 * n_nodes)  # noqa: S311 (as incompressible as a payload is)
     return TreeSampled(

@@ -8,6 +8,7 @@ decided.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
@@ -72,7 +73,9 @@ class Metrics(_Event):
 
 
 class TreeSummary(BaseModel):
-    """What a list of trees sorts and filters by; computed by `tree.summarise`."""
+    """What a list of trees sorts and filters by; computed by `summary.summarise`. Fields with a default came
+    later: a spool of an older trainer does not have them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
@@ -91,7 +94,23 @@ class TreeSummary(BaseModel):
     zero_variance_share: float = Field(
         description="Share of sibling groups whose values are all equal; NaN without groups."
     )
-    mean_entropy: float
+    mean_entropy: float = Field(description="Over the sampled tokens, nats; NaN without any.")
+    advantage_spread: float = Field(math.nan, description="Largest less smallest; NaN without credit.")
+    max_entropy: float = Field(math.nan, description="Over the sampled tokens, nats.")
+    mean_logprob: float = Field(math.nan, description="Over the sampled tokens, nats.")
+    cliff: float = Field(
+        math.nan, description="Drop of the value cliff (`cliffs.value_cliff`), negative; NaN without one."
+    )
+    cliff_node: str = Field("", description="Name of the node below that edge.")
+    duplicate_share: float = Field(
+        math.nan,
+        description="Share of segments that repeat an earlier sibling token for token; NaN without siblings.",
+    )
+    grpo_flips: int | None = Field(
+        None,
+        description="Credited segments that plain GRPO on the leaves would push the other way; None where "
+        "the two cannot be compared.",
+    )
 
 
 class TreeSampled(_Event):

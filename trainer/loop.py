@@ -51,7 +51,8 @@ from trainer.sampling.engine import SamplingStopped, plan_from_config
 from trainer.sampling.local_engine import LocalEngine
 from trainer.schema.data import ChainData, GraphData
 from trainer.seeding import named_seed
-from trainer.tree import CreditState, RolloutTree, summarise
+from trainer.summary import summarise
+from trainer.tree import CreditState, RolloutTree
 from trainer.verifiers import JudgingStopped, judge_from_config, verify_trees
 
 SKIPS_IN_A_ROW = 3  # updates that are not finite before a run fails

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trainer.tree import CreditState, FinishReason, RolloutTree, Verdict, zero_variance_share
+from trainer.summary import zero_variance_share
+from trainer.tree import CreditState, FinishReason, RolloutTree, Verdict
 
 
 def rollout_metrics(trees: Sequence[RolloutTree]) -> dict[str, float]:

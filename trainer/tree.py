@@ -18,7 +18,6 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from trainer.events import TreeSummary
 from trainer.text import storable
 
 PAYLOAD_VERSION = 2
@@ -427,45 +426,3 @@ def sampled_tree(
         texts=tuple(texts),
         answers=("",) * n,
     )
-
-
-def summarise(tree: RolloutTree) -> TreeSummary:
-    """The numbers that lists sort by. Call it after verdicts and credit are filled."""
-    leaf = tree.is_leaf()
-    verdicts = np.bincount(tree.verdict[leaf], minlength=len(Verdict))
-    tokens = tree.token_counts()
-    sampled = slice(int(tree.token_offsets[1]) if tree.n_nodes > 1 else len(tree.tokens), None)
-    credited = tree.advantage[np.isfinite(tree.advantage)]
-    return TreeSummary(
-        n_nodes=tree.n_nodes,
-        n_leaves=int(leaf.sum()),
-        n_correct=int(verdicts[Verdict.CORRECT]),
-        n_unparsed=int(verdicts[Verdict.UNPARSED]),
-        n_truncated=int(verdicts[Verdict.TRUNCATED]),
-        n_errors=int(verdicts[Verdict.ERROR]),
-        depth=int(tree.depths().max()),
-        tokens=int(tokens[1:].sum()),
-        tokens_flat=int((tokens[1:] * tree.answer_counts()[1:]).sum()),
-        value=float(tree.value[ROOT]),
-        advantage_min=float(credited.min()) if len(credited) else float("nan"),
-        advantage_max=float(credited.max()) if len(credited) else float("nan"),
-        zero_variance_share=zero_variance_share([tree]),
-        mean_entropy=float(tree.entropies[sampled].mean()) if len(tree.entropies[sampled]) else float("nan"),
-    )
-
-
-def zero_variance_share(trees: Sequence[RolloutTree]) -> float:
-    """Share of sibling groups (two or more children) in which every scored child has the same value: they
-    teach nothing, whatever the estimator. NaN if there is no such group.
-    """
-    groups = flat = 0
-    for tree in trees:
-        counts, first = tree.child_counts(), tree.first_children()
-        for node in np.flatnonzero(counts > 1):
-            values = tree.value[first[node] : first[node] + counts[node]]
-            values = values[np.isfinite(values)]
-            if len(values) < 2:
-                continue
-            groups += 1
-            flat += bool(values.max() - values.min() <= 1e-12)  # equal but for rounding
-    return flat / groups if groups else float("nan")

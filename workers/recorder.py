@@ -32,6 +32,7 @@ from webapp.limits import MAX_SERIES_PER_RUN
 from webapp.live.poke import poke
 from webapp.runs.models import LEASED, Attempt, Checkpoint, Run, RunStatus, Series
 from webapp.runs.services import append_status_event
+from webapp.trees.models import summary_columns
 from workers.lease import Lease, lock, settle
 from workers.output import Preempted, moment, storable_json
 
@@ -62,6 +63,13 @@ _TREE_TYPES = {
     "advantage_max": "float8",
     "zero_variance_share": "float8",
     "mean_entropy": "float8",
+    "advantage_spread": "float8",
+    "max_entropy": "float8",
+    "mean_logprob": "float8",
+    "cliff": "float8",
+    "cliff_node": "text",
+    "duplicate_share": "float8",
+    "grpo_flips": "int4",
     "payload": "bytea",
 }
 _OUTCOMES = {
@@ -353,8 +361,7 @@ def _reason(run: Run, last: Finished) -> str:
 
 
 def _tree_row(rows: _Rows, seq: int, event: TreeSampled) -> tuple[Any, ...]:
-    summary = event.summary
-    values = {
+    values: dict[str, Any] = summary_columns(event.summary) | {
         "run_id": rows.run_id,
         "seq": seq,
         "epoch": rows.epoch,
@@ -365,11 +372,7 @@ def _tree_row(rows: _Rows, seq: int, event: TreeSampled) -> tuple[Any, ...]:
         "superseded": False,
         "payload": event.payload,
     }
-    return tuple(values[name] if name in values else _or_null(getattr(summary, name)) for name in _TREE_TYPES)
-
-
-def _or_null(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return tuple(values[name] for name in _TREE_TYPES)
 
 
 def _upsert_series(cursor: Any, rows: _Rows) -> dict[str, int]:

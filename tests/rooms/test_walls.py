@@ -30,6 +30,8 @@ WEB_WORLD = {
 HEAVY = {"accelerate", "datasets", "safetensors", "tokenizers", "torch", "transformers", "vllm"}
 # What the web process may know of the trainer. Each of them must import without a heavy module.
 WORDS = {
+    "trainer.cliffs",
+    "trainer.comparison",
     "trainer.config",
     "trainer.config_file",
     "trainer.credit",
@@ -41,6 +43,7 @@ WORDS = {
     "trainer.metrics",
     "trainer.presets",
     "trainer.schema",
+    "trainer.summary",
     "trainer.text",
     "trainer.tree",
     "trainer.tree_lines",

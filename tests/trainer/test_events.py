@@ -25,7 +25,8 @@ from trainer.events import (
 )
 from trainer.metrics import METRICS
 from trainer.presets import PRESETS
-from trainer.tree import RolloutTree, summarise
+from trainer.summary import summarise
+from trainer.tree import RolloutTree
 
 TREE = credit_tree(tree_of(T1), PRESETS["treerpo-tiny"].config.credit)
 STARTED = Started(

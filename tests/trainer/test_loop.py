@@ -28,7 +28,8 @@ from trainer.loop import Outcome, train
 from trainer.losses import LossPart, policy_loss
 from trainer.metrics import METRICS
 from trainer.policy import ModelError, Policy, load_policy
-from trainer.tree import CreditState, RolloutTree, Verdict, summarise
+from trainer.summary import summarise
+from trainer.tree import CreditState, RolloutTree, Verdict
 
 SMALL = """
 training: {steps: 4, problems_per_step: 4, learning_rate: 1.0e-3}

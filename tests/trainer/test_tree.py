@@ -10,9 +10,10 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.trainer.trees import T1, T2, Nested, children_of, credit_tree, leaves_below, nested_trees, tree_of
+from tests.trainer.trees import T2, Nested, children_of, credit_tree, leaves_below, nested_trees, tree_of
 from trainer.presets import PRESETS
-from trainer.tree import ROOT, RolloutTree, Verdict, summarise, zero_variance_share
+from trainer.summary import summarise
+from trainer.tree import ROOT, RolloutTree
 
 TREERPO = PRESETS["treerpo-tiny"].config.credit
 
@@ -161,48 +162,3 @@ def test_a_payload_that_claims_too_much_is_not_expanded() -> None:
     bomb = zstandard.ZstdCompressor().compress(b"\0" * (257 * 2**20))
     with pytest.raises(ValueError, match=r"it claims 269484032 bytes; at most"):
         RolloutTree.from_payload(bomb)
-
-
-# ---- summaries
-
-
-def test_summary_by_hand() -> None:
-    # T1, 3 prompt tokens, segments of 2: 6 segments, 12 unique tokens; 4 answers of 4 tokens, 16 flat.
-    tree = credit_tree(tree_of(T1), TREERPO)
-    found = summarise(tree)
-    assert found.n_nodes == 7
-    assert (found.n_leaves, found.n_correct, found.n_unparsed, found.n_truncated, found.n_errors) == (
-        4,
-        1,
-        0,
-        0,
-        0,
-    )
-    assert (found.depth, found.tokens, found.tokens_flat) == (2, 12, 16)
-    assert found.value == 0.25
-    assert (found.advantage_min, found.advantage_max) == (-2, 2)
-    assert found.zero_variance_share == pytest.approx(1 / 3)  # of the groups root, A, B only B is all equal
-    assert found.mean_entropy == pytest.approx(float(tree.entropies[3:].mean()))
-
-
-def test_summary_counts_each_verdict() -> None:
-    tree = tree_of([1, 0, math.nan, 0, 0])
-    verdict = tree.verdict.copy()
-    verdict[4:] = [Verdict.UNPARSED, Verdict.TRUNCATED]
-    found = summarise(credit_tree(tree.with_verdicts(verdict, tree.reward, tree.answers), TREERPO))
-    assert (found.n_correct, found.n_unparsed, found.n_truncated, found.n_errors) == (1, 1, 1, 1)
-
-
-def test_summary_of_a_tree_without_credit_is_not_a_number_and_not_zero() -> None:
-    found = summarise(credit_tree(tree_of([math.nan]), TREERPO))
-    assert all(
-        math.isnan(v)
-        for v in (found.value, found.advantage_min, found.advantage_max, found.zero_variance_share)
-    )
-
-
-def test_zero_variance_share_counts_groups_of_two_or_more_scored_siblings() -> None:
-    trees = [credit_tree(tree_of(nested), TREERPO) for nested in (T1, [[1], [0, math.nan]])]
-    # T1: 3 groups, one equal. The other: the root group (1, 0) counts, the two below have one scored child
-    # each.
-    assert zero_variance_share(trees) == pytest.approx(1 / 4)

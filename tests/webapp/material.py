@@ -13,12 +13,12 @@ from django.db import connection
 from django.test import Client
 
 from tests.trainer.trees import credit_tree
-from trainer.events import TreeSummary
 from trainer.presets import PRESETS
-from trainer.tree import FinishReason, RolloutTree, Verdict, sampled_tree, summarise
+from trainer.summary import summarise
+from trainer.tree import FinishReason, RolloutTree, Verdict, sampled_tree
 from webapp.accounts.models import User
 from webapp.runs.models import Event, Point, Run, RunStatus, Series
-from webapp.trees.models import StoredTree
+from webapp.trees.models import StoredTree, summary_columns
 
 MORNING = datetime(2026, 1, 1, 8, tzinfo=UTC)
 
@@ -94,11 +94,6 @@ def add_many_points(run: Run, name: str, values: list[float]) -> Series:
 
 def add_tree(run: Run, step: int, tree: RolloutTree, index: int = 0) -> StoredTree:
     seq = next_event(run, "tree", step, {"tree": index, "problem_id": tree.problem_id})
-    summary: TreeSummary = summarise(tree)
-    columns = {
-        name: None if isinstance(value, float) and not np.isfinite(value) else value
-        for name, value in summary.model_dump().items()
-    }
     return StoredTree.objects.create(
         run=run,
         seq=seq,
@@ -108,7 +103,7 @@ def add_tree(run: Run, step: int, tree: RolloutTree, index: int = 0) -> StoredTr
         problem_id=tree.problem_id,
         prompt=tree.texts[0],
         payload=tree.to_payload(),
-        **columns,
+        **summary_columns(summarise(tree)),
     )
 
 

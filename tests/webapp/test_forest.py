@@ -12,7 +12,8 @@ from django.core.management import CommandError, call_command
 from tests.webapp.material import People
 from trainer.credit import credit_plan, credit_trees
 from trainer.presets import PRESETS
-from trainer.tree import RolloutTree, summarise
+from trainer.summary import summarise
+from trainer.tree import RolloutTree
 from webapp.runs.models import Event, Run, Series
 from webapp.trees.forest import Forest, ForestPlan
 from webapp.trees.models import StoredTree

@@ -22,10 +22,11 @@ from trainer.config import RunConfig
 from trainer.credit import credit_plan
 from trainer.presets import PRESETS
 from trainer.schema.credit import CreditConfig
-from trainer.tree import FinishReason, RolloutTree, sampled_tree, summarise
+from trainer.summary import summarise
+from trainer.tree import FinishReason, RolloutTree, sampled_tree
 from webapp.runs.models import Run
 from webapp.trees import querysets
-from webapp.trees.models import StoredTree
+from webapp.trees.models import StoredTree, summary_columns
 from webapp.trees.nodes import MAX_OUTLINE_ROWS, MAX_SIBLINGS, columns, node_json, outline, text_start
 from webapp.trees.opened import OpenTree
 from webapp.trees.querysets import steps_with_trees, trees_of_step
@@ -344,7 +345,7 @@ def test_superseded_trees_are_hidden(run: Run, client: Client) -> None:
 
 def test_steps_are_at_most_a_thousand_cells(run: Run) -> None:
     tree = worked_tree()
-    payload, summary = tree.to_payload(), summarise(tree).model_dump()
+    payload, summary = tree.to_payload(), summary_columns(summarise(tree))
     StoredTree.objects.bulk_create(
         StoredTree(
             run=run,

@@ -127,6 +127,18 @@ def test_stream_becomes_rows() -> None:
     assert (recorded.through, recorded.last_seq, recorded.ended) == (11, 15, True)
 
 
+def test_tree_signals_are_columns_and_what_was_not_told_is_null() -> None:
+    run = make_run()
+    told = {
+        "advantage_spread": 4.0, "max_entropy": 1.5, "mean_logprob": -0.5, "cliff": -0.25,
+        "cliff_node": "2.1", "duplicate_share": 0.125, "grpo_flips": 0,
+    }  # fmt: skip
+    Recorder(claimed(run)).record(numbered([started(), tree(1, 0, **told), tree(1, 1)]))
+    new, old = StoredTree.objects.filter(run=run).order_by("seq").values(*told)
+    assert new == told
+    assert old == dict.fromkeys(told)
+
+
 def test_what_the_check_of_packing_found_is_an_event_with_its_numbers() -> None:
     run = make_run()
     found = PackingChecked(

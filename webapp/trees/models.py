@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import math
+
 from django.db import models
 
+from trainer.events import TreeSummary
 from webapp.runs.models import Run
+
+# What the trees of a run are sorted by, over all steps. Each has an index (run, signal, id) of the trees that
+# are not superseded. A list reads it forwards, or backwards for the largest first; trees without the signal
+# (NULL) stand at its end and are read as a part of their own: ... IS NOT NULL ORDER BY signal DESC, id DESC,
+# then ... IS NULL. Within a step `tree_step` finds the few thousand trees, and sorting them is cheap.
+SORT_SIGNALS = (
+    "value", "advantage_spread", "cliff", "zero_variance_share", "mean_entropy", "max_entropy",
+    "mean_logprob", "duplicate_share", "grpo_flips", "n_errors", "n_nodes", "n_leaves", "depth", "tokens",
+    "tokens_flat",
+)  # fmt: skip
+_KEPT = models.Q(superseded=False)
 
 
 class StoredTree(models.Model):
     """A `trainer.tree.RolloutTree` of one problem at one step. `payload` is its `to_payload()`.
 
     `seq` is the event that brought it. Summary columns are `trainer.events.TreeSummary`; NaN is stored as
-    NULL.
+    NULL, and so is what the trainer of an older tree did not tell.
     """
 
     run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="trees", db_index=False)
@@ -37,6 +51,13 @@ class StoredTree(models.Model):
     advantage_max = models.FloatField(null=True)
     zero_variance_share = models.FloatField(null=True)
     mean_entropy = models.FloatField(null=True)
+    advantage_spread = models.FloatField(null=True)
+    max_entropy = models.FloatField(null=True)
+    mean_logprob = models.FloatField(null=True)
+    cliff = models.FloatField(null=True, help_text="Negative.")
+    cliff_node = models.TextField(null=True)
+    duplicate_share = models.FloatField(null=True)
+    grpo_flips = models.IntegerField(null=True)
 
     payload = models.BinaryField()
 
@@ -48,4 +69,19 @@ class StoredTree(models.Model):
             models.Index(fields=["run", "step", "index"], name="tree_step"),
             # One problem over training.
             models.Index(fields=["run", "problem_id", "step"], name="tree_problem"),
+            *(
+                models.Index(fields=["run", signal, "id"], condition=_KEPT, name=f"tree_by_{signal}")
+                for signal in SORT_SIGNALS
+            ),
         ]
+
+
+def summary_columns(summary: TreeSummary) -> dict[str, float | str | None]:
+    """The summary columns of a `StoredTree`: NULL for what is not there."""
+    return {name: _or_null(value) for name, value in summary}
+
+
+def _or_null(value: float | str | None) -> float | str | None:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return None if value == "" else value

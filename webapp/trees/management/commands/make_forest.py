@@ -13,8 +13,10 @@ from django.utils import timezone
 from psycopg.types.json import Jsonb
 
 from trainer.credit import credit_plan
+from trainer.events import TreeSummary
 from trainer.presets import PRESETS
-from trainer.tree import RolloutTree, summarise
+from trainer.summary import summarise
+from trainer.tree import RolloutTree
 from webapp.accounts.models import User
 from webapp.errors import RequestError
 from webapp.projects.access import Role
@@ -22,7 +24,7 @@ from webapp.projects.models import Membership, Project
 from webapp.runs.models import Event, Point, Run, RunStatus, Series
 from webapp.runs.services import check_name
 from webapp.trees.forest import Forest, ForestPlan
-from webapp.trees.models import StoredTree
+from webapp.trees.models import StoredTree, summary_columns
 
 PROJECT = "synthetic"
 PRESET = "treerpo"
@@ -138,7 +140,7 @@ class _Rows:
         self.step = 0
         self.values: list[float] = []  # of the step's trees
         self.series = Series(run=run, name="reward/mean")
-        self.summaries: dict[int, Any] = {}
+        self.summaries: dict[int, tuple[Any, TreeSummary]] = {}
 
     def store(self, numbers: list[int]) -> None:
         """Trees with these numbers. One transaction."""
@@ -163,10 +165,10 @@ class _Rows:
             self._end_step()
             self.step = step
         summary = self._summary(tree)
-        self.values.append(summary["value"])
+        self.values.append(summary.value)
         self._event("tree", step, {"index": index, "problem_id": tree.problem_id})
         yield {
-            **{name: _or_null(value) for name, value in summary.items()},
+            **summary_columns(summary),
             "run_id": self.run.id,
             "seq": self.seq,
             "epoch": 1,
@@ -178,14 +180,14 @@ class _Rows:
             "payload": tree.to_payload(),
         }
 
-    def _summary(self, tree: RolloutTree) -> dict[str, Any]:
+    def _summary(self, tree: RolloutTree) -> TreeSummary:
         """The tree's summary; trees that share their columns share it."""
         known = id(tree.parent)
         if known not in self.summaries:
             # Keeps the array alive too, so that no other takes its identity.
             self.summaries = self.summaries if len(self.summaries) < 200_000 else {}
-            self.summaries[known] = (tree.parent, summarise(tree).model_dump())
-        return dict(self.summaries[known][1])
+            self.summaries[known] = (tree.parent, summarise(tree))
+        return self.summaries[known][1]
 
     def _event(self, kind: str, step: int, body: dict[str, Any]) -> None:
         self.seq += 1
@@ -219,11 +221,6 @@ class _Rows:
             series.minimum = mean if series.minimum is None else min(series.minimum, mean)
             series.maximum = mean if series.maximum is None else max(series.maximum, mean)
         self.values = []
-
-
-def _or_null(value: Any) -> Any:
-    """NaN and infinity are stored as NULL, as the recorder does."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _copy(model: type[StoredTree | Event | Point], rows: list[dict[str, Any]]) -> None:
