@@ -80,8 +80,10 @@ class TreeSummary(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     n_nodes: int
-    n_leaves: int
-    n_correct: int
+    n_leaves: int = Field(description="Different ends, those that a search gave up included.")
+    n_correct: int = Field(
+        description="Answers; this and the next three count a leaf as often as it was sampled."
+    )
     n_unparsed: int
     n_truncated: int
     n_errors: int
@@ -95,6 +97,11 @@ class TreeSummary(BaseModel):
         description="Share of sibling groups whose values are all equal; NaN without groups."
     )
     mean_entropy: float = Field(description="Over the sampled tokens, nats; NaN without any.")
+    n_answers: int | None = Field(
+        None,
+        description="Sampled answers: copies counted, what a search gave up not. None: as many as leaves.",
+    )
+    n_given_up: int = Field(0, description="Leaves that a search gave up.")
     advantage_spread: float = Field(math.nan, description="Largest less smallest; NaN without credit.")
     max_entropy: float = Field(math.nan, description="Over the sampled tokens, nats.")
     mean_logprob: float = Field(math.nan, description="Over the sampled tokens, nats.")

@@ -19,7 +19,8 @@ from trainer.values import EQUAL_WITHIN
 def summarise(tree: RolloutTree) -> TreeSummary:
     """The numbers that lists sort by. Call it after verdicts and credit are filled."""
     leaf = tree.is_leaf()
-    verdicts = np.bincount(tree.verdict[leaf], minlength=len(Verdict))
+    is_answer = leaf & (tree.finish != FinishReason.PRUNED)  # what a search gave up is no answer
+    verdicts = np.bincount(tree.verdict[is_answer], tree.copies[is_answer], len(Verdict)).astype(np.int64)
     tokens = tree.token_counts()
     credited = tree.advantage[np.isfinite(tree.advantage)]
     sampled = _sampled_tokens(tree)
@@ -28,6 +29,8 @@ def summarise(tree: RolloutTree) -> TreeSummary:
     return TreeSummary(
         n_nodes=tree.n_nodes,
         n_leaves=int(leaf.sum()),
+        n_answers=int(tree.copies[is_answer].sum()),
+        n_given_up=int((leaf & ~is_answer).sum()),
         n_correct=int(verdicts[Verdict.CORRECT]),
         n_unparsed=int(verdicts[Verdict.UNPARSED]),
         n_truncated=int(verdicts[Verdict.TRUNCATED]),

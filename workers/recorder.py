@@ -63,6 +63,8 @@ _TREE_TYPES = {
     "advantage_max": "float8",
     "zero_variance_share": "float8",
     "mean_entropy": "float8",
+    "n_answers": "int4",
+    "n_given_up": "int4",
     "advantage_spread": "float8",
     "max_entropy": "float8",
     "mean_logprob": "float8",

@@ -41,6 +41,16 @@ def test_summary_counts_each_verdict() -> None:
     assert (found.n_correct, found.n_unparsed, found.n_truncated, found.n_errors) == (1, 1, 1, 1)
 
 
+def test_summary_counts_answers_with_their_copies_and_what_was_given_up_apart() -> None:
+    tree = tree_of([1, 0, 0, math.nan])
+    finish, verdict = tree.finish.copy(), tree.verdict.copy()
+    finish[4], verdict[4] = FinishReason.PRUNED, Verdict.NONE
+    copies = np.array([0, 3, 2, 1, 1], np.int32)
+    found = summarise(dataclasses.replace(tree, finish=finish, verdict=verdict, copies=copies))
+    assert (found.n_leaves, found.n_answers, found.n_given_up) == (4, 6, 1)
+    assert (found.n_correct, found.n_errors) == (3, 0)
+
+
 def test_summary_of_a_tree_without_credit_is_not_a_number_and_not_zero() -> None:
     found = summarise(credit_tree(tree_of([math.nan]), TREERPO))
     assert all(

@@ -51,6 +51,8 @@ class StoredTree(models.Model):
     advantage_max = models.FloatField(null=True)
     zero_variance_share = models.FloatField(null=True)
     mean_entropy = models.FloatField(null=True)
+    n_answers = models.IntegerField(null=True, help_text="NULL: as many as leaves.")
+    n_given_up = models.IntegerField(db_default=0)
     advantage_spread = models.FloatField(null=True)
     max_entropy = models.FloatField(null=True)
     mean_logprob = models.FloatField(null=True)
