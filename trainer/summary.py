@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer.cliffs import value_cliff
-from trainer.comparison import grpo_advantages
+from trainer.comparison import grpo_advantages, have_opposite_signs
 from trainer.events import TreeSummary
 from trainer.tree import ROOT, CreditState, FinishReason, RolloutTree, Verdict
-from trainer.values import EQUAL_WITHIN
 
 
 def summarise(tree: RolloutTree) -> TreeSummary:
@@ -112,6 +110,4 @@ def grpo_flips(tree: RolloutTree) -> int | None:
     compared = credited & np.isfinite(theirs)
     if not compared.any():
         return None
-    mine, theirs = tree.advantage[compared], theirs[compared]
-    is_push: NDArray[Any] = np.minimum(np.abs(mine), np.abs(theirs)) > EQUAL_WITHIN  # not 0 but for rounding
-    return int((is_push & (np.sign(mine) != np.sign(theirs))).sum())
+    return int(have_opposite_signs(tree.advantage[compared], theirs[compared]).sum())
