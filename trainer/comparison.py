@@ -86,7 +86,12 @@ def estimators() -> tuple[Estimator, ...]:
         if named not in found.setdefault(key, []):
             found[key].append(named)
     return tuple(
-        Estimator(names[0][0], ", ".join(title for _, title in names), formula(credit_of_key[key]), credit_of_key[key])
+        Estimator(
+            names[0][0],
+            ", ".join(title for _, title in names),
+            formula(credit_of_key[key]),
+            credit_of_key[key],
+        )
         for key, names in found.items()
     )
 
