@@ -26,6 +26,19 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
 
 
+def difference_interval(successes: int, trials: int, others: int, other_trials: int) -> tuple[float, float]:
+    """95 % interval of the difference of two shares, from the Wilson interval of each (Newcombe 1998, method
+    10): p1 - p2 - sqrt((p1 - l1)² + (u2 - p2)²) to p1 - p2 + sqrt((u1 - p1)² + (p2 - l2)²).
+
+    NaN, NaN without trials on either side.
+    """
+    if trials == 0 or other_trials == 0:
+        return math.nan, math.nan
+    p1, p2 = successes / trials, others / other_trials
+    (l1, u1), (l2, u2) = wilson_interval(successes, trials), wilson_interval(others, other_trials)
+    return p1 - p2 - math.hypot(p1 - l1, u2 - p2), p1 - p2 + math.hypot(u1 - p1, p2 - l2)
+
+
 def bootstrap_interval(values: NDArray[np.float64], draws: int = 2000) -> tuple[float, float]:
     """95 % interval of a mean over problems: percentiles of the means of `draws` resamples (Efron 1979).
 

@@ -7,6 +7,8 @@ from webapp.trees import views
 tree_urls = [
     path("", views.tree_detail, name="tree-detail"),
     path("n/<str:name>", views.node_page, name="node-page"),
+    path("siblings", views.siblings_page, name="node-siblings"),
+    path("diff", views.diff_page, name="node-diff"),
 ]
 
 urlpatterns = [

@@ -17,6 +17,7 @@ from webapp.projects.access import Role, get_tree, may
 from webapp.runs.method import method_of
 from webapp.runs.querysets import run_states
 from webapp.runs.views import page_cursor, run_context
+from webapp.trees import comparing
 from webapp.trees.inspector import inspector_context
 from webapp.trees.models import StoredTree
 from webapp.trees.nodes import find_node, outline
@@ -96,6 +97,29 @@ def node_page(request: HttpRequest, tree_id: int, name: str) -> HttpResponse:
     node = find_or_404(opened.tree, name)
     context |= inspector_context(opened, node, stored_config(stored.run.config))
     return render(request, "trees/node.html", context)
+
+
+@require_GET
+def siblings_page(request: HttpRequest, tree_id: int) -> HttpResponse:
+    """The siblings of a node beside each other."""
+    _, opened, context = tree_context(request, tree_id)
+    if opened is None:
+        return damaged(request, context)
+    node = find_or_404(opened.tree, request.GET.get("n", "0"))
+    sort = _one_of(request, "sort", comparing.SORTS)
+    context |= {"name": opened.name(node), "siblings": comparing.siblings_json(opened, node, sort)}
+    return render(request, "trees/siblings.html", context)
+
+
+@require_GET
+def diff_page(request: HttpRequest, tree_id: int) -> HttpResponse:
+    """Two nodes against each other."""
+    _, opened, context = tree_context(request, tree_id)
+    if opened is None:
+        return damaged(request, context)
+    a, b = (find_or_404(opened.tree, request.GET.get(side, "0")) for side in ("a", "b"))
+    context |= {"names": [opened.name(a), opened.name(b)], "diff": comparing.diff_json(opened, a, b)}
+    return render(request, "trees/diff.html", context)
 
 
 def find_or_404(tree: RolloutTree, name: str) -> int:
