@@ -16,7 +16,7 @@ from trainer.checkpoint import list_checkpoints
 from trainer.config_file import config_from_yaml
 from trainer.data import load_data
 from trainer.evaluation import count_verdicts, evaluate, main, pass_at_k
-from trainer.intervals import bootstrap_interval, wilson_interval
+from trainer.intervals import bootstrap_interval, difference_interval, wilson_interval
 from trainer.loop import train
 from trainer.metrics import METRICS
 from trainer.policy import Policy
@@ -24,6 +24,14 @@ from trainer.sampling.local_engine import LocalEngine
 from trainer.schema.data import ChainData
 from trainer.tree import RolloutTree
 from trainer.verifiers import Judgement, are_equal, judge_gsm8k
+
+
+def test_the_interval_of_a_difference_is_the_published_one() -> None:
+    """Newcombe 1998, table II: 56/70 against 48/80, method 10."""
+    assert difference_interval(56, 70, 48, 80) == pytest.approx((0.0524, 0.3339), abs=6e-5)
+    low, high = difference_interval(48, 80, 56, 70)
+    assert (low, high) == pytest.approx((-0.3339, -0.0524), abs=6e-5)
+    assert all(map(math.isnan, difference_interval(1, 1, 0, 0)))
 
 
 @pytest.mark.parametrize(

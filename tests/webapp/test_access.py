@@ -38,6 +38,8 @@ PAGES = {
     "health": ("GET", 302, 200, 200, 200),
     "tree-detail": ("GET", 302, 404, 200, 200),
     "node-page": ("GET", 302, 404, 200, 200),
+    "node-siblings": ("GET", 302, 404, 200, 200),
+    "node-diff": ("GET", 302, 404, 200, 200),
 }
 OPEN = {"healthz", "login", "login-link"}
 

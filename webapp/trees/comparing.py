@@ -187,8 +187,7 @@ def diff_json(opened: OpenTree, a: int, b: int) -> dict[str, Any]:
         "shared_letters": sum(len(tree.texts[node]) for node in paths[0][:shared]),
         "is_cut": any(map(is_cut, texts)),
         "sides": [
-            _side(opened, node, nodes, side)
-            for node, nodes, side in zip((a, b), rest, pieces, strict=True)
+            _side(opened, node, nodes, side) for node, nodes, side in zip((a, b), rest, pieces, strict=True)
         ],
         "gap": _gap(opened, a, b),
         "answers": _answers(opened, a, b),
@@ -239,7 +238,7 @@ def _gap(opened: OpenTree, a: int, b: int) -> dict[str, Any]:
     tree = opened.tree
     sides = [opened.leaves_below(node) for node in (a, b)]
     (c, n), (d, m) = (_counts(tree, leaves) for leaves in sides)
-    is_apart = not np.intersect1d(*sides).size
+    is_apart = not np.intersect1d(sides[0], sides[1]).size
     both = [share_correct(opened, node) for node in (a, b)]
     is_better = None
     if is_apart and n and m:

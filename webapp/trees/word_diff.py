@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 MOST_WORDS = 8000  # of each side, marks and blanks included; what follows is not compared
 _WORD = re.compile(r"\s+|\w+|[^\w\s]")
+_LEAST_TAIL = 4
 _LARGE_CHANGE = 6  # words and blanks
 
 
@@ -44,6 +45,8 @@ def _common(a: Sequence[str], b: Sequence[str]) -> list[tuple[int, int]]:
     end = 0
     while end < min(len(a), len(b)) - start and a[-1 - end] == b[-1 - end]:
         end += 1
+    if end < _LEAST_TAIL:  # a full stop that both end in may belong to an earlier sentence
+        end = 0
     inner_a, inner_b = a[start : len(a) - end], b[start : len(b) - end]
     places: dict[str, int] = {}
     for i, word in enumerate(inner_a):
