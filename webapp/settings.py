@@ -120,6 +120,7 @@ INSTALLED_APPS = [
     "webapp.projects",
     "webapp.runs",
     "webapp.trees",
+    "webapp.problems",
     "webapp.live",
     "webapp.embedded",
 ]
@@ -151,7 +152,7 @@ TEMPLATES = [
                 "django.contrib.messages.context_processors.messages",
                 "webapp.context.shell",
             ],
-            "libraries": {"arborist": "webapp.formatting"},
+            "libraries": {"arborist": "webapp.formatting", "problems": "webapp.problems.strip"},
         },
     }
 ]

@@ -17,5 +17,6 @@ urlpatterns = [
     path("", include("webapp.accounts.urls")),
     path("", include("webapp.runs.urls")),
     path("", include("webapp.trees.urls")),
+    path("", include("webapp.problems.urls")),
     path("api/v1/", api.urls),
 ]

@@ -18,7 +18,7 @@ import { aligned } from "./series.js";
  * @property {Line[]} lines
  * @property {Look[]} looks one per line
  * @property {[number, number] | null} window chosen x range
- * @property {{x: number, kind: string}[]} marks
+ * @property {{x: number, kind: string}[]} marks kind "now" is a whole line, the others are dashed
  */
 /**
  * @typedef {object} ChartHooks
@@ -174,10 +174,10 @@ export class Chart {
     const dpr = devicePixelRatio;
     ctx.save();
     ctx.lineWidth = dpr;
-    ctx.strokeStyle = colour("--line-control");
-    ctx.setLineDash([dpr, 3 * dpr]);
-    for (const { x } of this.#drawing.marks) {
+    for (const { x, kind } of this.#drawing.marks) {
       if (x < from || x > to) continue;
+      ctx.strokeStyle = colour(kind === "now" ? "--text-1" : "--line-control");
+      ctx.setLineDash(kind === "now" ? [] : [dpr, 3 * dpr]);
       const left = Math.round(plot.valToPos(x, "x", true));
       ctx.beginPath();
       ctx.moveTo(left, bbox.top);

@@ -1,0 +1,180 @@
+"""All trees of a step at once: where their nodes lie by depth and value, which groups teach nothing, how
+often siblings repeat each other. Pure numpy over `trainer.tree.RolloutTree`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.tree import ROOT, RolloutTree
+
+N_BINS = 10
+NO_VALUE = N_BINS  # the column of nodes below which nothing was scored
+MAX_MERGED_NODES = 4000
+EQUAL_WITHIN = 1e-12  # as `trainer.tree.zero_variance_share`: equal but for rounding
+
+
+@dataclass(frozen=True, slots=True)
+class Bins:
+    """Ten value bins of equal width from `low` to `high`; the last one holds its upper edge."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    @classmethod
+    def over(cls, low: float, high: float) -> Bins:
+        """Bins that hold every value: 0 to 1, and further where rewards go further (-1 to 1 is the usual
+        other). NaN or infinite ends count as absent.
+        """
+        low = low if math.isfinite(low) else 0.0
+        high = high if math.isfinite(high) else 1.0
+        return cls(min(low, -1.0) if low < 0 else 0.0, max(high, 1.0))
+
+    def of(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
+        """[N] bin of each value; `NO_VALUE` where there is none."""
+        finite = np.isfinite(values)
+        share = (np.where(finite, values, self.low) - self.low) / (self.high - self.low)
+        # The small push keeps 0.3, which lies a rounding below 3/10 of the way, in the bin it names.
+        found = np.clip(np.floor(share * N_BINS + 1e-9), 0, N_BINS - 1).astype(np.int64)
+        return np.where(finite, found, NO_VALUE)
+
+    def edges(self, place: int) -> tuple[float, float]:
+        width = (self.high - self.low) / N_BINS
+        return self.low + place * width, self.low + (place + 1) * width
+
+
+@dataclass(slots=True)
+class DepthRow:
+    """One depth over all trees. Groups are the children of one node, counted at the children's depth."""
+
+    depth: int
+    bins: NDArray[np.int64] = field(default_factory=lambda: np.zeros(N_BINS + 1, np.int64))
+    n_nodes: int = 0
+    value_sum: float = 0.0
+    n_valued: int = 0
+    n_credited: int = 0
+    n_groups: int = 0  # two or more scored children
+    n_flat: int = 0  # of those: all values are equal
+    n_siblings: int = 0  # nodes in groups of two or more, a leaf as often as it was sampled
+    n_repeats: int = 0  # of those: the same tokens as an earlier sibling
+
+    @property
+    def value_mean(self) -> float | None:
+        return self.value_sum / self.n_valued if self.n_valued else None
+
+    @property
+    def flat_share(self) -> float | None:
+        return self.n_flat / self.n_groups if self.n_groups else None
+
+    @property
+    def repeat_share(self) -> float | None:
+        return self.n_repeats / self.n_siblings if self.n_siblings else None
+
+    @property
+    def credited_share(self) -> float | None:
+        return self.n_credited / self.n_nodes if self.n_nodes else None
+
+
+def by_depth(trees: Sequence[RolloutTree], bins: Bins) -> list[DepthRow]:
+    """A row per depth from 0 (the prompts) to the deepest."""
+    rows: list[DepthRow] = []
+    for tree in trees:
+        depths = tree.depths()
+        while len(rows) <= int(depths.max()):
+            rows.append(DepthRow(len(rows)))
+        counts, first = tree.child_counts(), tree.first_children()
+        places = bins.of(tree.value)
+        for row in rows[: int(depths.max()) + 1]:
+            here = depths == row.depth
+            values = tree.value[here]
+            valued = values[np.isfinite(values)]
+            row.bins += np.bincount(places[here], minlength=N_BINS + 1)
+            row.n_nodes += int(here.sum())
+            row.value_sum += float(valued.sum())
+            row.n_valued += len(valued)
+            row.n_credited += int(np.isfinite(tree.advantage[here]).sum())
+        for node in np.flatnonzero(counts):
+            children = slice(int(first[node]), int(first[node] + counts[node]))
+            row = rows[int(depths[node]) + 1]
+            values = tree.value[children]
+            values = values[np.isfinite(values)]
+            if len(values) >= 2:
+                row.n_groups += 1
+                row.n_flat += bool(values.max() - values.min() <= EQUAL_WITHIN)
+            sampled, different = _repeats(tree, children)
+            if sampled >= 2:
+                row.n_siblings += sampled
+                row.n_repeats += sampled - different
+    return rows
+
+
+def _repeats(tree: RolloutTree, children: slice) -> tuple[int, int]:
+    """How many segments were sampled as these children (a merged leaf as often as it was), and how many of
+    them are different, token by token.
+    """
+    offsets = tree.token_offsets
+    texts = {
+        tree.tokens[offsets[child] : offsets[child + 1]].tobytes()
+        for child in range(children.start, children.stop)
+    }
+    return int(np.maximum(tree.copies[children], 1).sum()), len(texts)
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """All trees laid over each other: nodes that came the same way through the value bins are one.
+
+    Breadth-first like a rollout tree, node 0 stands above the prompts. `parent` [M]; `bin` [M] (-1 at node
+    0); `answers` [M] sampled answers below; `nodes` [M] how many nodes were laid together. `n_left_out`: of
+    those, how many a too deep or too wide picture left out.
+    """
+
+    parent: list[int]
+    bin: list[int]
+    answers: list[int]
+    nodes: list[int]
+    n_left_out: int
+
+
+def merge(trees: Sequence[RolloutTree], bins: Bins, most: int = MAX_MERGED_NODES) -> Merged:
+    """Children stand in the order of their bins, the highest values first; what has no value is last."""
+    ways: dict[tuple[int, ...], list[int]] = {}
+    for tree in trees:
+        places = bins.of(tree.value)
+        below = np.maximum(tree.answer_counts(), 1)
+        way: list[tuple[int, ...]] = [()] * tree.n_nodes
+        for node in range(tree.n_nodes):
+            up = () if node == ROOT else way[int(tree.parent[node])]
+            way[node] = (*up, int(places[node]))
+            there = ways.setdefault(way[node], [0, 0])
+            there[0] += int(below[node])
+            there[1] += 1
+    n_nodes = sum(count for _, count in ways.values())
+    # Level by level: a level that does not fit is left out, and so are those below it.
+    order: list[tuple[int, ...]] = []
+    depth = 1
+    while level := [way for way in ways if len(way) == depth]:
+        if len(order) + len(level) > most:
+            break
+        order += level
+        depth += 1
+    rank = {NO_VALUE: N_BINS} | {place: N_BINS - 1 - place for place in range(N_BINS)}
+    order.sort(key=lambda way: (len(way), [rank[place] for place in way]))
+    index = {way: place for place, way in enumerate(order, 1)} | {(): 0}
+    return Merged(
+        parent=[-1, *(index[way[:-1]] for way in order)],
+        bin=[-1, *(way[-1] for way in order)],
+        answers=[sum(ways[way][0] for way in order if len(way) == 1), *(ways[way][0] for way in order)],
+        nodes=[sum(ways[way][1] for way in order if len(way) == 1), *(ways[way][1] for way in order)],
+        n_left_out=n_nodes - sum(ways[way][1] for way in order),
+    )
+
+
+def nodes_in(tree: RolloutTree, bins: Bins, depth: int, place: int) -> list[int]:
+    """The nodes of one cell of the table, in sampling order."""
+    return np.flatnonzero((tree.depths() == depth) & (bins.of(tree.value) == place)).tolist()
