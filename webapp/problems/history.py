@@ -193,7 +193,7 @@ def edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
     return row[-1]
 
 
-# ------------------------------------------------------------------------------------------------ turning points
+# ----------------------------------------------------------------------------------------- turning points
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from django.db import connection
-from django.db.models import Count, F, Func, IntegerField, Max, Min
+from django.db.models import Count, F, Func, IntegerField, Max, Min, Q
 from django.urls import reverse
 
 from trainer.tree import RolloutTree
@@ -179,11 +179,11 @@ def history(
     return [{**run, "rows": rows[run["id"]], "n_rows": numbers.get(run["id"], 0)} for run in runs]
 
 
-def choose_frames(runs: Sequence[dict[str, Any]], most: int = MAX_FRAMES) -> None:
+def choose_frames(runs: Sequence[dict[str, Any]]) -> None:
     """Give each run `turns`, its turning points, and `frames`: all its rows, or as many as fit, evenly over
     the steps, with the turning points among them.
     """
-    each = max(most // max(len(runs), 1), 2)
+    each = max(MAX_FRAMES // max(len(runs), 1), 2)
     for run in runs:
         rows = run["rows"]
         turns = turning_points([(row["n_correct"], row["n_leaves"]) for row in rows])
@@ -224,13 +224,16 @@ def read_trees(ids: Sequence[int]) -> Iterator[tuple[int, bytes, RolloutTree | N
 
 
 def strip(run: Run, problem: str, tree_id: int, step: int, index: int) -> dict[str, Any] | None:
-    """The trees of the same problem in the same run: `cells` around this one, `previous` and `next`, `n` of
-    all; None where this is the only one. Two queries.
+    """The trees of the same problem in the same run: at most 40 `cells` around this one, `previous` and
+    `next`, `place` (from 1) and `n` of all; None where this is the only one. Three queries.
     """
     trees = StoredTree.objects.filter(run=run, problem_id=problem, superseded=False)
     n = trees.count()
     if n < 2:
         return None
+    n_before = trees.filter(
+        Q(step__lt=step) | Q(step=step, index__lt=index) | Q(step=step, index=index, id__lte=tree_id)
+    ).count()
     half = MAX_STRIP_CELLS // 2
     fields = ("id", "step", "index", "value", "n_correct", "n_leaves")
     # Rows compare as (step, index, id), so that two trees of one step stand in the order of the batch.
@@ -268,7 +271,7 @@ def strip(run: Run, problem: str, tree_id: int, step: int, index: int) -> dict[s
         "previous": cells[at - 1] if at else None,
         "next": cells[at + 1] if at + 1 < len(cells) else None,
         "n": n,
-        "n_hidden": n - len(cells),
+        "place": n_before,
     }
 
 
@@ -279,4 +282,4 @@ def trees_between(run: Run, first: int, last: int) -> tuple[list[dict[str, Any]]
     """Summaries of the trees of steps `first` to `last`, in order, at most 512; and how many there are."""
     trees = StoredTree.objects.filter(run=run, step__gte=first, step__lte=last, superseded=False)
     rows = trees.order_by("step", "index", "id").values("id", "step", "index", "problem_id", "prompt")
-    return list(rows[:MAX_STEP_TREES]), trees.count()
+    return [dict(row) for row in rows[:MAX_STEP_TREES]], trees.count()

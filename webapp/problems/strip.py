@@ -15,6 +15,6 @@ register = template.Library()
 
 @register.inclusion_tag("problems/_strip.html")
 def problem_strip(run: Run, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """`tree`: its TREEROW. Two queries; nothing is drawn where the problem has one tree."""
+    """`tree`: its TREEROW. Three queries."""
     found = strip(run, tree["problem_id"], tree["id"], tree["step"], tree["index"])
     return {"strip": found, "project": run.project, "problem": tree["problem_id"]}

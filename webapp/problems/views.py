@@ -14,7 +14,6 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET
 
 from trainer.config import stored_config
-from trainer.credit import credit_plan
 from trainer.tree import CreditState, RolloutTree
 from webapp.errors import RequestError
 from webapp.limits import PAGE_SIZE
@@ -23,7 +22,8 @@ from webapp.problems.aggregate import N_BINS, NO_VALUE, Bins, DepthRow, by_depth
 from webapp.problems.history import MAX_BANDS, OPENING_WORDS, answers_of, bands, clusters, openings_of
 from webapp.projects.access import get_project, get_tree
 from webapp.runs.views import page_cursor, run_context
-from webapp.trees.nodes import node_json, read_tree, text_start
+from webapp.trees.nodes import node_json, text_start
+from webapp.trees.opened import open_tree
 from webapp.trees.querysets import icicle, steps_with_trees, tree_row
 from webapp.trees.words import CREDIT_WORDS
 
@@ -287,18 +287,18 @@ def _side(request: HttpRequest, tree_id: int, name: str) -> dict[str, Any]:
     stored = get_tree(request, tree_id)
     side: dict[str, Any] = {"tree": tree_row(stored), "run": stored.run, "node": None, "depths": []}
     try:
-        tree = read_tree(stored)
+        opened = open_tree(stored)
     except RequestError as damage:
         return {**side, "reason": damage.detail}
-    config = stored_config(stored.run.config)
+    tree, config = opened.tree, stored_config(stored.run.config)
     found, is_there = nearest_node(tree, name)
-    children = np.flatnonzero(tree.parent == found)
+    children = opened.children(found)
     return {
         **side,
-        "node": node_json(tree, found, credit_plan(config)),
+        "node": node_json(opened, found, config),
         "is_there": is_there,
         "children": [
-            {"node": tree.name(int(child)), "value": float(tree.value[child])}
+            {"node": opened.name(child), "value": float(tree.value[child])}
             for child in children[:MAX_CHILDREN_SHOWN]
         ],
         "n_children": len(children),

@@ -15,6 +15,7 @@ const CHANGED = new Intl.ListFormat("en");
 export class PanelView {
   element;
   /** Drawn since the last change. */ fresh = false;
+  /** What is read while nobody points at the chart; null: the last values. @type {number | null} */ rest = null;
   /** @type {Chart | null} */ #chart = null;
   /** @type {Drawing | null} */ #drawing = null;
   /** @type {Map<number, Shown>} */ #runs = new Map();
@@ -95,11 +96,12 @@ export class PanelView {
     this.#read();
   }
 
-  /** Values under the crosshair, else the last ones. */
+  /** Values under the crosshair, else at `rest`, else the last ones. */
   #read() {
     const drawing = this.#drawing;
     if (!drawing) return;
-    const places = drawing.lines.map((line) => (this.#cursor === null ? line.raw.length - 1 : nearest(line, this.#cursor)));
+    const at = this.#cursor ?? this.rest;
+    const places = drawing.lines.map((line) => (at === null ? line.raw.length - 1 : nearest(line, at)));
     const parts = drawing.lines.map((line, i) => {
       const at = places[i] ?? -1;
       const [raw, smoothed] = [line.raw[at], line.smoothed[at]];

@@ -72,6 +72,7 @@ function start() {
         const style = looks.get(line.run) ?? { slot: 1, dash: [] };
         return { ...style, sparse: line.raw.length < 60 };
       });
+      view.rest = /** @type {number} */ (steps[place]);
       view.draw({ lines, looks: styles, window: ends, marks: [...marks, { x: /** @type {number} */ (steps[place]), kind: "now" }] }, shown, afresh);
     }
   }
