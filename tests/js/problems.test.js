@@ -64,8 +64,8 @@ test("two trees share the wider scale", () => {
 });
 
 test("merged nodes lie under their parents, and what ended early leaves room", () => {
-  // 0 above; prompts 1 (6 answers) and 2 (2); below 1: 3 (3 answers) and 4 (2), one answer ended at 1 itself.
-  const merged = { parent: [-1, 0, 0, 1, 1], bin: [-1, 7, 2, 9, 10], answers: [8, 6, 2, 3, 2], nodes: [2, 1, 1, 1, 1], low: 0, high: 1, query: "" };
+  // 0 above; prompts 1 (6 leaves) and 2 (2); below 1: 3 (3 leaves) and 4 (2), one leaf ended at 1 itself.
+  const merged = { parent: [-1, 0, 0, 1, 1], bin: [-1, 7, 2, 9, 10], leaves: [8, 6, 2, 3, 2], nodes: [2, 1, 1, 1, 1], low: 0, high: 1, query: "" };
   const places = mergedLayout(merged);
   assert.deepEqual([...places.x], [0, 0, 6, 0, 3]);
   assert.deepEqual([...places.depth], [-1, 0, 0, 1, 1]);

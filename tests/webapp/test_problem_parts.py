@@ -10,7 +10,8 @@ import pytest
 
 from tests.webapp.material import worked_tree
 from tests.webapp.test_trees import grown
-from trainer.tree import FinishReason, RolloutTree, Verdict, sampled_tree, zero_variance_share
+from trainer.summary import duplicate_share, zero_variance_share
+from trainer.tree import FinishReason, RolloutTree, Verdict, sampled_tree
 from webapp.problems.aggregate import N_BINS, NO_VALUE, Bins, by_depth, merge, nodes_in
 from webapp.problems.history import (
     Answer,
@@ -158,9 +159,9 @@ def test_frames_are_thinned_evenly_and_keep_what_matters() -> None:
 
 def test_curves_have_one_point_per_step() -> None:
     rows = [
-        {"step": 1, "value": 0.5, "n_correct": 1, "n_leaves": 4},
-        {"step": 1, "value": 1.0, "n_correct": 4, "n_leaves": 4},
-        {"step": 2, "value": None, "n_correct": 0, "n_leaves": 0},
+        {"step": 1, "value": 0.5, "n_correct": 1, "answers": 4},
+        {"step": 1, "value": 1.0, "n_correct": 4, "answers": 4},
+        {"step": 2, "value": None, "n_correct": 0, "answers": 0},
     ]
     assert points(rows) == [
         {"step": 1, "value": 0.75, "solved": 5 / 8},
@@ -208,6 +209,7 @@ def test_siblings_with_the_same_tokens_are_duplicates() -> None:
     # Merged: one leaf stands for three equal answers.
     merged = by_depth([_star(tokens=[[5, 6], [5]], copies=[0, 3, 1])], Bins())[1]
     assert (merged.n_siblings, merged.n_repeats) == (4, 2)
+    assert duplicate_share(tree) == row.repeat_share  # the trainer counts them in the same way
 
 
 def _star(tokens: list[list[int]], copies: list[int] | None = None) -> RolloutTree:
@@ -227,7 +229,7 @@ def test_trees_laid_over_each_other() -> None:
     merged = merge([worked_tree(), worked_tree(2)], Bins())
     assert merged.parent == [-1, 0, 1, 1, 2, 2, 3]
     assert merged.bin == [-1, 2, 5, 0, 9, 0, 0]
-    assert merged.answers == [8, 8, 4, 4, 2, 2, 4]
+    assert merged.leaves == [8, 8, 4, 4, 2, 2, 4]
     assert merged.nodes == [2, 2, 2, 2, 2, 2, 4]
     assert merged.n_left_out == 0
     # Three rows do not fit in four nodes: the deepest is left out, and counted.

@@ -63,7 +63,7 @@ def test_the_list_counts_trees_of_all_runs_of_the_project_and_of_no_other(
     assert set(by_id) == {"p-1", HOSTILE}
     row = by_id["p-1"]
     assert (row["n_trees"], row["n_runs"], row["first"], row["last"], row["first_solved"]) == (3, 2, 1, 5, 1)
-    assert (row["value"], row["n_correct"], row["n_leaves"]) == (0.25, 1, 4)
+    assert (row["value"], row["n_correct"], row["answers"]) == (0.25, 1, 4)
 
 
 def test_the_list_goes_on_where_a_page_ended_and_costs_the_same_for_more(
@@ -235,10 +235,10 @@ def test_a_damaged_tree_beside_a_sound_one(run: Run, client: Client) -> None:
 
 def test_all_trees_of_a_step_and_of_a_range(run: Run, client: Client) -> None:
     page = text_of(client.get(f"/r/{run.id}/trees/all"))
-    assert "1 tree. 7 nodes, 4 sampled answers." in page  # the newest step
+    assert "1 tree. 7 nodes, 4 leaves." in page  # the newest step
     response = client.get(f"/r/{run.id}/trees/all?step=1&to=2")
     page = text_of(response)
-    assert "2 trees. 14 nodes, 8 sampled answers." in page
+    assert "2 trees. 14 nodes, 8 leaves." in page
     # Depth 2: six leaves of value 0, two of 1; half with credit; two of four groups are flat; no repeats.
     assert re.search(r" 2 6 2 8 0\.25 50 % 50 % 2/4 0 % 0/8", page)
     # A number leads to its nodes.

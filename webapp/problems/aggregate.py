@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.tree import ROOT, RolloutTree
+from trainer.tree import ROOT, FinishReason, RolloutTree
 
 N_BINS = 10
 NO_VALUE = N_BINS  # the column of nodes below which nothing was scored
 MAX_MERGED_NODES = 4000
-EQUAL_WITHIN = 1e-12  # as `trainer.tree.zero_variance_share`: equal but for rounding
+EQUAL_WITHIN = 1e-12  # as `trainer.summary.zero_variance_share`: equal but for rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +114,14 @@ def by_depth(trees: Sequence[RolloutTree], bins: Bins) -> list[DepthRow]:
 
 
 def _repeats(tree: RolloutTree, children: slice) -> tuple[int, int]:
-    """How many segments were sampled as these children (a merged leaf as often as it was), and how many of
-    them are different, token by token.
+    """How many segments were sampled as these children (a merged leaf as often as it was, given text not),
+    and how many of them are different, token by token. As `trainer.summary.duplicate_share`.
     """
     offsets = tree.token_offsets
-    texts = {
-        tree.tokens[offsets[child] : offsets[child + 1]].tobytes()
-        for child in range(children.start, children.stop)
-    }
-    return int(np.maximum(tree.copies[children], 1).sum()), len(texts)
+    sampled = np.arange(children.start, children.stop)
+    sampled = sampled[tree.finish[children] != FinishReason.GIVEN]
+    texts = {tree.tokens[offsets[child] : offsets[child + 1]].tobytes() for child in sampled}
+    return int(np.maximum(tree.copies[sampled], 1).sum()), len(texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +129,13 @@ class Merged:
     """All trees laid over each other: nodes that came the same way through the value bins are one.
 
     Breadth-first like a rollout tree, node 0 stands above the prompts. `parent` [M]; `bin` [M] (-1 at node
-    0); `answers` [M] sampled answers below; `nodes` [M] how many nodes were laid together. `n_left_out`: of
-    those, how many a too deep or too wide picture left out.
+    0); `leaves` [M] below, a merged one as often as it was sampled; `nodes` [M] how many nodes were laid
+    together. `n_left_out`: nodes of the rows that a too wide picture left out.
     """
 
     parent: list[int]
     bin: list[int]
-    answers: list[int]
+    leaves: list[int]
     nodes: list[int]
     n_left_out: int
 
@@ -169,7 +168,7 @@ def merge(trees: Sequence[RolloutTree], bins: Bins, most: int = MAX_MERGED_NODES
     return Merged(
         parent=[-1, *(index[way[:-1]] for way in order)],
         bin=[-1, *(way[-1] for way in order)],
-        answers=[sum(ways[way][0] for way in order if len(way) == 1), *(ways[way][0] for way in order)],
+        leaves=[sum(ways[way][0] for way in order if len(way) == 1), *(ways[way][0] for way in order)],
         nodes=[sum(ways[way][1] for way in order if len(way) == 1), *(ways[way][1] for way in order)],
         n_left_out=n_nodes - sum(ways[way][1] for way in order),
     )

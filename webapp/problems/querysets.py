@@ -11,6 +11,7 @@ from typing import Any
 
 from django.db import connection
 from django.db.models import Count, F, Func, IntegerField, Max, Min, Q
+from django.db.models.functions import Coalesce
 from django.urls import reverse
 
 from trainer.tree import RolloutTree
@@ -31,9 +32,10 @@ MAX_NODES = 200_000  # of one page
 MAX_STEP_TREES = 512
 READ_AT_ONCE = 32
 
-_HISTORY = (
-    "id", "run_id", "step", "index", "value", "n_nodes", "n_leaves", "n_correct", "depth", "tokens", "prompt",
-)  # fmt: skip
+_HISTORY = ("id", "run_id", "step", "index", "value", "n_correct", "prompt")
+
+# Of trees stored before answers were counted there are as many as leaves.
+N_ANSWERS = Coalesce("n_answers", "n_leaves")
 
 
 def payload_bytes() -> Func:
@@ -118,10 +120,10 @@ def _problem_rows(runs: Sequence[int], chosen: Sequence[tuple[str, str]]) -> lis
     )
     # The newest tree is the one that was stored last, of whichever run.
     newest = {
-        tree.problem_id: tree
-        for tree in trees.only("problem_id", "value", "n_correct", "n_leaves", "step", "run_id")
-        .order_by("problem_id", "-id")
+        tree["problem_id"]: tree
+        for tree in trees.order_by("problem_id", "-id")
         .distinct("problem_id")
+        .values("problem_id", "value", "n_correct", answers=N_ANSWERS)
     }
     return [
         {
@@ -129,9 +131,7 @@ def _problem_rows(runs: Sequence[int], chosen: Sequence[tuple[str, str]]) -> lis
             "prompt": prompt,
             **{name: numbers[problem][name] for name in ("n_trees", "n_runs", "first", "last")},
             "first_solved": solved.get(problem),
-            "value": newest[problem].value,
-            "n_correct": newest[problem].n_correct,
-            "n_leaves": newest[problem].n_leaves,
+            **{name: newest[problem][name] for name in ("value", "n_correct", "answers")},
         }
         for problem, prompt in chosen
         if problem in numbers and problem in newest
@@ -174,7 +174,9 @@ def history(
         trees = trees.filter(step__lte=last)
     numbers = dict(trees.values_list("run_id").annotate(n=Count("id")).order_by())
     rows: dict[int, list[dict[str, Any]]] = {run["id"]: [] for run in runs}
-    for tree in trees.order_by("step", "run_id", "index", "id").values(*_HISTORY)[:MAX_HISTORY_ROWS]:
+    for tree in trees.order_by("step", "run_id", "index", "id").values(*_HISTORY, answers=N_ANSWERS)[
+        :MAX_HISTORY_ROWS
+    ]:
         rows[tree["run_id"]].append(tree)
     return [{**run, "rows": rows[run["id"]], "n_rows": numbers.get(run["id"], 0)} for run in runs]
 
@@ -186,7 +188,7 @@ def choose_frames(runs: Sequence[dict[str, Any]]) -> None:
     each = max(MAX_FRAMES // max(len(runs), 1), 2)
     for run in runs:
         rows = run["rows"]
-        turns = turning_points([(row["n_correct"], row["n_leaves"]) for row in rows])
+        turns = turning_points([(row["n_correct"], row["answers"]) for row in rows])
         run["turns"] = [{"step": rows[turn.place]["step"], "words": turn.words} for turn in turns]
         keep = [turn.place for turn in turns] + [turn.place - 1 for turn in turns if turn.place]
         run["frames"] = [rows[place] for place in spread(len(rows), each, keep)]
@@ -235,7 +237,7 @@ def strip(run: Run, problem: str, tree_id: int, step: int, index: int) -> dict[s
         Q(step__lt=step) | Q(step=step, index__lt=index) | Q(step=step, index=index, id__lte=tree_id)
     ).count()
     half = MAX_STRIP_CELLS // 2
-    fields = ("id", "step", "index", "value", "n_correct", "n_leaves")
+    fields = ("id", "step", "index", "value", "n_correct", "n_leaves", "n_answers")
     # Rows compare as (step, index, id), so that two trees of one step stand in the order of the batch.
     with connection.cursor() as cursor:
         cursor.execute(
@@ -265,6 +267,7 @@ def strip(run: Run, problem: str, tree_id: int, step: int, index: int) -> dict[s
     for row in cells:
         row["url"] = reverse("tree-detail", args=[row["id"]])
         row["current"] = row["id"] == tree_id
+        row["answers"] = row["n_leaves"] if row["n_answers"] is None else row["n_answers"]
     at = place - start
     return {
         "cells": cells,

@@ -208,7 +208,7 @@ def _ranges(runs: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
 
 
 def _for_script(run: dict[str, Any]) -> dict[str, Any]:
-    frames = ("id", "step", "value", "n_correct", "n_leaves", "icicle", "url")
+    frames = ("id", "step", "value", "n_correct", "answers", "icicle", "url")
     return {
         "id": run["id"],
         "name": run["name"],
@@ -231,12 +231,12 @@ def points(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for step, trees in by_step.items():
         values = [tree["value"] for tree in trees if tree["value"] is not None]
-        leaves = sum(tree["n_leaves"] for tree in trees)
+        answers = sum(tree["answers"] for tree in trees)
         found.append(
             {
                 "step": step,
                 "value": sum(values) / len(values) if values else None,
-                "solved": sum(tree["n_correct"] for tree in trees) / leaves if leaves else None,
+                "solved": sum(tree["n_correct"] for tree in trees) / answers if answers else None,
             }
         )
     return found
@@ -285,7 +285,13 @@ def trees_beside(request: HttpRequest, tree_id: int, other_id: int) -> HttpRespo
 
 def _side(request: HttpRequest, tree_id: int, name: str) -> dict[str, Any]:
     stored = get_tree(request, tree_id)
-    side: dict[str, Any] = {"tree": tree_row(stored), "run": stored.run, "node": None, "depths": []}
+    side: dict[str, Any] = {
+        "tree": tree_row(stored),
+        "answers": stored.n_leaves if stored.n_answers is None else stored.n_answers,
+        "run": stored.run,
+        "node": None,
+        "depths": [],
+    }
     try:
         opened = open_tree(stored)
     except RequestError as damage:
@@ -352,7 +358,7 @@ def all_trees(request: HttpRequest, run_id: int) -> HttpResponse:
         "n_read": len(trees),
         "n_damaged": len(read) - len(trees),
         "n_nodes": sum(tree.n_nodes for _, tree in trees),
-        "n_answers": picture.answers[0],
+        "n_leaves": picture.leaves[0],
         "newest": steps[-1]["step"] if steps else 0,
         "rows": [_table_row(row, query.urlencode(), cell, names) for row in rows],
         "bin_names": names,
@@ -360,7 +366,7 @@ def all_trees(request: HttpRequest, run_id: int) -> HttpResponse:
         "picture": {
             "parent": picture.parent,
             "bin": picture.bin,
-            "answers": picture.answers,
+            "leaves": picture.leaves,
             "nodes": picture.nodes,
             "low": bins.low,
             "high": bins.high,

@@ -36,7 +36,7 @@ function picture() {
   const merged = data("merged-data");
   const places = mergedLayout(merged);
   const canvas = typed("merged", HTMLCanvasElement);
-  const total = Math.max(merged.answers[0] ?? 1, 1);
+  const total = Math.max(merged.leaves[0] ?? 1, 1);
   const rows = Math.max(places.maxDepth + 1, 1);
   const row = Math.max(LEAST_ROW, Math.min(MOST_ROW, Math.floor(HEIGHT / rows)));
   const width = (merged.high - merged.low) / BINS;
@@ -57,7 +57,7 @@ function picture() {
     for (let i = 1; i < merged.parent.length; i++) {
       const bin = /** @type {number} */ (merged.bin[i]);
       const left = (/** @type {number} */ (places.x[i]) / total) * wide;
-      const size = (/** @type {number} */ (merged.answers[i]) / total) * wide;
+      const size = (/** @type {number} */ (merged.leaves[i]) / total) * wide;
       const top = /** @type {number} */ (places.depth[i]) * row;
       const level = bin === BINS ? -1 : scale.level(middle(bin));
       ctx.fillStyle = level < 0 ? hatching : scale.fill(level);
@@ -69,17 +69,17 @@ function picture() {
     if (hovered > 0) {
       ctx.lineWidth = 2;
       ctx.strokeStyle = colour("--text-1");
-      ctx.strokeRect((/** @type {number} */ (places.x[hovered]) / total) * wide + 1, /** @type {number} */ (places.depth[hovered]) * row + 1, Math.max((/** @type {number} */ (merged.answers[hovered]) / total) * wide - 3, 1), row - 3);
+      ctx.strokeRect((/** @type {number} */ (places.x[hovered]) / total) * wide + 1, /** @type {number} */ (places.depth[hovered]) * row + 1, Math.max((/** @type {number} */ (merged.leaves[hovered]) / total) * wide - 3, 1), row - 3);
     }
     drawLegend(byId("merged-legend"), { signal: "value", values: new Float32Array(0), limit: merged.high, scale }, NaN, new Map());
   }
 
   function words() {
-    if (hovered < 1) return `${merged.nodes[0]} prompts, ${merged.answers[0]} sampled answers`;
+    if (hovered < 1) return `${merged.nodes[0]} prompts, ${merged.leaves[0]} leaves`;
     return [
       wayTo(merged, hovered).map(range).join(" › "),
       `${merged.nodes[hovered]} node${merged.nodes[hovered] === 1 ? "" : "s"}`,
-      `${merged.answers[hovered]} answers (${percent(/** @type {number} */ (merged.answers[hovered]) / total)})`,
+      `${merged.leaves[hovered]} leaves (${percent(/** @type {number} */ (merged.leaves[hovered]) / total)})`,
     ].join("   ");
   }
 

@@ -53,7 +53,7 @@ function start() {
   const looks = stylesOf(runs);
   const panels = /** @type {const} */ ([
     ["value", "Value of the root", "The value that the run's estimator gave the prompt: the mean over the trees of a step."],
-    ["solved", "Solved", "Correct leaves of all leaves of the step's trees."],
+    ["solved", "Solved", "Correct answers of all answers of the step's trees."],
   ]).map(([name, title, formula]) => {
     const panel = { title, section: "", pinned: true, unit: "", metrics: [name], titles: { [name]: title }, formulas: { [name]: formula }, bands: {} };
     const view = new PanelView(panel, { onWindow: () => {}, onAnnounce: announce });
@@ -170,7 +170,7 @@ function start() {
       }
       if (frame.icicle) drawMini(canvas, frame.icicle, limit, values, STAGE);
       const turn = run.turns.find((one) => one.step === frame.step);
-      setText(facts, [`step ${frame.step}`, `V ${number(frame.value, 2)}`, `${frame.n_correct}/${frame.n_leaves} ✓`, frame.icicle ? "" : "too large to draw here", turn?.words ?? ""].filter(Boolean).join("   "));
+      setText(facts, [`step ${frame.step}`, `V ${number(frame.value, 2)}`, `${frame.n_correct}/${frame.answers} ✓`, frame.icicle ? "" : "too large to draw here", turn?.words ?? ""].filter(Boolean).join("   "));
       link.href = frame.url;
       setText(link, "Open this tree");
       bring(document.querySelector(`.frame[data-tree="${frame.id}"]`));

@@ -6,7 +6,7 @@
  * @property {number} step
  * @property {number | null} value
  * @property {number} n_correct
- * @property {number} n_leaves
+ * @property {number} answers
  * @property {Icicle | null} icicle
  * @property {string} url
  */

@@ -4,7 +4,7 @@
  * @typedef {object} Merged
  * @property {number[]} parent breadth-first, -1 for node 0, which stands above the prompts
  * @property {number[]} bin value bin; -1 for node 0, 10 for no value
- * @property {number[]} answers below
+ * @property {number[]} leaves below, a merged one as often as it was sampled
  * @property {number[]} nodes laid together
  * @property {number} low
  * @property {number} high
@@ -12,11 +12,11 @@
  */
 
 /**
- * Left edge of each node and its depth (prompts: 0), in answers. A node is as wide as its answers; its children lie below it
+ * Left edge of each node and its depth (prompts: 0), in leaves. A node is as wide as its leaves; its children lie below it
  * from the left, and what ended earlier leaves room at the right.
  * @param {Merged} merged
  */
-export function mergedLayout({ parent, answers }) {
+export function mergedLayout({ parent, leaves }) {
   const n = parent.length;
   const x = new Float64Array(n);
   const next = new Float64Array(n);
@@ -25,18 +25,18 @@ export function mergedLayout({ parent, answers }) {
     const up = /** @type {number} */ (parent[i]);
     depth[i] = /** @type {number} */ (depth[up]) + 1;
     x[i] = /** @type {number} */ (next[up]);
-    next[up] = /** @type {number} */ (next[up]) + /** @type {number} */ (answers[i]);
+    next[up] = /** @type {number} */ (next[up]) + /** @type {number} */ (leaves[i]);
     next[i] = /** @type {number} */ (x[i]);
   }
   return { x, depth, maxDepth: n > 1 ? /** @type {number} */ (depth[n - 1]) : -1 };
 }
 
 /**
- * The node at a place, or -1. @param {Merged} merged @param {ReturnType<typeof mergedLayout>} places @param {number} row @param {number} at in answers
+ * The node at a place, or -1. @param {Merged} merged @param {ReturnType<typeof mergedLayout>} places @param {number} row @param {number} at in leaves
  */
-export function mergedAt({ answers }, { x, depth }, row, at) {
+export function mergedAt({ leaves }, { x, depth }, row, at) {
   for (let i = 1; i < x.length; i++) {
-    if (depth[i] === row && at >= /** @type {number} */ (x[i]) && at < /** @type {number} */ (x[i]) + /** @type {number} */ (answers[i])) return i;
+    if (depth[i] === row && at >= /** @type {number} */ (x[i]) && at < /** @type {number} */ (x[i]) + /** @type {number} */ (leaves[i])) return i;
   }
   return -1;
 }
