@@ -14,7 +14,7 @@ heads, G query heads for each, D head size.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -35,25 +35,34 @@ FLEX_LENGTH: Final = 2048  # tokens from which on a GPU's block mask is worth it
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bucket:
-    """queries [B * Q], keys [B * W]: places in the row; hidden [B, 1, Q, W]: True where a query must not
-    look;
-    rows [n]: which of the B * Q results are real.
-    """
+    """mask [B, 1, Q, W]: 0 where a query looks, -inf where it must not."""
 
     runs: int
-    queries: Tensor
-    keys: Tensor
+    longest: int  # Q
+    widest: int  # W
     mask: Tensor
-    rows: Tensor
+    _by_groups: dict[int, Tensor] = field(default_factory=dict)
+
+    def mask_of(self, groups: int) -> Tensor:
+        """[B, 1, Q * groups, W], made once for all layers."""
+        if groups == 1:
+            return self.mask
+        if groups not in self._by_groups:
+            self._by_groups[groups] = self.mask.repeat_interleave(groups, 2)
+        return self._by_groups[groups]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PathLayout:
-    """All buckets of a row; order [U]: result u of the buckets' real rows, one after the other, is token
-    u's."""
+    """All buckets of a row, one after the other.
+
+    queries [sum of B * Q], keys [sum of B * W]: places in the row; back [U]: which query is token u's.
+    """
 
     buckets: tuple[Bucket, ...]
-    order: Tensor
+    queries: Tensor
+    keys: Tensor
+    back: Tensor
 
     @classmethod
     def of(cls, runs: Runs, device: torch.device) -> PathLayout:
@@ -66,36 +75,29 @@ class PathLayout:
         width = runs.path + length
         order = [run for run in np.lexsort((length, width)).tolist() if length[run]]
         buckets: list[Bucket] = []
-        places: list[np.ndarray[Any, Any]] = []
+        queries, keys = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        back = np.zeros(int(length.sum()), np.int64)
+        before = 0  # queries of the buckets so far
         for chosen in _grouped(order, length, width):
-            q, w = int(length[chosen].max()), int(width[chosen].max())
-            b = len(chosen)
-            queries = np.zeros((b, q), np.int64)
-            keys = np.zeros((b, w), np.int64)
-            real = np.zeros((b, q), np.bool_)
+            b, q, w = len(chosen), int(length[chosen].max()), int(width[chosen].max())
+            asks = np.zeros((b, q), np.int64)
+            sees = np.zeros((b, w), np.int64)
             hidden = np.ones((b, q, w), np.bool_)
             for row, run in enumerate(chosen):
                 n, total = int(length[run]), int(width[run])
-                queries[row, :n] = np.arange(runs.start[run], runs.end[run])
-                queries[row, n:] = runs.start[run]
-                keys[row, :total] = seen[run]
-                keys[row, total:] = seen[run][0]
-                real[row, :n] = True
+                own = np.arange(runs.start[run], runs.end[run])
+                asks[row, :n], asks[row, n:] = own, own[0]
+                sees[row, :total], sees[row, total:] = seen[run], seen[run][0]
                 hidden[row, :n] = np.arange(w) > (total - n + np.arange(n))[:, None]
                 hidden[row, n:, 0] = False  # a padded query looks somewhere, so that nothing is NaN
-            places.append(queries[real])
+                back[own] = before + row * q + np.arange(n)
+            before += b * q
+            queries.append(asks.ravel())
+            keys.append(sees.ravel())
             mask = np.where(hidden, -np.inf, 0.0).astype(np.float32)
-            buckets.append(
-                Bucket(
-                    b,
-                    torch.from_numpy(queries.ravel()).to(device),
-                    torch.from_numpy(keys.ravel()).to(device),
-                    torch.from_numpy(mask[:, None]).to(device),
-                    torch.from_numpy(np.flatnonzero(real.ravel())).to(device),
-                )
-            )
-        back = np.concatenate(places).argsort(kind="stable") if places else np.empty(0, np.int64)
-        return cls(tuple(buckets), torch.from_numpy(back).to(device))
+            buckets.append(Bucket(b, q, w, torch.from_numpy(mask[:, None]).to(device)))
+        places = (np.concatenate(queries), np.concatenate(keys), back)
+        return cls(tuple(buckets), *(torch.from_numpy(at).to(device) for at in places))
 
 
 def _grouped(
@@ -198,26 +200,26 @@ def path_attention(
         return _flex(query, key, value, path_layout, scaling), None
     heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[3]
     groups = heads // kv_heads
-    # One row of all heads per token, so that a gather copies whole rows.
-    q = query[0].transpose(0, 1).reshape(query.shape[2], heads * size)
-    k = key[0].transpose(0, 1).reshape(key.shape[2], kv_heads * size)
-    v = value[0].transpose(0, 1).reshape(key.shape[2], kv_heads * size)
+    # One row of all heads per token, so that a gather copies whole rows; one gather for all buckets.
+    q = query[0].transpose(0, 1).reshape(query.shape[2], heads * size).index_select(0, path_layout.queries)
+    k = key[0].transpose(0, 1).reshape(key.shape[2], kv_heads * size).index_select(0, path_layout.keys)
+    v = value[0].transpose(0, 1).reshape(key.shape[2], kv_heads * size).index_select(0, path_layout.keys)
+    asked = [bucket.runs * bucket.longest for bucket in path_layout.buckets]
+    looked = [bucket.runs * bucket.widest for bucket in path_layout.buckets]
     found = []
-    for bucket in path_layout.buckets:
+    for bucket, qs, ks, vs in zip(
+        path_layout.buckets, q.split(asked), k.split(looked), v.split(looked), strict=True
+    ):
         b = bucket.runs
         # The query heads of a key-value head stand side by side in the query length: [B, K, Q*G, D].
-        mine = q.index_select(0, bucket.queries).view(b, -1, kv_heads, groups, size)
-        mine = mine.permute(0, 2, 1, 3, 4).reshape(b, kv_heads, -1, size)
-        keys = k.index_select(0, bucket.keys).view(b, -1, kv_heads, size).transpose(1, 2)
-        values = v.index_select(0, bucket.keys).view(b, -1, kv_heads, size).transpose(1, 2)
-        mask = bucket.mask.to(mine.dtype)
-        if groups > 1:
-            mask = mask.repeat_interleave(groups, 2)
+        mine = qs.view(b, -1, kv_heads, groups, size).permute(0, 2, 1, 3, 4).reshape(b, kv_heads, -1, size)
+        keys = ks.view(b, -1, kv_heads, size).transpose(1, 2)
+        values = vs.view(b, -1, kv_heads, size).transpose(1, 2)
+        mask = bucket.mask_of(groups).to(mine.dtype)
         mixed = functional.scaled_dot_product_attention(mine, keys, values, attn_mask=mask, scale=scaling)
         mixed = mixed.view(b, kv_heads, -1, groups, size).permute(0, 2, 1, 3, 4).reshape(-1, heads * size)
-        found.append(mixed.index_select(0, bucket.rows))
-    rows = torch.cat(found).index_select(0, path_layout.order)
-    return rows.view(1, -1, heads, size), None
+        found.append(mixed)
+    return torch.cat(found).index_select(0, path_layout.back).view(1, -1, heads, size), None
 
 
 def use_path_attention(model: Any) -> None:

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer.attention import layout_of, use_path_attention
@@ -29,6 +31,7 @@ from trainer.seeding import generator
 
 TINY_REASONER = "tiny-reasoner"
 _ASSETS = Path(__file__).parent / "assets"
+LOGITS_AT_ONCE = 1 << 26  # numbers, so 256 MB
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 
 
@@ -258,24 +261,75 @@ class Policy:
             ).last_hidden_state[0]  # [U, H]
             source, target, values_at = batch.source, batch.target, batch.values_at
         places, back = np.unique(source, return_inverse=True)
-        logits = at_least_float32(
-            self.model.lm_head(hidden.index_select(0, torch.from_numpy(places).to(device)))
+        chosen = tokens[torch.from_numpy(target).to(device)]  # [M]
+        logprobs, entropies = self._logprobs(
+            hidden.index_select(0, torch.from_numpy(places).to(device)),
+            torch.from_numpy(back.reshape(-1)).to(device),
+            chosen,
+            temperature,
+            entropy=entropy,
         )
-        if temperature != 1:
-            logits = logits / temperature  # [S, V], S places
-        total = logits.logsumexp(-1)  # [S]
-        of = torch.from_numpy(back.reshape(-1)).to(device)  # [M]
-        chosen = tokens[torch.from_numpy(target).to(device)]
-        logprobs = logits[of, chosen] - total[of]
-        entropies = None
-        if entropy:
-            log_p = logits - total[:, None]
-            entropies = -(log_p.exp() * log_p).sum(-1)[of]
         values = None
         if len(values_at) and self.value_head is not None:
             read = hidden.index_select(0, torch.from_numpy(values_at).to(device))
             values = torch.sigmoid(at_least_float32(self.value_head(read))[:, 0])
         return Outputs(logprobs, entropies, values)
+
+    def _logprobs(
+        self, hidden: Tensor, of: Tensor, chosen: Tensor, temperature: float, *, entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """[M] logprobs of tokens `chosen` [M] after places `of` [M, into the rows of hidden [S, H]], and the
+        entropies there if asked. Logits of many places times a large vocabulary are made in parts and made
+        again on the way back: they would be the largest array of all.
+        """
+
+        def part(hidden: Tensor, of: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+            logits = at_least_float32(self.model.lm_head(hidden))
+            if temperature != 1:
+                logits = logits / temperature  # [S, V]
+            if not entropy:
+                logprobs: Tensor = ChosenLogprobs.apply(logits, of, chosen)  # type: ignore[no-untyped-call]  # torch's
+                return logprobs, logprobs
+            log_p = logits.log_softmax(-1)
+            return log_p[of, chosen], -(log_p.exp() * log_p).sum(-1)[of]
+
+        rows = max(1, LOGITS_AT_ONCE // self.model.config.vocab_size)
+        if len(hidden) <= rows:
+            logprobs, entropies = part(hidden, of, chosen)
+            return logprobs, entropies if entropy else None
+        found, spread, order = [], [], []
+        for start in range(0, len(hidden), rows):
+            here = torch.nonzero((of >= start) & (of < start + rows))[:, 0]
+            one, other = checkpoint(
+                part, hidden[start : start + rows], of[here] - start, chosen[here], use_reentrant=False
+            )
+            found.append(one)
+            spread.append(other)
+            order.append(here)
+        back = torch.cat(order).argsort()
+        return torch.cat(found)[back], torch.cat(spread)[back] if entropy else None
+
+
+class ChosenLogprobs(torch.autograd.Function):
+    """log softmax(logits)[of, chosen]: logits [S, V], of and chosen [M], result [M].
+
+    As torch's own operations one by one, with one [S, V] array on the way back instead of four.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, of: Tensor, chosen: Tensor) -> Tensor:  # `Any`: torch's context
+        total = logits.logsumexp(-1)
+        ctx.save_for_backward(logits, total, of, chosen)
+        return logits[of, chosen] - total[of]
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]  # torch's
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        logits, total, of, chosen = ctx.saved_tensors
+        each = gradient.new_zeros(len(total)).index_add_(0, of, gradient)  # [S]
+        found = (logits - total[:, None]).exp_().mul_(-each[:, None])
+        found.index_put_((of, chosen), gradient, accumulate=True)
+        return found, None, None
 
 
 def resolve_model(path: str) -> Path:

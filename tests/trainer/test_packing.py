@@ -21,6 +21,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+import trainer.policy
 from tests.trainer.trees import T1, T2, Nested, credit_tree, nested_trees, tree_of
 from trainer.attention import subtree_ends, use_path_attention
 from trainer.config import RunConfig
@@ -35,7 +36,7 @@ from trainer.loss_weights import (
 )
 from trainer.optim import Optimiser
 from trainer.packing import flatten, pack, trained_nodes, without_idle_items
-from trainer.policy import Policy
+from trainer.policy import ChosenLogprobs, Policy
 from trainer.presets import PRESETS
 from trainer.schema.objective import (
     ExpertMix,
@@ -189,6 +190,38 @@ def test_packed_is_flat_for_every_policy_objective(
         layout: gradient(policy, reference, trees, objective, spread, layout) for layout in ("packed", "flat")
     }
     assert_equal(found["packed"], found["flat"])
+
+
+@pytest.mark.parametrize("name", ["ppo", "entropy"])
+def test_logits_made_in_parts_are_the_same(
+    policy: Policy, reference: Policy, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees = [credit_tree(tree, GRPO) for tree in some_trees()]
+    at_once = gradient(policy, reference, trees, POLICY_OBJECTIVES[name], "trajectory", "packed")
+    rows: list[int] = []
+    policy.model.lm_head.register_forward_hook(lambda _m, given, _out: rows.append(len(given[0])))
+    monkeypatch.setattr(trainer.policy, "LOGITS_AT_ONCE", 5 * policy.model.config.vocab_size)
+    try:
+        assert_equal(
+            gradient(policy, reference, trees, POLICY_OBJECTIVES[name], "trajectory", "packed"), at_once
+        )
+    finally:
+        policy.model.lm_head._forward_hooks.clear()
+    assert len(rows) > 4
+    assert max(rows) == 5
+
+
+def test_gradient_of_chosen_logprobs() -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 7, generator=rng, dtype=torch.float64, requires_grad=True)
+    of, chosen = (
+        torch.tensor([0, 2, 2, 2, 3]),
+        torch.tensor([6, 1, 1, 5, 0]),
+    )  # a place without, a token twice
+    assert torch.autograd.gradcheck(lambda x: ChosenLogprobs.apply(x, of, chosen), (logits,))
+    assert torch.equal(
+        ChosenLogprobs.apply(logits, of, chosen), logits[of, chosen] - logits.logsumexp(-1)[of]
+    )
 
 
 def test_packed_is_flat_for_segments_counted_per_answer(policy: Policy, reference: Policy) -> None:
