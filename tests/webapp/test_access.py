@@ -44,6 +44,7 @@ PAGES = {
     "tree-detail": ("GET", 302, 404, 200, 200),
     "node-page": ("GET", 302, 404, 200, 200),
     "node-siblings": ("GET", 302, 404, 200, 200),
+    "node-estimators": ("GET", 302, 404, 200, 200),
     "node-diff": ("GET", 302, 404, 200, 200),
 }
 OPEN = {"healthz", "login", "login-link"}
@@ -62,6 +63,8 @@ API = {
     "GET /api/v1/trees/{tree_id}/columns": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}/nodes/{name}": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}/nodes/{name}/audit": (401, 404, 200, 200),
+    "GET /api/v1/trees/{tree_id}/nodes/{name}/estimators": (401, 404, 200, 200),
+    "GET /api/v1/trees/{tree_id}/estimators": (401, 404, 200, 200),
     "POST /api/v1/configs/validate": (401, 200, 200, 200),
     "GET /api/v1/presets": (401, 200, 200, 200),
     "GET /api/v1/metrics": (401, 200, 200, 200),

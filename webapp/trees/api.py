@@ -13,6 +13,7 @@ from webapp.errors import RequestError
 from webapp.projects.access import get_run, get_tree
 from webapp.runs.api import Id, Limit
 from webapp.runs.method import method_of
+from webapp.trees.estimator_table import compared, node_rows, tree_rows
 from webapp.trees.nodes import audit_json, columns, find_node, node_json, number_of
 from webapp.trees.opened import open_tree, read_tree
 from webapp.trees.querysets import SORTS, steps_with_trees, tree_row, trees_of_step
@@ -79,3 +80,20 @@ def read_audit(request: HttpRequest, tree_id: int, name: str) -> Any:
     node = find_node(opened.tree, name)
     audit = audit_json(opened, node, stored_config(stored.run.config))
     return {"node": opened.name(node), "advantage": number_of(opened.tree.advantage[node]), **audit}
+
+
+@router.get("/trees/{int:tree_id}/nodes/{str:name}/estimators", summary="A node under every estimator")
+def read_estimators(request: HttpRequest, tree_id: int, name: str) -> Any:
+    stored = get_tree(request, tree_id)
+    opened = open_tree(stored)
+    node = find_node(opened.tree, name)
+    return {
+        "node": opened.name(node),
+        "estimators": node_rows(node, compared(opened, stored_config(stored.run.config))),
+    }
+
+
+@router.get("/trees/{int:tree_id}/estimators", summary="A tree under every estimator")
+def read_tree_estimators(request: HttpRequest, tree_id: int) -> Any:
+    stored = get_tree(request, tree_id)
+    return {"estimators": tree_rows(compared(open_tree(stored), stored_config(stored.run.config)))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.config import RunConfig
+from webapp.trees.estimator_table import MOST_INLINE_NODES, compared, node_rows
 from webapp.trees.nodes import node_json
 from webapp.trees.opened import OpenTree
 
@@ -27,6 +28,9 @@ def inspector_context(opened: OpenTree, node: int, config: RunConfig) -> dict[st
         "dots": dot_row(shown),
         "value_path": shown["path"][-PATH_STEPS:],
         "value_path_cut": len(shown["path"]) > PATH_STEPS,
+        "estimators": node_rows(node, compared(opened, config))
+        if opened.tree.n_nodes <= MOST_INLINE_NODES
+        else None,
     }
 
 

@@ -8,6 +8,7 @@ tree_urls = [
     path("", views.tree_detail, name="tree-detail"),
     path("n/<str:name>", views.node_page, name="node-page"),
     path("siblings", views.siblings_page, name="node-siblings"),
+    path("estimators", views.estimators_page, name="node-estimators"),
     path("diff", views.diff_page, name="node-diff"),
 ]
 

@@ -18,6 +18,7 @@ from webapp.runs.method import method_of
 from webapp.runs.querysets import run_states
 from webapp.runs.views import page_cursor, run_context
 from webapp.trees import comparing
+from webapp.trees.estimator_table import compared, flips_under, node_rows, tree_rows
 from webapp.trees.inspector import inspector_context
 from webapp.trees.models import StoredTree
 from webapp.trees.nodes import find_node, outline
@@ -120,6 +121,25 @@ def diff_page(request: HttpRequest, tree_id: int) -> HttpResponse:
     a, b = (find_or_404(opened.tree, request.GET.get(side, "0")) for side in ("a", "b"))
     context |= {"names": [opened.name(a), opened.name(b)], "diff": comparing.diff_json(opened, a, b)}
     return render(request, "trees/diff.html", context)
+
+
+@require_GET
+def estimators_page(request: HttpRequest, tree_id: int) -> HttpResponse:
+    """A node and its whole tree under every estimator."""
+    stored, opened, context = tree_context(request, tree_id)
+    if opened is None:
+        return damaged(request, context)
+    node = find_or_404(opened.tree, request.GET.get("n", "0"))
+    found = compared(opened, stored_config(stored.run.config))
+    whole = tree_rows(found)
+    rows = [{**row, "whole": of_tree} for row, of_tree in zip(node_rows(node, found), whole, strict=True)]
+    context |= {"name": opened.name(node), "rows": rows}
+    if under := request.GET.get("under"):
+        try:
+            context["flips"] = flips_under(opened, found, under)
+        except RequestError as missing:
+            raise Http404(missing.detail) from missing
+    return render(request, "trees/estimators.html", context)
 
 
 def find_or_404(tree: RolloutTree, name: str) -> int:
