@@ -5,7 +5,7 @@ ARG BASE=python:3.11-slim
 FROM ${BASE}
 
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 ARBORIST_DATA_DIR=/data
-RUN useradd --system --uid 10001 --create-home arborist && install -d -o arborist -g arborist /data
+RUN useradd --system --uid 10001 --create-home arborist && install -d -o arborist -g arborist /data /exports
 
 WORKDIR /app
 COPY pyproject.toml README.md LICENSE manage.py ./

@@ -11,7 +11,7 @@ ARG EXTRAS=train
 ARG TORCH_INDEX_URL=
 
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 ARBORIST_DATA_DIR=/data OMP_NUM_THREADS=1
-RUN useradd --system --uid 10001 --create-home arborist && install -d -o arborist -g arborist /data
+RUN useradd --system --uid 10001 --create-home arborist && install -d -o arborist -g arborist /data /exports
 
 WORKDIR /app
 COPY pyproject.toml ./
@@ -21,6 +21,7 @@ COPY README.md LICENSE manage.py ./
 COPY trainer trainer
 COPY webapp webapp
 COPY workers workers
+COPY templates templates
 COPY docker/worker_health.py docker/
 RUN pip install --no-cache-dir --editable ".[${EXTRAS}]"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -177,24 +177,31 @@ def step_labels(
             }
 
 
-def best_answers(
-    trees: Iterable[tuple[RolloutTree, Where]], *, most: int, left_out: Counter[str]
-) -> list[Row]:
+class BestAnswers:
     """The best correct answers to one problem as chats, each text once: those of the highest reward, of equal
-    ones the newest policy's, then the shortest. `trees` are all of one problem.
+    ones the newest policy's, then the shortest. Never holds more than `most` of them and one tree's.
     """
-    found: dict[str, tuple[tuple[float, int, int], Row]] = {}
-    for tree, where in trees:
+
+    def __init__(self, most: int, left_out: Counter[str]) -> None:
+        self.most = most
+        self.left_out = left_out
+        self._found: dict[str, tuple[tuple[float, int, int], Row]] = {}
+
+    def add(self, tree: RolloutTree, where: Where) -> None:
         names, tokens = node_names(tree), tree.token_counts()
         for leaf in np.flatnonzero(tree.is_leaf() & (tree.verdict == Verdict.CORRECT)).tolist():
             prompt, steps = _split(tree, leaf)
             answer = "".join(text for _, text in steps)
             if not answer.strip():
-                left_out["answers without text"] += 1
+                self.left_out["answers without text"] += 1
                 continue
             length = int(tokens[tree.path(leaf)[1:]].sum())
             reward = float(np.nan_to_num(tree.reward[leaf], nan=-np.inf))
             rank = (-reward, -tree.policy_version, length)
+            if answer in self._found:  # equal texts are equal whatever tree they stand in; the best is kept
+                self.left_out["answers of equal text"] += 1
+                if rank >= self._found[answer][0]:
+                    continue
             row = {
                 **where,
                 "messages": [
@@ -206,14 +213,14 @@ def best_answers(
                 "reward": _number(tree.reward[leaf]),
                 "tokens": length,
             }
-            # Equal texts are equal whatever tree they stand in; the best of them is kept.
-            if answer in found:
-                left_out["answers of equal text"] += 1
-            if answer not in found or rank < found[answer][0]:
-                found[answer] = (rank, row)
-    best = sorted(found.values(), key=lambda ranked: ranked[0])
-    left_out["further answers to a problem"] += max(len(best) - most, 0)
-    return [row for _, row in best[:most]]
+            self._found[answer] = (rank, row)
+        ranked = sorted(self._found.items(), key=lambda item: item[1][0])
+        self.left_out["further answers to a problem"] += max(len(ranked) - self.most, 0)
+        self._found = dict(ranked[: self.most])
+
+    def rows(self) -> list[Row]:
+        """The best first."""
+        return [row for _, row in self._found.values()]
 
 
 def _split(tree: RolloutTree, leaf: int) -> tuple[str, list[tuple[int, str]]]:

@@ -30,6 +30,7 @@ from trainer.text import storable
 from webapp import strict_json
 from webapp.accounts.models import User
 from webapp.errors import DATABASE_AWAY, RequestError, error_response
+from webapp.exports.api import router as exports_router
 from webapp.limits import API_CALLS, API_WINDOW_SECONDS, MAX_BODY_BYTES
 from webapp.projects.access import user_of
 from webapp.runs.api import router as runs_router
@@ -106,6 +107,7 @@ api = NinjaAPI(
 )
 api.add_router("", runs_router)
 api.add_router("", trees_router)
+api.add_router("", exports_router)
 
 
 @api.exception_handler(RequestError)

@@ -16,7 +16,9 @@ from kombu.exceptions import KombuError
 from redis import RedisError
 
 TRAIN_RUN = "arborist.train_run"
+WRITE_EXPORT = "arborist.write_export"
 QUEUES = ("cpu", "gpu")
+EXPORT_QUEUE = "exports"  # of its own: a run may keep a worker busy for days
 TIMEOUT_SECONDS = 1.0
 UNREACHABLE = (KombuError, RedisError, OSError)
 
@@ -58,15 +60,24 @@ def _producer(url: str) -> Celery:
 
 def send_train_run(run_id: int, queue: str) -> bool:
     """Tell the workers of `queue` that a run waits. False: the broker did not take it, only logged."""
+    return _send(TRAIN_RUN, run_id, queue, "Run")
+
+
+def send_write_export(export_id: int) -> bool:
+    """Tell the workers of exports that one waits. False: the broker did not take it, only logged."""
+    return _send(WRITE_EXPORT, export_id, EXPORT_QUEUE, "Export")
+
+
+def _send(task: str, job_id: int, queue: str, what: str) -> bool:
     if not settings.BROKER_URL:
-        logger.warning("Run %s waits for the sweeper: ARBORIST_BROKER_URL is not set.", run_id)
+        logger.warning("%s %s waits for the sweeper: ARBORIST_BROKER_URL is not set.", what, job_id)
         return False
     try:
         _producer(settings.BROKER_URL).send_task(
-            TRAIN_RUN, args=[run_id], queue=queue, retry=False, ignore_result=True
+            task, args=[job_id], queue=queue, retry=False, ignore_result=True
         )
     except UNREACHABLE as error:
-        logger.warning("Run %s waits for the sweeper: the broker did not take it (%s).", run_id, error)
+        logger.warning("%s %s waits for the sweeper: the broker did not take it (%s).", what, job_id, error)
         return False
     return True
 

@@ -20,6 +20,9 @@ API_CALLS = 100  # per user and window, that is 20 a second
 API_WINDOW_SECONDS = 5
 
 MAX_BODY_BYTES = 1_000_000
+MAX_UPLOAD_BYTES = 16_000_000  # a file of trees
+UPLOAD_SECONDS = 120
+UPLOADS_AT_ONCE = 2  # in one process
 MAX_HEADER_BYTES = 64_000
 BODY_SECONDS = 30
 MAX_YAML_BYTES = 256_000
@@ -42,3 +45,15 @@ DATABASE_POOL = 20  # connections of one web process
 SOCKET_READERS = 4  # threads that read for sockets
 SOCKET_SUMMARIES_PER_SECOND = 2
 SOCKET_TAIL_BYTES = 1_000_000  # the newest events of a watched run, kept once for all its viewers
+
+EXPORTS_AT_ONCE = 3  # of one user that wait or are worked on
+EXPORT_LEASE_SECONDS = 60  # a worker renews it about every second
+EXPORT_ATTEMPTS = 3
+EXPORT_KEEP_SECONDS = 7 * 86_400  # then the file is deleted
+EXPORT_FORGET_SECONDS = 30 * 86_400  # then the row is
+MAX_EXPORT_TREES = 200_000
+MAX_EXPORT_BYTES = 8 * 2**30
+MAX_EXPORT_BYTES_PER_USER = 16 * 2**30
+PREVIEW_ROWS = 3
+PREVIEW_TREES = 20
+PREVIEW_BYTES = 2_000_000  # of payloads

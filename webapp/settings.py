@@ -107,6 +107,9 @@ DATABASE_URL = os.environ.get("ARBORIST_DATABASE_URL") or FOLDER.database_url
 DATABASES = {"default": _database(DATABASE_URL)}
 BROKER_URL = os.environ.get("ARBORIST_BROKER_URL") or FOLDER.broker_url
 
+# Where exports lie until they are fetched: web, sweeper and the workers of exports must share it.
+EXPORT_DIR = Path(os.environ.get("ARBORIST_EXPORT_DIR") or DATA_DIR / "exports")
+
 INSTALLED_APPS = [
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -121,6 +124,7 @@ INSTALLED_APPS = [
     "webapp.runs",
     "webapp.trees",
     "webapp.problems",
+    "webapp.exports",
     "webapp.live",
     "webapp.embedded",
 ]

@@ -18,5 +18,6 @@ urlpatterns = [
     path("", include("webapp.runs.urls")),
     path("", include("webapp.trees.urls")),
     path("", include("webapp.problems.urls")),
+    path("", include("webapp.exports.urls")),
     path("api/v1/", api.urls),
 ]

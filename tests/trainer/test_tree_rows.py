@@ -13,7 +13,7 @@ import pytest
 from tests.trainer.trees import credit_tree, tree_of
 from trainer.presets import PRESETS
 from trainer.tree import FinishReason, RolloutTree
-from trainer.tree_rows import NODE_COLUMNS, best_answers, node_names, node_rows, preference_pairs, step_labels
+from trainer.tree_rows import NODE_COLUMNS, BestAnswers, node_names, node_rows, preference_pairs, step_labels
 
 # 0 = 3/8 ── 1 = 1/2 ── 1.1 = 1, 1.2 = 0
 #         ── 2 = 1/4 ── 2.1 = 0, 2.2 = 1/2 (rewarded so), each TreeRPO's child mean.
@@ -143,7 +143,10 @@ def test_best_answers_are_correct_each_text_once_and_at_most_so_many() -> None:
     again = dataclasses.replace(older, policy_version=9)  # the same texts from a newer policy
     left_out: Counter[str] = Counter()
     trees = [(older, {"step": 1}), (newer, {"step": 6}), (again, {"step": 10})]
-    rows = best_answers(trees, most=3, left_out=left_out)
+    best = BestAnswers(3, left_out)
+    for tree, where in trees:
+        best.add(tree, where)
+    rows = best.rows()
     # Rewards 1 before 1/2; of equal ones the newest policy's.
     assert [(row["step"], row["node"], row["reward"]) for row in rows] == [
         (10, "1.1", 1),
@@ -154,4 +157,4 @@ def test_best_answers_are_correct_each_text_once_and_at_most_so_many() -> None:
         {"role": "user", "content": "s0"},
         {"role": "assistant", "content": "s1s3"},
     ]
-    assert left_out == {"answers of equal text": 2, "further answers to a problem": 1}
+    assert left_out == {"answers of equal text": 1, "further answers to a problem": 2}

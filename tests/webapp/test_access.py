@@ -13,7 +13,9 @@ from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver
 
 from tests.webapp.material import People
+from webapp.accounts.models import User
 from webapp.api import api
+from webapp.exports.models import Export
 from webapp.projects.models import Project
 from webapp.runs.models import Run
 from webapp.trees.models import StoredTree
@@ -41,6 +43,11 @@ PAGES = {
     "all-trees": ("GET", 302, 404, 200, 200),
     "trees-beside": ("GET", 302, 404, 200, 200),
     "trees-beside-chosen": ("GET", 302, 400, 400, 400),  # it reads nothing
+    "export-new": ("GET", 302, 404, 200, 200),
+    "export-list": ("GET", 302, 200, 200, 200),
+    "export-file": ("GET", 302, 404, 404, 404),  # it has none yet
+    "export-cancel": ("POST", 302, 404, 302, 403),  # it is the viewer's
+    "export-delete": ("POST", 302, 404, 302, 403),
     "tree-detail": ("GET", 302, 404, 200, 200),
     "node-page": ("GET", 302, 404, 200, 200),
     "node-siblings": ("GET", 302, 404, 200, 200),
@@ -65,6 +72,13 @@ API = {
     "GET /api/v1/trees/{tree_id}/nodes/{name}/audit": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}/nodes/{name}/estimators": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}/estimators": (401, 404, 200, 200),
+    "POST /api/v1/projects/{slug}/exports": (401, 404, 201, 201),
+    "POST /api/v1/projects/{slug}/exports/preview": (401, 404, 200, 200),
+    "GET /api/v1/exports": (401, 200, 200, 200),
+    "GET /api/v1/exports/{export_id}": (401, 404, 200, 200),
+    "GET /api/v1/exports/{export_id}/file": (401, 404, 409, 409),
+    "POST /api/v1/exports/{export_id}/cancel": (401, 404, 200, 403),
+    "POST /api/v1/exports/{export_id}/delete": (401, 404, 200, 403),
     "POST /api/v1/configs/validate": (401, 200, 200, 200),
     "GET /api/v1/presets": (401, 200, 200, 200),
     "GET /api/v1/metrics": (401, 200, 200, 200),
@@ -83,12 +97,21 @@ def routes(patterns: list[Any] | None = None, before: str = "") -> Iterator[tupl
 def fill(route: str, run: Run) -> str:
     tree = StoredTree.objects.filter(run=run).order_by("id").first()
     assert tree is not None
+    export = Export.objects.filter(project=run.project).first() or Export.objects.create(
+        project=run.project,
+        created_by=User.objects.get(username="viewer"),
+        kind="trees",
+        parameters={},
+        selection={"runs": [run.id]},
+    )
     values = {
         "slug:slug": run.project.slug,
         "int:run_id": run.id,
         "int:tree_id": tree.id,
         "int:other_id": tree.id,
         "problem:problem": tree.problem_id,
+        "int:export_id": export.id,
+        "export_id": export.id,
         "str:name": "1.1",
         "str:secret": "x",
         "name": "1.1",
@@ -132,6 +155,8 @@ def test_api_operation_by_role(operation: str, run: Run, people: People, config:
     body = (
         json.dumps({"name": "x", "config": config.model_dump(mode="json")}) if "projects" in route else "{}"
     )
+    if "/exports" in route:
+        body = json.dumps({"kind": "trees", "selection": {"runs": [run.id]}})
     if "validate" in route:
         body = json.dumps({"config": {}})
     found = []

@@ -1,5 +1,5 @@
-"""The supervisor: database, tables, broker, web, sweeper, worker, started in this order and stopped in
-reverse.
+"""The supervisor: database, tables, broker, web, sweeper, worker, exporter, started in this order and stopped
+in reverse.
 
 It lives in the main thread of one process and polls; nothing here knows what a run is. It must be usable
 before there is a database, so nothing of Django's models is imported.
@@ -49,7 +49,7 @@ ORDINARY = (
     "FATAL:  the database system is starting up",
     "FATAL:  terminating connection due to administrator command",
 )
-STEPS = ("database", "tables", "broker", "web", "sweeper and worker")
+STEPS = ("database", "tables", "broker", "web", "sweeper and workers")
 
 
 class Interrupted(Exception):  # noqa: N818 (it is no error)
@@ -101,7 +101,7 @@ class Server(Protocol):
 
 @dataclass
 class Program:
-    """One of our own processes: web, sweeper, worker."""
+    """One of our own processes: web, sweeper, workers."""
 
     name: str
     argv: Sequence[str]
@@ -250,18 +250,18 @@ class Stack:
             with self.terminal.step("broker from ARBORIST_BROKER_URL"):
                 pass
         # They do not wait for one another, and a start is mostly reading modules: side by side, then.
-        web, sweeper, worker = (
+        web, *others = (
             Service(program, PROGRAM_START_SECONDS)
-            for program in (self._web(port, env), self._sweeper(env), self._worker(env))
+            for program in (self._web(port, env), self._sweeper(env), self._worker(env), self._exporter(env))
         )
         with self.terminal.step("web"):
-            for service in (web, sweeper, worker):
+            for service in (web, *others):
                 self.services.append(service)
                 self._launch(service)
             self._wait_ready(web)
-        with self.terminal.step("sweeper and worker"):
-            self._wait_ready(sweeper)
-            self._wait_ready(worker)
+        with self.terminal.step("sweeper and workers"):
+            for service in others:
+                self._wait_ready(service)
 
     def _environment(self) -> dict[str, str]:
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -290,20 +290,18 @@ class Stack:
         return Program("sweeper", argv, self.folder.logs / "sweeper.log", env, 8.0)
 
     def _worker(self, env: dict[str, str]) -> Program:
+        return self._celery("worker", "cpu", self.runs_at_once, env)
+
+    def _exporter(self, env: dict[str, str]) -> Program:
+        """A worker of its own: a run may keep the other one busy for days."""
+        return self._celery("exporter", "exports", 1, env)
+
+    def _celery(self, name: str, queue: str, at_once: int, env: dict[str, str]) -> Program:
         argv = [sys.executable, "-m", "celery", "--app", "workers.celery:app", "worker"]
-        argv += [
-            "--pool",
-            "prefork",
-            "--concurrency",
-            str(self.runs_at_once),
-            "--queues",
-            "cpu",
-            "--loglevel",
-            "INFO",
-        ]
-        argv += ["--hostname", "worker@%h", "--without-gossip", "--without-mingle"]
-        log = self.folder.logs / "worker.log"
-        return Program("worker", argv, log, env, 30.0, ready=LogSays(log, " ready."))
+        argv += ["--pool", "prefork", "--concurrency", str(at_once), "--queues", queue, "--loglevel", "INFO"]
+        argv += ["--hostname", f"{name}@%h", "--without-gossip", "--without-mingle"]
+        log = self.folder.logs / f"{name}.log"
+        return Program(name, argv, log, env, 30.0, ready=LogSays(log, " ready."))
 
     def _start_service(self, service: Service) -> None:
         self.services.append(service)

@@ -22,6 +22,7 @@ from webapp.runs.models import Run
 if TYPE_CHECKING:
     from django_stubs_ext import WithAnnotations
 
+    from webapp.exports.models import Export
     from webapp.trees.models import StoredTree
 
     class _WithRole(TypedDict):
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     RunSeen = WithAnnotations[Run, _WithRole]
     TreeListed = WithAnnotations[StoredTree, _WithRole]
     TreeSeen = WithAnnotations[StoredTree, _OfTree]
+    ExportSeen = WithAnnotations[Export, _WithRole]
 
 Role = Membership.Role
 _RANK = {Role.VIEWER: 0, Role.EDITOR: 1, Role.ADMIN: 2}
@@ -55,6 +57,13 @@ def trees_for(user: User | AnonymousUser) -> QuerySet[TreeListed]:
 
     mine = StoredTree.objects.filter(_member(user, "run__project__"))
     return mine.annotate(role=F("run__project__memberships__role")).defer("payload")
+
+
+def exports_for(user: User | AnonymousUser) -> QuerySet[ExportSeen]:
+    """The exports of those projects, likewise: they hold what every member may read."""
+    from webapp.exports.models import Export
+
+    return Export.objects.filter(_member(user, "project__")).annotate(role=F("project__memberships__role"))
 
 
 def _member(user: User | AnonymousUser, path: str) -> Q:
@@ -135,6 +144,14 @@ def get_tree(request: HttpRequest, tree_id: int) -> TreeSeen:
         raise Http404
     show_in_frame(request, tree.run.project)
     return tree
+
+
+def get_export(request: HttpRequest, export_id: int) -> ExportSeen:
+    """The export with its project and its author, or Http404."""
+    export = exports_for(request.user).filter(id=export_id).select_related("project", "created_by").first()
+    if export is None:
+        raise Http404
+    return export
 
 
 def show_in_frame(request: HttpRequest, project: Project) -> None:

@@ -28,6 +28,15 @@ class RunStatus(models.TextChoices):
     CANCELLED = "cancelled"
 
 
+class RunOrigin(models.TextChoices):
+    """Where a run's trees come from. An imported run was never worked on here: its config is no RunConfig but
+    says what was imported (`webapp.exports.importing`), and it has neither attempts nor metrics.
+    """
+
+    TRAINED = "trained"
+    IMPORTED = "imported"
+
+
 LEASED = (RunStatus.STARTING, RunStatus.RUNNING, RunStatus.STOPPING)
 CLAIMABLE = (RunStatus.QUEUED, RunStatus.RECOVERING)
 ENDED = (RunStatus.SUCCEEDED, RunStatus.STOPPED, RunStatus.FAILED, RunStatus.CANCELLED)
@@ -41,6 +50,9 @@ class Run(models.Model):
     name = models.CharField(max_length=120)
     config = models.JSONField(help_text="The complete resolved RunConfig; never changes after creation.")
     config_sha256 = models.CharField(max_length=64)
+    origin = models.CharField(
+        max_length=8, choices=RunOrigin.choices, default=RunOrigin.TRAINED, db_default=RunOrigin.TRAINED
+    )
     preset = models.CharField(max_length=64)
     seed = models.BigIntegerField()
     queue = models.CharField(max_length=32, default="cpu")
@@ -99,6 +111,10 @@ class Run(models.Model):
                 | models.Q(lease_until__isnull=False),
                 name="run_that_is_worked_on_has_a_lease",
             ),
+            models.CheckConstraint(
+                condition=models.Q(origin="trained") | models.Q(origin="imported", status="succeeded"),
+                name="run_that_was_imported_is_ended",
+            ),
             models.UniqueConstraint(
                 fields=["project", "idempotency_key"], name="idempotency_key_is_used_once_per_project"
             ),
@@ -120,6 +136,10 @@ class Run(models.Model):
     @property
     def is_active(self) -> bool:
         return self.status in ACTIVE
+
+    @property
+    def is_imported(self) -> bool:
+        return self.origin == RunOrigin.IMPORTED
 
 
 class Attempt(models.Model):

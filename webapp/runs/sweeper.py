@@ -7,7 +7,7 @@ a time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -123,12 +123,15 @@ def _send(waiting: dict[str, list[int]]) -> int:
     return sent
 
 
-def sweep_until(told_to_stop: Callable[[float], bool]) -> None:
-    """Sweep for ever. `told_to_stop` waits that many seconds and says whether to end."""
+def sweep_until(
+    told_to_stop: Callable[[float], bool], rounds: Sequence[Callable[[], object]] = (sweep,)
+) -> None:
+    """Do the rounds for ever. `told_to_stop` waits that many seconds and says whether to end."""
     is_away = False
     while True:
         try:
-            sweep()
+            for one in rounds:
+                one()
             if is_away:
                 logger.info("The database answers again.")
             is_away = False

@@ -7,6 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
+from webapp.exports.sweeper import sweep_exports
 from webapp.runs.sweeper import sweep, sweep_until
 
 
@@ -22,9 +23,10 @@ class Command(BaseCommand):
         """`Any`: what Django passes on."""
         if options["once"]:
             swept = sweep()
+            sweep_exports()
             self.stdout.write(f"{swept.lost} lost, {swept.sent} sent")
             return
         leave = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: leave.set())
-        sweep_until(leave.wait)
+        sweep_until(leave.wait, (sweep, sweep_exports))
