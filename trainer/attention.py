@@ -208,7 +208,11 @@ def path_attention(
     looked = [bucket.runs * bucket.widest for bucket in path_layout.buckets]
     found = []
     for bucket, qs, ks, vs in zip(
-        path_layout.buckets, q.split(asked), k.split(looked), v.split(looked), strict=True
+        path_layout.buckets,
+        torch.split(q, asked),
+        torch.split(k, looked),
+        torch.split(v, looked),
+        strict=True,
     ):
         b = bucket.runs
         # The query heads of a key-value head stand side by side in the query length: [B, K, Q*G, D].

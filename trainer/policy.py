@@ -323,7 +323,7 @@ class ChosenLogprobs(torch.autograd.Function):
         return logits[of, chosen] - total[of]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch's
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         logits, total, of, chosen = ctx.saved_tensors
         each = gradient.new_zeros(len(total)).index_add_(0, of, gradient)  # [S]
