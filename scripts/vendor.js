@@ -16,7 +16,7 @@ const target = resolve(process.argv[2] ?? join(here, "../webapp/static/vendor"))
 const ESBUILD = "0.28.2";
 /** What D3 is made of here: direct packages, then what they bring. All pinned. */
 const D3 = {
-  "d3-scale": "4.0.3", "d3-selection": "3.0.1", "d3-zoom": "3.0.1",
+  "d3-hierarchy": "3.1.3", "d3-scale": "4.0.3", "d3-selection": "3.0.1", "d3-zoom": "3.0.1",
   "d3-array": "3.2.5", "d3-color": "3.1.1", "d3-dispatch": "3.0.2", "d3-drag": "3.0.1", "d3-ease": "3.0.2", "d3-format": "3.1.3",
   "d3-interpolate": "3.0.2", "d3-time": "3.1.1", "d3-time-format": "4.1.1", "d3-timer": "3.0.2", "d3-transition": "3.0.2", internmap: "2.0.3",
 };

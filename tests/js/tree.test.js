@@ -1,10 +1,10 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { decodeColumns } from "../../webapp/static/js/tree/columns.js";
+import { decodeColumns, halfFloat } from "../../webapp/static/js/tree/columns.js";
 import { advantageWords, look, lookOf, signalOf, spoken, times, visitWords, withoutCredit } from "../../webapp/static/js/tree/signals.js";
 import { hit } from "../../webapp/static/js/tree/hit.js";
-import { firstRightOf, layout, visibleBoxes } from "../../webapp/static/js/tree/layout.js";
+import { firstRightOf, layout, nodeAt, place, placeOf, shapeOf, visibleBoxes } from "../../webapp/static/js/tree/layout.js";
 import { around, bringIn, fit, transformOf, viewOf } from "../../webapp/static/js/tree/viewport.js";
 import { childNumber, countBelow, move, nameOf, nextAlike, nodeNamed, outlineRows, pathTo } from "../../webapp/static/js/tree/walk.js";
 import { randomParents, seeded } from "./random.js";
@@ -35,7 +35,7 @@ test("a tree worked by hand", () => {
   assert.deepEqual([...tree.x], [0, 0, 3, 0, 1, 2, 3, 1]);
   assert.deepEqual([...tree.depth], [0, 1, 1, 2, 2, 2, 2, 3]);
   assert.deepEqual([...tree.rowStart], [0, 1, 3, 7, 8]);
-  assert.deepEqual([...tree.leafAt], [3, 7, 5, 6]);
+  assert.deepEqual([...tree.leafOrder], [3, 7, 5, 6]);
   assert.equal(tree.maxDepth, 3);
 });
 
@@ -49,14 +49,14 @@ test("the two passes agree with the recursive layout", () => {
       assert.equal(fast.leaves[node], place.leaves, `leaves of ${node}, seed ${seed}`);
       assert.equal(fast.depth[node], place.depth);
       assert.deepEqual(place.children, Array.from({ length: fast.nChildren[node] }, (_, i) => fast.firstChild[node] + i));
-      if (!place.children.length) assert.equal(fast.leafAt[place.x], node);
+      if (!place.children.length) assert.equal(fast.leafOrder[place.x], node);
     });
   }
 });
 
 test("a root alone is one leaf", () => {
   const tree = layout([-1]);
-  assert.deepEqual([...tree.leafAt], [0]);
+  assert.deepEqual([...tree.leafOrder], [0]);
   assert.deepEqual([...tree.rowStart], [0, 1]);
 });
 
@@ -66,7 +66,7 @@ test("a hundred thousand nodes are laid out at once, not in a stack of calls", (
   const started = performance.now();
   const tree = layout(parent);
   assert.ok(performance.now() - started < 500, "laying out 100,000 nodes took over half a second");
-  assert.equal(tree.leaves[0], tree.leafAt.length);
+  assert.equal(tree.leaves[0], tree.leafOrder.length);
   const chain = layout(Array.from({ length: 50_000 }, (_, i) => i - 1));
   assert.equal(chain.maxDepth, 49_999);
 });
@@ -184,44 +184,112 @@ test("correct leaves below each node", () => {
 });
 
 /** The binary form, written by hand as the contract has it. */
-function binary(parent, changes = {}) {
-  const n = parent.length;
-  const kinds = { parent: "int32", n_leaves: "int32", tokens: "int32", copies: "int32", visits: "int32", value: "float32", advantage: "float32", entropy: "float32", logprob: "float32", verdict: "uint8", finish: "uint8", credit_state: "uint8" };
-  const size = { int32: 4, float32: 4, uint8: 1 };
+function binary(children, changes = {}) {
+  const n = children.length;
+  const kinds = { n_children: "uint16", tokens: "uint8", value: "float32", advantage: "float32", entropy: "float16", logprob: "float16", verdict: "uint8", finish: "uint8", credit_state: "uint8" };
+  const size = { uint16: 2, float32: 4, float16: 2, uint8: 1 };
   let offset = 0;
   const columns = Object.entries(kinds).map(([name, dtype]) => {
     const column = { name, dtype, offset, length: n };
     offset += Math.ceil((n * size[dtype]) / 4) * 4;
     return column;
   });
-  let header = JSON.stringify({ n_nodes: n, columns, labels: { verdict: ["none", "correct"], finish: ["none"], credit_state: ["none"] }, names_from: "parent", ...changes });
+  let header = JSON.stringify({ n_nodes: n, columns, labels: { verdict: ["none", "correct"], finish: ["none"], credit_state: ["none"] }, names_from: "n_children", policy_version: 7, ...changes });
   header += " ".repeat((4 - (header.length % 4)) % 4);
   const buffer = new ArrayBuffer(4 + header.length + offset);
   const view = new DataView(buffer);
   view.setUint32(0, header.length, true);
   new Uint8Array(buffer, 4).set(new TextEncoder().encode(header));
-  parent.forEach((up, i) => view.setInt32(4 + header.length + 4 * i, up, true));
-  const advantage = columns.find(({ name }) => name === "advantage").offset;
-  parent.forEach((_, i) => view.setFloat32(4 + header.length + advantage + 4 * i, i % 2 ? NaN : i / 4, true));
+  const start = (wanted) => 4 + header.length + columns.find(({ name }) => name === wanted).offset;
+  children.forEach((count, i) => view.setUint16(start("n_children") + 2 * i, count, true));
+  children.forEach((_, i) => view.setFloat32(start("advantage") + 4 * i, i % 2 ? NaN : i / 4, true));
+  children.forEach((_, i) => view.setUint16(start("entropy") + 2 * i, 0x3800, true));
   return buffer;
 }
 
+const SMALL_CHILDREN = [2, 3, 1, 0, 1, 0, 0, 0];
+
 test("columns come out as they went in", () => {
-  const columns = decodeColumns(binary(SMALL));
+  const columns = decodeColumns(binary(SMALL_CHILDREN));
   assert.equal(columns.n, 8);
-  assert.deepEqual([...columns.parent], SMALL);
+  assert.deepEqual([...columns.n_children], SMALL_CHILDREN);
   assert.deepEqual([...columns.advantage], [0, NaN, 0.5, NaN, 1, NaN, 1.5, NaN]);
+  assert.deepEqual([...columns.entropy], Array(8).fill(0.5));
+  assert.equal(columns.entropy, columns.entropy, "unpacked once");
+  assert.deepEqual([columns.copies, columns.visits, columns.mismatch, columns.policyVersion, columns.cliff], [null, null, null, 7, null]);
   assert.equal(columns.verdict.length, 8);
   assert.deepEqual(columns.labels.verdict, ["none", "correct"]);
 });
 
 test("columns that do not fit together are refused with a reason", () => {
   assert.throws(() => decodeColumns(new ArrayBuffer(2)), /2 bytes/);
-  assert.throws(() => decodeColumns(binary(SMALL).slice(0, -4)), /ends after/);
-  assert.throws(() => decodeColumns(binary(SMALL, { columns: [] })), /Column parent is missing/);
-  assert.throws(() => decodeColumns(binary([-1, 0, 2, 1])), /breadth-first/);
-  assert.throws(() => decodeColumns(binary([-1, 0, 1, 0])), /Node 3 has parent 0/);
-  assert.throws(() => decodeColumns(binary([0, 0])), /Node 0 has parent 0/);
+  assert.throws(() => decodeColumns(binary(SMALL_CHILDREN).slice(0, -4)), /ends after/);
+  assert.throws(() => decodeColumns(binary(SMALL_CHILDREN, { columns: [] })), /Column n_children is missing/);
+  assert.throws(() => decodeColumns(binary([2, 0, 0, 0])), /Node 3 is nobody's child/);
+  assert.throws(() => decodeColumns(binary([0, 1])), /Node 1 is nobody's child/);
+  assert.throws(() => decodeColumns(binary([3, 0, 0])), /tell of 4 nodes; the tree has 3/);
+});
+
+test("half floats are the numbers that numpy packs", () => {
+  // numpy.array([1, -2, 0.1, 65504, 2**-24, 6e-5], "<f2").view("<u2"), and the numbers it reads back
+  const packed = [15360, 49152, 11878, 31743, 1, 1007];
+  const numbers = [1, -2, 0.0999755859375, 65504, 2 ** -24, 1007 * 2 ** -24];
+  assert.deepEqual(packed.map(halfFloat), numbers);
+  assert.ok(Number.isNaN(halfFloat(0x7e00)) && halfFloat(0xfc00) === -Infinity && Object.is(halfFloat(0x8000), -0));
+});
+
+test("the shape is told by the counts of children", () => {
+  for (let seed = 1; seed <= 60; seed++) {
+    const parent = randomParents(seeded(seed), 1 + seed);
+    const children = parent.map((_, node) => parent.filter((up) => up === node).length);
+    const [shape, tree] = [shapeOf(Uint8Array.from(children)), layout(parent)];
+    for (const column of ["parent", "firstChild", "depth", "rowStart"]) assert.deepEqual([...shape[column]], [...tree[column]], column);
+  }
+});
+
+test("widths by tokens and by weight in the loss count a node's own part, right of its children", () => {
+  const shape = layout(SMALL);
+  const tokens = [9, 4, 6, 1, 2, 3, 5, 7];
+  const byTokens = place(shape, { width: "tokens", tokens });
+  assert.deepEqual([...byTokens.width], [28, 17, 11, 1, 9, 3, 5, 7]);
+  assert.deepEqual([...byTokens.x], [0, 0, 17, 0, 1, 10, 17, 1]);
+  const advantage = [NaN, 0.5, -1, 2, NaN, -1, 1, 0];
+  const byLoss = place(shape, { width: "loss", tokens, advantage });
+  assert.deepEqual([...byLoss.width], [18, 7, 11, 2, 0, 3, 5, 0]);
+  // Under a credit per answer an inner segment trains with the sum over its answers: 1 has answers 3, 7 and 5.
+  const perPath = place(shape, { width: "loss", tokens, advantage: [NaN, NaN, NaN, 2, NaN, -1, -3, 1], isPerPath: (node) => [1, 2, 4].includes(node) });
+  assert.deepEqual([...perPath.width], [8 + 2 + 9 + 3 + 18 + 15, 8 + 2 + 9 + 3, 18 + 15, 2, 2 + 7, 3, 15, 7]);
+  const equal = place(shape, { width: "equal" });
+  assert.deepEqual([equal.width[1], equal.width[5], equal.x[6]], [1 / 2, 1 / 6, 1 / 2]);
+});
+
+test("in order of value rows stay whole, and every way of looking agrees", () => {
+  for (let seed = 1; seed <= 60; seed++) {
+    const random = seeded(seed);
+    const shape = layout(randomParents(random, 1 + random.below(120)));
+    const by = Float32Array.from({ length: shape.n }, () => (random.next() < 0.2 ? NaN : Math.round(random.next() * 4) / 4));
+    const tree = place(shape, { by, width: seed % 2 ? "leaves" : "equal" }, shape);
+    for (let row = 0; row <= tree.maxDepth; row++) {
+      for (let p = tree.rowStart[row]; p < tree.rowStart[row + 1]; p++) {
+        const node = nodeAt(tree, p);
+        assert.equal(tree.depth[node], row);
+        assert.equal(placeOf(tree, node), p);
+        if (p === tree.rowStart[row]) continue;
+        const before = nodeAt(tree, p - 1);
+        assert.ok(tree.x[before] + tree.width[before] <= tree.x[node] + 1e-9);
+        if (tree.parent[before] === tree.parent[node]) {
+          assert.ok(!(by[node] > by[before]) && !(Number.isNaN(by[before]) && !Number.isNaN(by[node])), "falling, missing last");
+          assert.equal(move(tree, node, "left"), before);
+          assert.equal(move(tree, before, "right"), node);
+        }
+      }
+    }
+    const width = 900;
+    const leaf = tree.leafOrder[random.below(tree.leafOrder.length)];
+    const middle = ((tree.x[leaf] + tree.width[leaf] / 2) / tree.total) * width;
+    assert.equal(hit(tree, fit(tree), width, 26, middle, 26 * tree.depth[leaf] + 3), leaf);
+    assert.equal(hit(tree, fit(tree), width, 26, middle, 26 * (tree.maxDepth + 1) + 3), leaf);
+  }
 });
 
 /** A root and a node for every credit state, as `trainer.tree.CreditState` numbers them. */
@@ -230,9 +298,9 @@ function states() {
   const n = 1 + words.length;
   const advantage = Float32Array.from([NaN, NaN, 0.5, ...Array(n - 3).fill(NaN)]);
   return {
-    n, advantage, parent: Int32Array.from([-1, ...Array(n - 1).fill(0)]),
+    n, advantage, n_children: Uint8Array.from([n - 1, ...Array(n - 1).fill(0)]), mismatch: null, cliff: null,
     credit_state: Uint8Array.from([0, ...words.keys()]), value: Float32Array.from([0.5, ...Array(n - 1).fill(NaN)]), entropy: new Float32Array(n),
-    copies: Int32Array.from([0, 1, 3, ...Array(n - 3).fill(1)]), visits: new Int32Array(n).fill(4), n_leaves: new Int32Array(n).fill(1), tokens: new Int32Array(n).fill(2),
+    copies: Int32Array.from([0, 1, 3, ...Array(n - 3).fill(1)]), visits: new Int32Array(n).fill(4), tokens: new Int32Array(n).fill(2),
     verdict: new Uint8Array(n), finish: new Uint8Array(n), logprob: new Float32Array(n),
     labels: { verdict: ["none"], finish: ["none"], credit_state: words, credit: words.map((word) => (word === "credited" || word === "none" ? "" : `say ${word}`)) },
   };
@@ -240,9 +308,10 @@ function states() {
 
 test("only what could have had credit and has none is hatched", () => {
   const columns = states();
-  const byAdvantage = [...Array(columns.n).keys()].map((node) => look(columns, signalOf(columns, "advantage", "light"), node));
+  const { parent } = shapeOf(columns.n_children);
+  const byAdvantage = [...Array(columns.n).keys()].map((node) => look(columns, signalOf({ columns, parent }, "advantage", "light"), node));
   assert.deepEqual(byAdvantage, ["context", "hatched", "credit", "hatched", "hatched", "hatched", "plain", "hatched", "context", "plain"]);
-  const byValue = [...Array(columns.n).keys()].map((node) => look(columns, signalOf(columns, "value", "light"), node));
+  const byValue = [...Array(columns.n).keys()].map((node) => look(columns, signalOf({ columns, parent }, "value", "light"), node));
   assert.equal(byValue[8], "context", "what was given is context whatever the colour is");
   assert.equal(byValue[6], "hatched", "a missing value has one reason");
   assert.deepEqual([lookOf(5, false), lookOf(7, false), lookOf(8, false), lookOf(2, false), lookOf(2, true)], ["plain", "context", "plain", "hatched", "context"]);
@@ -252,7 +321,7 @@ test("a leaf is as wide as the answers that ended in it", () => {
   // SMALL's leaves from left to right are 3 7 5 6; leaf 7 stands for three answers.
   const copies = [0, 0, 0, 1, 0, 1, 1, 3];
   const tree = layout(SMALL, copies);
-  assert.deepEqual([...tree.leafAt], [3, 7, 7, 7, 5, 6]);
+  assert.deepEqual([...tree.leafOrder], [3, 7, 5, 6]);
   assert.equal(tree.leaves[0], 6);
   assert.equal(tree.leaves[7], 3);
   assert.equal(tree.leaves[tree.parent[7]], 3);
@@ -261,7 +330,7 @@ test("a leaf is as wide as the answers that ended in it", () => {
   // From an answer to the next one like it, never to itself.
   assert.equal(nextAlike(tree, [0, 0, 0, 1, 0, 1, 2, 2], 7, 1), 6);
   assert.equal(nextAlike(tree, [0, 0, 0, 1, 0, 1, 1, 2], 7, 1), 7);
-  assert.deepEqual([...layout(SMALL).leafAt], [...layout(SMALL, SMALL.map(() => 1)).leafAt]);
+  assert.deepEqual([...layout(SMALL).x], [...layout(SMALL, SMALL.map(() => 1)).x]);
 });
 
 test("equal answers, visits and missing credit are said", () => {

@@ -68,6 +68,9 @@ API = {
     "GET /api/v1/runs/{run_id}/trees": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}/columns": (401, 404, 200, 200),
+    "GET /api/v1/trees/{tree_id}/texts": (401, 404, 200, 200),
+    "GET /api/v1/trees/{tree_id}/find": (401, 404, 200, 200),
+    "GET /api/v1/trees/{tree_id}/advantages": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}/nodes/{name}": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}/nodes/{name}/audit": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}/nodes/{name}/estimators": (401, 404, 200, 200),
@@ -148,10 +151,14 @@ def test_page_by_role(name: str, run: Run, people: People) -> None:
     assert found == expected
 
 
+# What some operations cannot do without.
+QUERIES = {"trees": "?step=1", "texts": "?blocks=0", "find": "?q=books", "advantages": "?under=grpo"}
+
+
 @pytest.mark.parametrize("operation", API)
 def test_api_operation_by_role(operation: str, run: Run, people: People, config: Any) -> None:
     method, _, route = operation.partition(" ")
-    path = fill(route, run) + ("?step=1" if route.endswith("/trees") else "")
+    path = fill(route, run) + QUERIES.get(route.rpartition("/")[2], "")
     body = (
         json.dumps({"name": "x", "config": config.model_dump(mode="json")}) if "projects" in route else "{}"
     )

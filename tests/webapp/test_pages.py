@@ -9,6 +9,7 @@ from io import StringIO
 from typing import Any
 
 import pytest
+from django.core.cache import cache
 from django.db import connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -85,11 +86,14 @@ def test_run_pages_have_a_budget(path: str, run: Run, people: People) -> None:
     tree = StoredTree.objects.filter(run=run).order_by("-step").first()
     assert tree is not None
     address = path.format(run=run.id, tree=tree.id)
+    queries(client, address)  # what is kept between requests is there now
+    cache.clear()
     before = queries(client, address)
     for index in range(1, 12):
         add_tree(run, tree.step, worked_tree(tree.step, problem_id=f"p-{index}"), index)
+    cache.clear()
     assert queries(client, address) == before
-    assert before <= 12
+    assert before <= 14
 
 
 def test_states_of_many_runs_cost_two_queries(project: Project, people: People, config: RunConfig) -> None:

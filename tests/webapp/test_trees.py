@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gzip
 import json
 import math
 import struct
@@ -26,10 +28,12 @@ from trainer.summary import summarise
 from trainer.tree import FinishReason, RolloutTree, sampled_tree
 from webapp.runs.models import Run
 from webapp.trees import querysets
+from webapp.trees.columns import columns
 from webapp.trees.models import StoredTree, summary_columns
-from webapp.trees.nodes import MAX_OUTLINE_ROWS, MAX_SIBLINGS, columns, node_json, outline, text_start
+from webapp.trees.nodes import MAX_OUTLINE_ROWS, MAX_SIBLINGS, node_json, outline, text_start
 from webapp.trees.opened import OpenTree
 from webapp.trees.querysets import steps_with_trees, trees_of_step
+from webapp.trees.scale import advantage_limit
 
 CONFIG = PRESETS["treerpo-tiny"].config
 PLAN = credit_plan(CONFIG)
@@ -89,26 +93,100 @@ def test_columns_are_the_trees_numbers(stored: StoredTree, client: Client) -> No
     response = client.get(f"/api/v1/trees/{stored.id}/columns")
     assert response.headers["Content-Type"] == "application/octet-stream"
     header, found = read_columns(response.content)
-    assert header["n_nodes"] == 7
-    assert found["parent"].tolist() == [-1, 0, 0, 1, 1, 2, 2]
-    assert found["n_leaves"].tolist() == [4, 2, 2, 1, 1, 1, 1]
+    assert (header["n_nodes"], header["policy_version"]) == (7, 0)
+    assert found["n_children"].tolist() == [2, 2, 2, 0, 0, 0, 0]
     assert found["tokens"].tolist() == [3, 2, 1, 2, 1, 1, 0]
     np.testing.assert_allclose(found["value"], [0.25, 0.5, 0, 1, 0, 0, 0])
     np.testing.assert_allclose(found["advantage"], [np.nan, 4 / 3, -4 / 3, 2, -2, np.nan, np.nan], rtol=1e-6)
-    np.testing.assert_allclose(found["entropy"], [0, 1.5, 3, 4.5, 6, 7, np.nan])
-    np.testing.assert_allclose(found["logprob"], [0, -1, -1, -1.5, -3, -4, np.nan])
+    np.testing.assert_allclose(found["entropy"], [np.nan, 1.5, 3, 4.5, 6, 7, np.nan])
+    np.testing.assert_allclose(found["logprob"], [np.nan, -1, -1, -1.5, -3, -4, np.nan])
     words = [header["labels"]["verdict"][v] for v in found["verdict"]]
     assert words == ["none", "none", "none", "correct", "incorrect", "incorrect", "truncated"]
     states = [header["labels"]["credit_state"][v] for v in found["credit_state"]]
     assert states == ["none", *["credited"] * 4, *["dropped_by_filter"] * 2]
     assert [header["labels"]["finish"][v] for v in found["finish"]][-1] == "length"
+    assert not {"copies", "visits"} & set(found), "what no node has is not sent"
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 100])
 def test_columns_are_aligned_for_any_size(n: int) -> None:
     header, found = read_columns(columns(chain(n)))
     assert all(len(array) == n for array in found.values())
-    assert header["names_from"] == "parent"
+    assert header["names_from"] == "n_children"
+
+
+def test_columns_stay_below_24_bytes_a_node() -> None:
+    tree = grown([-1, *[0] * 300, *[node for node in range(1, 301) for _ in range(9)]])
+    raw = columns(tree)
+    assert len(raw) < 24 * tree.n_nodes + 1500  # the header
+    _, found = read_columns(raw)
+    assert found["n_children"].dtype == np.uint16, "300 children need two bytes"
+    merged = dataclasses.replace(tree, copies=np.where(tree.is_leaf(), 3, 0).astype(np.int32))
+    assert read_columns(columns(merged))[1]["copies"].tolist() == merged.copies.tolist()
+
+
+@pytest.mark.parametrize("accepted", ["gzip, deflate", "br, zstd", "gzip;q=0", ""])
+def test_columns_are_compressed_as_the_browser_accepts(
+    stored: StoredTree, client: Client, accepted: str
+) -> None:
+    response = client.get(f"/api/v1/trees/{stored.id}/columns", headers={"Accept-Encoding": accepted})
+    body, encoding = response.content, response.headers.get("Content-Encoding", "")
+    assert encoding == {"gzip, deflate": "gzip", "br, zstd": "zstd"}.get(accepted, "")
+    raw = {
+        "gzip": lambda: gzip.decompress(body),
+        "zstd": lambda: zstandard.ZstdDecompressor().decompress(body),
+        "": lambda: body,
+    }[encoding]()
+    assert read_columns(raw)[0]["n_nodes"] == 7
+    assert "Accept-Encoding" in response.headers["Vary"]
+
+
+def test_texts_come_by_the_block_and_say_when_asked_wrongly(
+    stored: StoredTree, client: Client, run: Run
+) -> None:
+    found = client.get(f"/api/v1/trees/{stored.id}/texts?blocks=0,9").json()
+    assert list(found) == ["0"], "blocks beyond the end are left out"
+    assert found["0"][2:4] == ["no", "#### 71"]
+    wide = add_tree(run, 3, grown([-1, *[0] * 200]))
+    assert [
+        len(texts) for texts in client.get(f"/api/v1/trees/{wide.id}/texts?blocks=0,1").json().values()
+    ] == [128, 73]
+    for blocks in ("", "x", "-1", "0," * 100 + "0"):
+        assert client.get(f"/api/v1/trees/{stored.id}/texts?blocks={blocks}").status_code == 400
+
+
+def test_letters_are_found_in_texts_and_answers_whatever_their_case(
+    stored: StoredTree, client: Client
+) -> None:
+    def find(query: str) -> Any:
+        return client.get(f"/api/v1/trees/{stored.id}/find", {"q": query}).json()
+
+    assert find("BOOKS.") == {"query": "BOOKS.", "total": 2, "nodes": [0, 1]}
+    assert find("#### 7")["nodes"] == [3, 4]
+    assert find("%_")["total"] == 0
+    assert client.get(f"/api/v1/trees/{stored.id}/find?q=").status_code == 400
+    assert client.get(f"/api/v1/trees/{stored.id}/find", {"q": "a" * 201}).status_code == 400
+
+
+def test_a_tree_is_looked_at_under_another_estimator(stored: StoredTree, client: Client, run: Run) -> None:
+    """GRPO on the leaves: rewards 1, 0, 0, 0 have mean 1/4 and a sample deviation of 1/2."""
+    response = client.get(f"/api/v1/trees/{stored.id}/advantages?under=grpo")
+    found = np.frombuffer(response.content, "<f4")
+    deviation = 0.5 + 1e-4
+    np.testing.assert_allclose(found[3:], [0.75 / deviation, *[-0.25 / deviation] * 3], rtol=1e-4)
+    own = np.frombuffer(client.get(f"/api/v1/trees/{stored.id}/advantages?under=treerpo").content, "<f4")
+    np.testing.assert_allclose(own, worked_tree().advantage, rtol=1e-6)
+    wrong = client.get(f"/api/v1/trees/{stored.id}/advantages?under=nothing")
+    assert wrong.status_code == 400
+    assert "grpo" in wrong.json()["detail"]
+
+
+def test_one_scale_for_all_trees_of_a_run(run: Run) -> None:
+    """The worked trees have |A| of 4/3, 4/3, 2, 2; what has no credit does not count."""
+    limit, n_trees = advantage_limit(run) or (0.0, 0)
+    sizes = [4 / 3, 4 / 3, 2, 2] * n_trees
+    assert limit == pytest.approx(np.percentile(sizes, 98))
+    assert n_trees == StoredTree.objects.filter(run=run).count()
 
 
 # ------------------------------------------------------------------------------------------------ nodes

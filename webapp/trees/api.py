@@ -13,10 +13,13 @@ from webapp.errors import RequestError
 from webapp.projects.access import get_run, get_tree
 from webapp.runs.api import Id, Limit
 from webapp.runs.method import method_of
+from webapp.trees.columns import columns, encoded
 from webapp.trees.estimator_table import compared, node_rows, tree_rows
-from webapp.trees.nodes import audit_json, columns, find_node, node_json, number_of
+from webapp.trees.estimators import plan_of
+from webapp.trees.nodes import audit_json, find_node, node_json, number_of
 from webapp.trees.opened import open_tree, read_tree
 from webapp.trees.querysets import SORTS, steps_with_trees, tree_row, trees_of_step
+from webapp.trees.texts import MAX_BLOCKS, MAX_QUERY_LETTERS, find_text, text_starts
 
 router = Router(tags=["trees"])
 
@@ -59,10 +62,49 @@ def read_one_tree(request: HttpRequest, tree_id: int) -> Any:
 
 @router.get("/trees/{int:tree_id}/columns", summary="A tree's node columns, binary", response={200: None})
 def read_columns(request: HttpRequest, tree_id: int) -> HttpResponse:
-    response = HttpResponse(
-        columns(read_tree(get_tree(request, tree_id))), content_type="application/octet-stream"
-    )
-    response["Cache-Control"] = "private, max-age=3600"  # a stored tree never changes
+    return _binary(request, columns(read_tree(get_tree(request, tree_id))))
+
+
+@router.get("/trees/{int:tree_id}/texts", summary="How the texts of a tree's nodes start, by blocks of 128")
+def read_texts(request: HttpRequest, tree_id: int, blocks: str) -> Any:
+    numbers = blocks.split(",")
+    if len(numbers) > MAX_BLOCKS or not all(number.isascii() and number.isdecimal() for number in numbers):
+        raise RequestError(
+            400, f"blocks is {blocks[:80]!r}; expected at most {MAX_BLOCKS} numbers from 0, such as 0,1,7."
+        )
+    return text_starts(open_tree(get_tree(request, tree_id)), [int(number[:9]) for number in numbers])
+
+
+@router.get("/trees/{int:tree_id}/find", summary="Nodes of a tree whose text or answer has these letters")
+def find_in_tree(request: HttpRequest, tree_id: int, q: str) -> Any:
+    if not 1 <= len(q) <= MAX_QUERY_LETTERS:
+        raise RequestError(400, f"q has {len(q)} letters; expected 1 to {MAX_QUERY_LETTERS}.")
+    return find_text(open_tree(get_tree(request, tree_id)), q)
+
+
+@router.get(
+    "/trees/{int:tree_id}/advantages",
+    summary="What another estimator would give every node of a tree: float32, little-endian, breadth-first",
+    response={200: None},
+)
+def read_advantages(request: HttpRequest, tree_id: int, under: str) -> HttpResponse:
+    plan = plan_of(under)
+    opened = open_tree(get_tree(request, tree_id))
+    try:
+        advantage = opened.credit(plan).advantage
+    except ValueError as refused:
+        raise RequestError(422, f"{under} gives no credit to this tree. {refused}") from refused
+    return _binary(request, advantage.astype("<f4").tobytes())
+
+
+def _binary(request: HttpRequest, raw: bytes) -> HttpResponse:
+    """Compressed as the browser accepts it, and kept by it: a stored tree never changes."""
+    body, encoding = encoded(raw, request.headers.get("Accept-Encoding", ""))
+    response = HttpResponse(body, content_type="application/octet-stream")
+    if encoding:
+        response["Content-Encoding"] = encoding
+    response["Vary"] = "Accept-Encoding, Cookie"
+    response["Cache-Control"] = "private, max-age=3600"
     return response
 
 

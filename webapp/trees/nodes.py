@@ -1,4 +1,4 @@
-"""One rollout tree for people and for the browser's canvas: columns, nodes, outline.
+"""One rollout tree for people: nodes and outline. The canvas's columns are `columns.py`.
 
 The numbers are the recorded ones; how a number came about is told by `trainer.explanation`, by the same
 functions that trained.
@@ -6,9 +6,7 @@ functions that trained.
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +21,7 @@ from trainer.loss_weights import TreeWeights, count_trained, weigh
 from trainer.schema.objective import Objective, PolicyObjective, PreferenceObjective
 from trainer.tree import ROOT, CreditState, FinishReason, RolloutTree, Verdict
 from webapp.errors import RequestError
+from webapp.trees.columns import token_means
 from webapp.trees.opened import OpenTree
 from webapp.trees.words import CREDIT_WORDS, FINISH_WORDS
 
@@ -36,60 +35,6 @@ AGREES_WITHIN = 1e-6  # absolute and relative
 
 # Nodes that are compared with nothing themselves.
 NOT_COMPARED = (CreditState.NONE, CreditState.PER_PATH, CreditState.GIVEN, CreditState.NO_ADVANTAGE)
-
-
-# ------------------------------------------------------------------------------------------------ columns
-
-
-def columns(tree: RolloutTree) -> bytes:
-    """The columns that canvas and outline draw from, for typed arrays:
-
-    uint32 header length · header JSON, padded with blanks · columns, each 4-byte aligned; all little-endian.
-    Offsets count from the end of the header.
-    """
-    arrays: dict[str, NDArray[Any]] = {
-        "parent": tree.parent.astype("<i4"),
-        "n_leaves": tree.leaf_counts().astype("<i4"),
-        "tokens": tree.token_counts().astype("<i4"),
-        "copies": tree.copies.astype("<i4"),
-        "visits": tree.visits.astype("<i4"),
-        "value": tree.value.astype("<f4"),
-        "advantage": tree.advantage.astype("<f4"),
-        "entropy": _mean_per_node(tree, tree.entropies).astype("<f4"),
-        "logprob": _mean_per_node(tree, tree.logprobs).astype("<f4"),
-        "verdict": tree.verdict.astype("u1"),
-        "finish": tree.finish.astype("u1"),
-        "credit_state": tree.credit_state.astype("u1"),
-    }
-    listed, parts, offset = [], [], 0
-    for name, array in arrays.items():
-        raw = array.tobytes()
-        raw += b"\0" * (-len(raw) % 4)
-        dtype = {"<i4": "int32", "<f4": "float32", "|u1": "uint8"}[array.dtype.str]
-        listed.append({"name": name, "dtype": dtype, "offset": offset, "length": tree.n_nodes})
-        parts.append(raw)
-        offset += len(raw)
-    labels = {
-        "verdict": [member.word for member in Verdict],
-        "finish": [member.word for member in FinishReason],
-        "credit_state": [member.word for member in CreditState],
-        "credit": [CREDIT_WORDS[member] for member in CreditState],
-    }
-    header = json.dumps(
-        {"n_nodes": tree.n_nodes, "columns": listed, "labels": labels, "names_from": "parent"},
-        separators=(",", ":"),
-    ).encode()
-    header += b" " * (-len(header) % 4)
-    return struct.pack("<I", len(header)) + header + b"".join(parts)
-
-
-def _mean_per_node(tree: RolloutTree, per_token: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[N] mean of `per_token` [T] over each segment; NaN for a segment without tokens."""
-    total = np.concatenate(([0.0], np.cumsum(per_token, dtype=np.float64)))
-    counts = tree.token_counts()
-    sums = total[tree.token_offsets[1:]] - total[tree.token_offsets[:-1]]
-    means: NDArray[np.float64] = np.divide(sums, counts, out=np.full(tree.n_nodes, np.nan), where=counts > 0)
-    return means
 
 
 # ------------------------------------------------------------------------------------------------ one node
@@ -407,7 +352,7 @@ def _best_leaf(tree: RolloutTree, leaves: NDArray[np.int64], node: int) -> int:
 def outline(opened: OpenTree, selected: int) -> tuple[list[dict[str, Any]], bool]:
     """The tree as rows to read, children under their parents: at most 2,000, and whether it was cut."""
     tree = opened.tree
-    tokens = tree.token_counts()
+    tokens, entropy = tree.token_counts(), token_means(tree, tree.entropies)
     rows: list[dict[str, Any]] = []
     waiting = [(ROOT, 0)]
     while waiting and len(rows) < MAX_OUTLINE_ROWS:
@@ -423,6 +368,7 @@ def outline(opened: OpenTree, selected: int) -> tuple[list[dict[str, Any]], bool
                 "verdict": Verdict(int(tree.verdict[node])).word,
                 "copies": int(tree.copies[node]),
                 "tokens": int(tokens[node]),
+                "entropy": number_of(entropy[node]),
                 "selected": node == selected,
             }
         )

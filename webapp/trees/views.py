@@ -18,15 +18,21 @@ from webapp.runs.method import method_of
 from webapp.runs.querysets import run_states
 from webapp.runs.views import page_cursor, run_context
 from webapp.trees import comparing
+from webapp.trees.columns import COLUMNS_VERSION
 from webapp.trees.estimator_table import compared, flips_under, node_rows, tree_rows
+from webapp.trees.estimators import estimators
 from webapp.trees.inspector import inspector_context
 from webapp.trees.models import StoredTree
 from webapp.trees.nodes import find_node, outline
 from webapp.trees.opened import OpenTree, open_tree
 from webapp.trees.querysets import MAX_STEP_CELLS, SORTS, steps_with_trees, tree_row, trees_of_step
+from webapp.trees.scale import advantage_limit
 
-VIEWS = ("icicle", "outline")
-COLOURS = ("advantage", "value", "verdict", "entropy")
+VIEWS = ("icicle", "graph", "outline")
+COLOURS = (
+    "advantage", "value", "change", "verdict", "entropy", "logprob", "mismatch", "policy", "tokens",
+    "difference", "none",
+)  # fmt: skip
 
 
 @require_GET
@@ -85,6 +91,9 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
         "view": view,
         "color": colour,
         "usual_colour": usual,
+        "columns_version": COLUMNS_VERSION,
+        "run_limit": advantage_limit(stored.run),
+        "estimators": [(slug, title) for slug, (title, _plan) in estimators().items()],
     }
     return render(request, "trees/detail.html", context)
 

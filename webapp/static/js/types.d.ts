@@ -144,60 +144,116 @@ interface Metric {
   better: string;
 }
 
+type Counts = Uint8Array | Uint16Array | Uint32Array | Int32Array;
+
 /** Columns of one tree, breadth-first, as they come from `/api/v1/trees/<id>/columns`. */
 interface TreeColumns {
   n: number;
-  parent: Int32Array;
-  n_leaves: Int32Array;
-  tokens: Int32Array;
-  /** Of a leaf: how many sampled answers ended in just this one. */
-  copies: Int32Array;
-  /** Of a search; 0 elsewhere. */
-  visits: Int32Array;
+  n_children: Counts;
+  tokens: Counts;
   value: Float32Array;
   /** NaN: no credit. */
   advantage: Float32Array;
-  entropy: Float32Array;
-  logprob: Float32Array;
+  /** Means over the segment's tokens, to three significant digits; NaN where it has none. */
+  readonly entropy: Float32Array;
+  readonly logprob: Float32Array;
   verdict: Uint8Array;
   finish: Uint8Array;
   credit_state: Uint8Array;
+  /** Of a leaf: how many sampled answers ended in just this one. Null: no leaf stands for several. */
+  copies: Counts | null;
+  /** Null: nothing was searched. */
+  visits: Counts | null;
+  /** |sampling - training logprob| of a token, mean over the segment; null: not recorded. */
+  readonly mismatch: Float32Array | null;
+  policyVersion: number;
+  /** Where the value falls most, if one edge explains the failures. */
+  cliff: { node: number; drop: number; probability: number } | null;
   /** `credit`: what stands in place of a missing advantage, by credit state. */
   labels: { verdict: string[]; finish: string[]; credit_state: string[]; credit: string[] };
 }
 
-/** Where every node of an icicle lies. x runs in answers: a leaf is as wide as the answers that ended in it, mostly one. */
-interface Layout {
+/** Who is whose child, breadth-first. */
+interface Shape {
   n: number;
   parent: Int32Array;
-  depth: Uint16Array;
-  leaves: Int32Array;
-  /** Left edges; the right edge is x + leaves. */
-  x: Int32Array;
-  /** Row d holds the nodes rowStart[d] .. rowStart[d+1]-1, from left to right. */
-  rowStart: Int32Array;
   /** First child, or -1; the children of a node are contiguous. */
   firstChild: Int32Array;
-  nChildren: Int32Array;
-  /** The leaf that lies at x. */
-  leafAt: Int32Array;
+  nChildren: Counts;
+  depth: Uint16Array;
+  /** Row d holds the places rowStart[d] .. rowStart[d+1]-1, from left to right. */
+  rowStart: Int32Array;
   maxDepth: number;
 }
-/** The part of the tree in the window, in leaves. */
+/** Where every node of an icicle lies. */
+interface Layout extends Shape {
+  /** Sampled answers at or below each node. */
+  leaves: Int32Array;
+  /** In units of the chosen width; `leaves` itself where width is answers. */
+  width: Int32Array | Float64Array;
+  /** Left edges; the right edge is x + width. */
+  x: Int32Array | Float64Array;
+  /** Width of the root. */
+  total: number;
+  /** The node at each place; null: sampling order, where place and node are the same number. */
+  rowNodes: Int32Array | null;
+  /** The place of each node. */
+  places: Int32Array | null;
+  /** The leaves from left to right. */
+  leafOrder: Int32Array;
+}
+type Width = "leaves" | "tokens" | "equal" | "loss";
+/** The part of the tree in the window, in the layout's units. */
 interface View {
   x0: number;
   x1: number;
 }
 /** A rectangle to paint: one node, or a run of nodes narrower than a pixel. Pixels from the left edge of the canvas. */
 interface Box {
+  /** Places. */
   from: number;
   /** Inclusive. */
   to: number;
   left: number;
   right: number;
 }
-type Signal = "advantage" | "value" | "verdict" | "entropy";
+type Signal = "advantage" | "value" | "change" | "verdict" | "entropy" | "logprob" | "mismatch" | "policy" | "tokens" | "difference" | "none";
+/** Where the ends of an advantage's scale come from. */
+type ScaleChoice = "run" | "tree" | "fixed" | "symlog";
+interface ColourScale {
+  low: number;
+  limit: number;
+  symmetric: boolean;
+  symlog: boolean;
+  level: (value: number) => number;
+  place: (value: number) => number;
+  at: (place: number) => number;
+  fill: (level: number) => string;
+  ink: (level: number) => string;
+}
+interface ColourSignal {
+  signal: Signal;
+  /** [N]; NaN: the node has no such number. */
+  values: Float32Array;
+  scale: ColourScale;
+  limit: number;
+  /** Where the ends of the scale come from, in words. */
+  source: string;
+}
 type Theme = "light" | "dark";
+
+/** What a picture of a tree is painted from. */
+interface Scene {
+  columns: TreeColumns;
+  layout: Layout;
+  signal: ColourSignal;
+  /** Start of a node's text, or "" while it is on its way. */
+  textOf: (node: number) => string;
+  /** What a search in the tree found. */
+  hits: import("./tree/found.js").Found | null;
+  /** The node below the value cliff; -1: there is none. */
+  cliff: number;
+}
 
 /** What every part of a tree's page is mounted with (`tree/page.js`). */
 interface TreePage {
@@ -207,7 +263,7 @@ interface TreePage {
   layout: Layout;
   /** The one selection: `subscribe`, `choose`, `chooseName`, `node`, `name`. */
   selection: import("./tree/selection.js").Selection;
-  colouring: import("./tree/page.js").Colouring;
+  colouring: import("./tree/colouring.js").Colouring;
   /** `add` puts a key of yours beside the others, and on the list that `?` shows. */
   shortcuts: import("./tree/shortcuts.js").Shortcuts;
   /** Right answers below each node, and all of them. */
@@ -215,7 +271,8 @@ interface TreePage {
   answers: Int32Array;
   /** A node as a screen reader hears it. */
   inWords: (node: number) => string;
-  /** The start of a node's text, or "". */
+  texts: import("./tree/texts.js").TextStarts;
+  /** The start of a node's text; "" while it is on its way. */
   textOf: (node: number) => string;
 }
 

@@ -38,3 +38,21 @@ export interface Zoom<E extends Element> {
   on(type: string, listener: ((event: { transform: ZoomTransform; sourceEvent: Event | null }) => void) | null): Zoom<E>;
 }
 export function zoom<E extends Element>(): Zoom<E>;
+
+/** After `tree` laid it out: x across the tree, y along its depth. */
+export interface HierarchyNode<T> {
+  data: T;
+  depth: number;
+  x: number;
+  y: number;
+  parent: HierarchyNode<T> | null;
+  children?: HierarchyNode<T>[];
+  each(visit: (node: HierarchyNode<T>) => void): HierarchyNode<T>;
+}
+export function hierarchy<T>(data: T, children: (data: T) => Iterable<T> | null | undefined): HierarchyNode<T>;
+export interface TreeLayout<T> {
+  (root: HierarchyNode<T>): HierarchyNode<T>;
+  nodeSize(size: [number, number]): TreeLayout<T>;
+  separation(distance: (a: HierarchyNode<T>, b: HierarchyNode<T>) => number): TreeLayout<T>;
+}
+export function tree<T>(): TreeLayout<T>;

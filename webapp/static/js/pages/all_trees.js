@@ -71,7 +71,7 @@ function picture() {
       ctx.strokeStyle = colour("--text-1");
       ctx.strokeRect((/** @type {number} */ (places.x[hovered]) / total) * wide + 1, /** @type {number} */ (places.depth[hovered]) * row + 1, Math.max((/** @type {number} */ (merged.leaves[hovered]) / total) * wide - 3, 1), row - 3);
     }
-    drawLegend(byId("merged-legend"), { signal: "value", values: new Float32Array(0), limit: merged.high, scale }, NaN, new Map());
+    drawLegend(byId("merged-legend"), { signal: "value", limit: merged.high, scale }, NaN, new Map());
   }
 
   function words() {

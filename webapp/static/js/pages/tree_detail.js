@@ -1,5 +1,6 @@
 // One tree. Every part of the page is mounted here and hears of the one selection.
 import { byId, setText } from "../core/dom.js";
+import { mountFrame } from "../tree/frame.js";
 import { Inspector } from "../tree/inspector.js";
 import { openTree } from "../tree/page.js";
 import { colourSegments, interceptNodeLinks } from "../tree/reader.js";
@@ -11,6 +12,7 @@ try {
   const page = await openTree(root);
   mountStage(page);
   mountReader(page);
+  mountFrame(page);
   root.dataset.ready = "";
 } catch (error) {
   if (!(error instanceof Error)) throw error;

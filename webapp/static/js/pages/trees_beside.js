@@ -11,8 +11,8 @@ import { changed, read, write } from "../core/url_state.js";
 import { announce } from "../live/head.js";
 import { ancestorNamed, linked } from "../problems/linked.js";
 import { TreeCanvas } from "../tree/canvas.js";
-import { decodeColumns } from "../tree/columns.js";
-import { layout } from "../tree/layout.js";
+import { COLUMNS_VERSION, decodeColumns } from "../tree/columns.js";
+import { place, shapeOf } from "../tree/layout.js";
 import { drawLegend } from "../tree/legend.js";
 import { interceptNodeLinks } from "../tree/reader.js";
 import { advantageWords, look, SIGNALS, signalOf, spoken, times, withoutCredit } from "../tree/signals.js";
@@ -39,8 +39,8 @@ try {
 async function open(section) {
   const canvas = section.querySelector("canvas");
   if (!canvas) throw new Error("One of the two cannot be read.");
-  const columns = decodeColumns(await (await request(`/trees/${section.dataset.tree}/columns?v=2`)).arrayBuffer());
-  const tree = layout(columns.parent, columns.copies);
+  const columns = decodeColumns(await (await request(`/trees/${section.dataset.tree}/columns?v=${COLUMNS_VERSION}`)).arrayBuffer());
+  const tree = place(shapeOf(columns.n_children), { copies: columns.copies });
   const correct = countBelow(tree, columns.verdict, columns.labels.verdict.indexOf("correct"));
   return { element: canvas, columns, tree, correct, selected: 0, missing: false };
 }
@@ -61,13 +61,13 @@ function start(sides) {
   /** One scale for both: the wider of the two. */
   function coloured() {
     const signal = SIGNALS.find((one) => one === choice.value) ?? "advantage";
-    return linked(sides.map(({ columns }) => signalOf(columns, signal, theme())), theme());
+    return linked(sides.map(({ columns, tree }) => signalOf({ columns, parent: tree.parent }, signal, theme(), { scale: "tree" })), theme());
   }
 
   function paint() {
     canvases.forEach((canvas, at) => {
       const { columns, tree } = /** @type {(typeof sides)[number]} */ (sides[at]);
-      canvas.show({ columns, layout: tree, signal: /** @type {(typeof signals)[number]} */ (signals[at]), textOf: () => "" }, true);
+      canvas.show({ columns, layout: tree, signal: /** @type {(typeof signals)[number]} */ (signals[at]), textOf: () => "", hits: null, cliff: columns.cliff?.node ?? -1 }, true);
     });
     legend();
   }
@@ -175,7 +175,7 @@ function start(sides) {
     choice.selectedIndex = (choice.selectedIndex + 1) % choice.options.length;
     recolour();
   } });
-  sides.forEach(({ columns, tree }, at) => canvases[at]?.show({ columns, layout: tree, signal: /** @type {(typeof signals)[number]} */ (signals[at]), textOf: () => "" }, false));
+  sides.forEach(({ columns, tree }, at) => canvases[at]?.show({ columns, layout: tree, signal: /** @type {(typeof signals)[number]} */ (signals[at]), textOf: () => "", hits: null, cliff: columns.cliff?.node ?? -1 }, false));
   legend();
   mark();
   root.dataset.ready = "";

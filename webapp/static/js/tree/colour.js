@@ -14,7 +14,7 @@ const VALUE = {
   light: ["#f1f4f2", "#cfe3da", "#9cc9b8", "#5fa78f", "#2c7d66", "#0f5444"],
   dark: ["#1f2725", "#23443b", "#2c6a5a", "#3c957e", "#63c0a6", "#a8e6d2"],
 };
-const ENTROPY = {
+const OTHER = {
   light: ["#f3f1f7", "#d9d0ea", "#b6a3d8", "#8468b8", "#63459c"],
   dark: ["#23212b", "#3d3358", "#5d4a8c", "#937eca", "#b9a8e6"],
 };
@@ -31,16 +31,26 @@ export const OUTCOME = {
   dark: { correct: "#a6d3f7", incorrect: "#f08451", other: "#6c7079", error: "#f2857b" },
 };
 
+/** @type {Record<"diverging" | "value" | "other", Record<Theme, string[]>>} */
+const PALETTES = { diverging: DIVERGING, value: VALUE, other: OTHER };
+/** @type {Record<Signal, keyof typeof PALETTES>} */
+const PALETTE_OF = {
+  advantage: "diverging", change: "diverging", difference: "diverging", value: "value", policy: "value",
+  entropy: "other", logprob: "other", mismatch: "other", tokens: "other", verdict: "value", none: "value",
+};
+
+/** @param {Signal} signal */
+export const isSymmetric = (signal) => PALETTE_OF[signal] === "diverging";
+
 /** @type {Map<string, string[]>} */
 const tables = new Map();
 
-/** @param {"diverging" | "value" | "entropy"} kind @param {Theme} theme */
-function table(kind, theme) {
-  const key = `${kind} ${theme}`;
+/** @param {keyof typeof PALETTES} palette @param {Theme} theme */
+function table(palette, theme) {
+  const key = `${palette} ${theme}`;
   let fills = tables.get(key);
   if (!fills) {
-    const stops = (kind === "diverging" ? DIVERGING : kind === "value" ? VALUE : ENTROPY)[theme];
-    fills = Array.from({ length: LEVELS }, (_, level) => alongStops(stops, level / (LEVELS - 1)));
+    fills = Array.from({ length: LEVELS }, (_, level) => alongStops(PALETTES[palette][theme], level / (LEVELS - 1)));
     tables.set(key, fills);
   }
   return fills;
@@ -77,40 +87,72 @@ export function valueRange(values) {
   return [low, high];
 }
 
+/** Where the steep middle of a symlog scale ends, as a share of the limit. */
+const SYMLOG_FROM = 1 / 30;
+
 /**
  * What a canvas needs for one signal: the level of a number, and fill and ink of a level. Level -1 is to be hatched.
- * @param {Signal} signal @param {number} limit @param {Theme} theme @param {number} [low] where the scale begins; of advantages, -limit
- * @returns {{level: (value: number) => number, fill: (level: number) => string, ink: (level: number) => string, low: number, limit: number, symmetric: boolean}}
+ * `place` is where a number lies on the scale, from 0 to 1, and `at` the opposite; they say where a legend marks it.
+ * @param {Signal} signal @param {number} limit @param {Theme} theme @param {number} [low] where the scale begins; of signed signals, -limit
+ * @param {{symlog?: boolean, reversed?: boolean}} [how] symlog: also small numbers of a signed signal can be told apart; reversed: dark is low
+ * @returns {ColourScale}
  */
-export function colourScale(signal, limit, theme, low = 0) {
-  const symmetric = signal === "advantage";
-  const fills = table(symmetric ? "diverging" : signal === "entropy" ? "entropy" : "value", theme);
+export function colourScale(signal, limit, theme, low = 0, { symlog = false, reversed = false } = {}) {
+  const symmetric = isSymmetric(signal);
+  const fills = reversed ? [...table(PALETTE_OF[signal], theme)].reverse() : table(PALETTE_OF[signal], theme);
   const inks = fills.map((fill) => INKS[theme].find((ink) => contrast(fill, ink) >= READABLE));
   const plain = /** @type {string} */ (INKS[theme][0]);
+  const from = symmetric ? -limit : low;
+  const bend = limit * SYMLOG_FROM;
+  const squeeze = (/** @type {number} */ value) => (symlog ? (Math.sign(value) * Math.log1p(Math.abs(value) / bend) * limit) / Math.log1p(limit / bend) : value);
+  const stretch = (/** @type {number} */ value) => (symlog ? Math.sign(value) * bend * Math.expm1((Math.abs(value) / limit) * Math.log1p(limit / bend)) : value);
   return {
-    low: symmetric ? -limit : low,
+    low: from,
     limit,
     symmetric,
-    level: (value) => (symmetric ? advantageLevel(value, limit) : sequentialLevel(value, limit, low)),
+    symlog,
+    level: (value) => (symmetric ? advantageLevel(squeeze(value), limit) : sequentialLevel(value, limit, low)),
+    place: (value) => Math.min(1, Math.max(0, (squeeze(value) - from) / (limit - from))),
+    at: (place) => stretch(from + place * (limit - from)),
     fill: (level) => /** @type {string} */ (fills[level]),
     ink: (level) => inks[level] ?? plain,
   };
 }
 
+const SAMPLES = 50_000;
+
 /**
- * The 98th percentile of the absolute values, NaN left out; 1 when there are none, or only zeros.
+ * The 98th percentile of the absolute values, NaN left out; 1 when there are none, or only zeros. Of more than 50,000 values
+ * it is that of 50,000 of them, evenly spread.
  * @param {ArrayLike<number>} values
  */
 export function symmetricLimit(values) {
-  const sizes = [];
-  for (let i = 0; i < values.length; i++) {
-    const size = Math.abs(/** @type {number} */ (values[i]));
-    if (size > 0 && Number.isFinite(size)) sizes.push(size);
-  }
-  if (!sizes.length) return 1;
-  sizes.sort((a, b) => a - b);
-  return /** @type {number} */ (sizes[Math.min(sizes.length - 1, Math.ceil(0.98 * sizes.length) - 1)]);
+  const sizes = sampled(values, (value) => value !== 0, Math.abs);
+  return sizes.length ? percentile(sizes, 0.98) : 1;
 }
+
+/** Where a sequential scale begins and ends: the 2nd and the 98th percentile, likewise. @param {ArrayLike<number>} values @returns {[number, number]} */
+export function sequentialRange(values) {
+  const found = sampled(values, () => true, Number);
+  if (!found.length) return [0, 1];
+  const [low, high] = [percentile(found, 0.02), percentile(found, 0.98)];
+  return high > low ? [low, high] : [low, low + 1];
+}
+
+/** @param {ArrayLike<number>} values @param {(value: number) => boolean} keep @param {(value: number) => number} map */
+function sampled(values, keep, map) {
+  const stride = Math.max(1, Math.ceil(values.length / SAMPLES));
+  const found = new Float64Array(Math.ceil(values.length / stride));
+  let n = 0;
+  for (let i = 0; i < values.length; i += stride) {
+    const value = /** @type {number} */ (values[i]);
+    if (Number.isFinite(value) && keep(value)) found[n++] = map(value);
+  }
+  return found.subarray(0, n).sort();
+}
+
+/** @param {Float64Array} sorted @param {number} share */
+const percentile = (sorted, share) => /** @type {number} */ (sorted[Math.max(0, Math.min(sorted.length - 1, Math.ceil(share * sorted.length) - 1))]);
 
 /** The largest finite value, at least `floor`. @param {ArrayLike<number>} values @param {number} floor */
 export function upperLimit(values, floor) {

@@ -1,11 +1,19 @@
 // The binary form of a tree (`/api/v1/trees/<id>/columns`) to typed arrays. Pure. Refuses what does not fit together:
 // a canvas that paints garbage looks like a result.
 
-const TYPES = { int32: Int32Array, uint8: Uint8Array, float32: Float32Array };
-const NEEDED = /** @type {const} */ ({
-  parent: "int32", n_leaves: "int32", tokens: "int32", copies: "int32", visits: "int32", value: "float32", advantage: "float32", entropy: "float32",
-  logprob: "float32", verdict: "uint8", finish: "uint8", credit_state: "uint8",
-});
+/** Bumped with what the server sends, so that no browser reads a kept answer of before. */
+export const COLUMNS_VERSION = 3;
+
+const COUNTS = ["uint8", "uint16", "uint32"];
+/** The columns that are read, and the types each may have. @type {Record<string, {dtypes: string[], optional?: true}>} */
+const KNOWN = {
+  n_children: { dtypes: COUNTS }, tokens: { dtypes: COUNTS }, value: { dtypes: ["float32"] }, advantage: { dtypes: ["float32"] },
+  entropy: { dtypes: ["float16"] }, logprob: { dtypes: ["float16"] }, mismatch: { dtypes: ["float16"], optional: true },
+  verdict: { dtypes: ["uint8"] }, finish: { dtypes: ["uint8"] }, credit_state: { dtypes: ["uint8"] },
+  copies: { dtypes: COUNTS, optional: true }, visits: { dtypes: COUNTS, optional: true },
+};
+/** @type {Record<string, Uint8ArrayConstructor | Uint16ArrayConstructor | Uint32ArrayConstructor | Float32ArrayConstructor>} */
+const TYPES = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, float32: Float32Array, float16: Uint16Array };
 
 /**
  * uint32 length of the header, header as JSON padded to a multiple of 4, then little-endian columns, each 4-byte aligned;
@@ -19,22 +27,44 @@ export function decodeColumns(buffer) {
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, headerBytes)));
   const n = header.n_nodes;
   if (!Number.isInteger(n) || n < 1) throw new RangeError(`The tree says it has ${n} nodes; at least 1 was expected.`);
-  /** @type {any} Filled by name below, each column checked against NEEDED. */
-  const columns = { n, labels: header.labels };
-  for (const [name, type] of Object.entries(NEEDED)) {
+  /** @type {any} Filled by name below, each column checked against KNOWN. */
+  const columns = { n, labels: header.labels, policyVersion: header.policy_version ?? 0, cliff: header.cliff ?? null };
+  for (const [name, { dtypes, optional }] of Object.entries(KNOWN)) {
     const spec = header.columns.find((/** @type {{name: string}} */ column) => column.name === name);
-    if (!spec || spec.dtype !== type) throw new TypeError(`Column ${name} is ${spec ? spec.dtype : "missing"}; ${type} was expected.`);
-    const Type = TYPES[type];
+    if (!spec && optional) {
+      columns[name] = null;
+      continue;
+    }
+    if (!spec || !dtypes.includes(spec.dtype)) throw new TypeError(`Column ${name} is ${spec ? spec.dtype : "missing"}; ${dtypes.join(" or ")} was expected.`);
+    const Type = /** @type {Uint8ArrayConstructor} */ (TYPES[spec.dtype]);
     if (spec.length !== n) throw new RangeError(`Column ${name} has ${spec.length} rows; ${n} were expected.`);
     const start = 4 + headerBytes + spec.offset;
     if (start + n * Type.BYTES_PER_ELEMENT > buffer.byteLength) throw new RangeError(`Column ${name} ends after the answer does.`);
-    columns[name] = new Type(buffer, start, n);
+    const column = new Type(buffer, start, n);
+    if (spec.dtype === "float16") unpackedWhenRead(columns, name, column);
+    else columns[name] = column;
   }
+  let reached = 1;
   for (let i = 0; i < n; i++) {
-    const parent = columns.parent[i];
-    if (i === 0 ? parent !== -1 : parent < 0 || parent >= i || parent < columns.parent[i - 1]) {
-      throw new RangeError(`Node ${i} has parent ${parent}: nodes must come breadth-first, parents before children.`);
-    }
+    if (reached <= i) throw new RangeError(`Node ${i} is nobody's child: the counts of children before it end at ${reached}.`);
+    reached += columns.n_children[i];
   }
+  if (reached !== n) throw new RangeError(`The counts of children tell of ${reached} nodes; the tree has ${n}.`);
   return columns;
+}
+
+/** Half floats take twice the memory unpacked, and of a large tree most are never looked at. @param {object} columns @param {string} name @param {ArrayLike<number>} packed */
+function unpackedWhenRead(columns, name, packed) {
+  /** @type {Float32Array | null} */
+  let unpacked = null;
+  Object.defineProperty(columns, name, { enumerable: true, get: () => (unpacked ??= Float32Array.from(packed, halfFloat)) });
+}
+
+/** The number that 16 bits stand for (IEEE 754 binary16). @param {number} bits */
+export function halfFloat(bits) {
+  const sign = bits & 0x8000 ? -1 : 1;
+  const exponent = (bits >> 10) & 31;
+  const fraction = bits & 1023;
+  if (exponent === 31) return fraction ? NaN : sign * Infinity;
+  return exponent ? sign * 2 ** (exponent - 15) * (1 + fraction / 1024) : sign * 2 ** -14 * (fraction / 1024);
 }

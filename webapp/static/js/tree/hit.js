@@ -1,5 +1,5 @@
 // Which node lies under a point. Pure: row by y, then a binary search by x.
-import { firstRightOf } from "./layout.js";
+import { firstRightOf, nodeAt } from "./layout.js";
 
 /**
  * @param {Layout} tree @param {View} view @param {number} width of the canvas, pixels @param {number} rowHeight pixels
@@ -12,11 +12,27 @@ export function hit(tree, view, width, rowHeight, px, py) {
   const x = view.x0 + (px / width) * (view.x1 - view.x0);
   // Below the rows lie the outcomes of the leaves.
   if (row > tree.maxDepth) return leafUnder(tree, x);
-  const node = firstRightOf(tree, row, x);
-  return node < /** @type {number} */ (tree.rowStart[row + 1]) && /** @type {number} */ (tree.x[node]) <= x ? node : -1;
+  const place = firstRightOf(tree, row, x);
+  if (place >= /** @type {number} */ (tree.rowStart[row + 1])) return -1;
+  const node = nodeAt(tree, place);
+  return /** @type {number} */ (tree.x[node]) <= x ? node : -1;
+}
+
+/** Index in `leafOrder` of the first leaf whose right edge lies right of `x`. @param {Layout} tree @param {number} x */
+export function leafFrom(tree, x) {
+  let low = 0;
+  let high = tree.leafOrder.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    const leaf = /** @type {number} */ (tree.leafOrder[middle]);
+    if (/** @type {number} */ (tree.x[leaf]) + /** @type {number} */ (tree.width[leaf]) > x) high = middle;
+    else low = middle + 1;
+  }
+  return low;
 }
 
 /** @param {Layout} tree @param {number} x */
 function leafUnder(tree, x) {
-  return x < 0 || x >= tree.leafAt.length ? -1 : /** @type {number} */ (tree.leafAt[Math.floor(x)]);
+  const leaf = tree.leafOrder[leafFrom(tree, x)];
+  return leaf !== undefined && /** @type {number} */ (tree.x[leaf]) <= x ? leaf : -1;
 }

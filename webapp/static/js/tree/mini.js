@@ -37,8 +37,11 @@ export function drawMini(canvas, icicle, limit, values, height = HEIGHT) {
       ctx.fillRect(box.left, (row - 1) * rowHeight, Math.max(box.right - box.left - (box.right - box.left > 3 ? 1 : 0), 0.5), rowHeight - (rowHeight > 4 ? 1 : 0));
     }
   }
-  const step = width / tree.leafAt.length;
-  tree.leafAt.forEach((leaf, x) => {
-    outcome(ctx, VERDICTS[icicle.verdict[leaf] ?? 0] ?? "none", { left: x * step, right: (x + 1) * step, top: height - outcomes, height: outcomes }, theme(), hatching);
-  });
+  const step = width / tree.total;
+  for (const leaf of tree.leafOrder) {
+    const x = /** @type {number} */ (tree.x[leaf]);
+    for (let copy = 0; copy < /** @type {number} */ (tree.leaves[leaf]); copy++) {
+      outcome(ctx, VERDICTS[icicle.verdict[leaf] ?? 0] ?? "none", { left: (x + copy) * step, right: (x + copy + 1) * step, top: height - outcomes, height: outcomes }, theme(), hatching);
+    }
+  }
 }

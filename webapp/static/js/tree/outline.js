@@ -6,10 +6,11 @@ import { nameOf, outlineRows } from "./walk.js";
 
 const ROW = 28;
 const AROUND = 12;
-
-/** @typedef {import("./canvas.js").Scene} Scene */
+/** Browsers draw nothing beyond some tens of millions of pixels; of a longer list the scroll bar runs faster than the rows. */
+const MOST_PIXELS = 8_000_000;
 
 export class Outline {
+  head = make("div", { class: "outline-row outline-head", "aria-hidden": "true" }, ...["Node", "V", "A", "Entropy", "Verdict", "Tokens", "Text"].map((word) => make("span", { class: ["V", "A", "Entropy", "Tokens"].includes(word) ? "num" : null }, word)));
   element = make("div", { class: "outline-tree", role: "tree", tabindex: 0, "aria-label": "Nodes of the tree" });
   #inside = make("div", { class: "outline-inside", role: "presentation" });
   /** @type {Set<number>} */ #closed = new Set();
@@ -37,6 +38,12 @@ export class Outline {
     this.#reindex();
   }
 
+  /** Other texts, other things found. @param {Scene} scene */
+  show(scene) {
+    this.#scene = scene;
+    this.#fill();
+  }
+
   /** @param {number} node */
   select(node) {
     this.#selected = node;
@@ -45,35 +52,56 @@ export class Outline {
     for (let up = /** @type {number} */ (this.#scene.layout.parent[node]); up >= 0; up = /** @type {number} */ (this.#scene.layout.parent[up])) opened = this.#closed.delete(up) || opened;
     if (opened) this.#reindex();
     const row = /** @type {number} */ (this.#rowOf[node]);
-    const { scrollTop, clientHeight } = this.element;
-    if (row * ROW < scrollTop) this.element.scrollTop = row * ROW;
-    else if ((row + 1) * ROW > scrollTop + clientHeight) this.element.scrollTop = (row + 1) * ROW - clientHeight;
+    const first = this.#firstRow();
+    const shown = this.element.clientHeight / ROW;
+    if (row < first) this.#scrollTo(row);
+    else if (row + 1 > first + shown) this.#scrollTo(row + 1 - shown);
     this.#fill();
+  }
+
+  /** How many pixels of rows one pixel of the scroll bar stands for. */
+  #speed() {
+    const room = this.element.clientHeight;
+    const all = this.#rows.length * ROW;
+    return all <= MOST_PIXELS ? 1 : (all - room) / (MOST_PIXELS - room);
+  }
+
+  /** The row at the upper edge, with its fraction. */
+  #firstRow() {
+    return (this.element.scrollTop * this.#speed()) / ROW;
+  }
+
+  /** @param {number} row */
+  #scrollTo(row) {
+    this.element.scrollTop = (row * ROW) / this.#speed();
   }
 
   #reindex() {
     this.#rows = outlineRows(this.#scene.layout, this.#closed);
     this.#rowOf.fill(-1);
-    this.#rows.forEach((node, row) => { this.#rowOf[node] = row; });
-    this.#inside.style.height = `${this.#rows.length * ROW}px`;
+    for (let row = 0; row < this.#rows.length; row++) this.#rowOf[/** @type {number} */ (this.#rows[row])] = row;
+    this.#inside.style.height = `${Math.min(MOST_PIXELS, this.#rows.length * ROW)}px`;
     this.#fill();
   }
 
   #fill() {
-    const top = Math.floor(this.element.scrollTop / ROW);
+    const first = this.#firstRow();
+    const top = Math.floor(first);
     const shown = Math.ceil(this.element.clientHeight / ROW);
     const row = Math.max(0, /** @type {number} */ (this.#rowOf[this.#selected]));
     const wanted = new Set();
     for (let i = Math.max(0, top - AROUND); i < Math.min(this.#rows.length, top + shown + AROUND); i++) wanted.add(i);
     // The selected row is there even when it is scrolled away: `aria-activedescendant` names it.
     for (let i = Math.max(0, row - 2); i < Math.min(this.#rows.length, row + 3); i++) wanted.add(i);
-    this.#inside.replaceChildren(...[...wanted].sort((a, b) => a - b).map((i) => this.#row(i)));
+    const shift = this.element.scrollTop - first * ROW;
+    const height = Math.min(MOST_PIXELS, this.#rows.length * ROW);
+    this.#inside.replaceChildren(...[...wanted].sort((a, b) => a - b).map((i) => this.#row(i, Math.min(height - ROW, Math.max(0, i * ROW + shift)))));
     this.element.setAttribute("aria-activedescendant", `outline-${this.#selected}`);
   }
 
-  /** @param {number} row */
-  #row(row) {
-    const { columns, layout, textOf } = this.#scene;
+  /** @param {number} row @param {number} top pixels */
+  #row(row, top) {
+    const { columns, layout, textOf, hits } = this.#scene;
     const node = /** @type {number} */ (this.#rows[row]);
     const parent = /** @type {number} */ (layout.parent[node]);
     const children = /** @type {number} */ (layout.nChildren[node]);
@@ -85,7 +113,7 @@ export class Outline {
     const first = make("span", { class: "outline-name mono" }, toggle, [name, times(columns, node)].filter(Boolean).join(" "));
     first.style.paddingLeft = `${4 + 14 * depth}px`;
     const element = make("div", {
-      id: `outline-${node}`, class: "outline-row", role: "treeitem", "data-node": node,
+      id: `outline-${node}`, class: `outline-row${hits?.has(node) ? " outline-found" : ""}`, role: "treeitem", "data-node": node,
       "aria-level": depth + 1,
       "aria-posinset": node === 0 ? 1 : node - /** @type {number} */ (layout.firstChild[parent]) + 1,
       "aria-setsize": node === 0 ? 1 : /** @type {number} */ (layout.nChildren[parent]),
@@ -96,11 +124,12 @@ export class Outline {
       first,
       make("span", { class: "num" }, number(columns.value[node], 2)),
       make("span", { class: "num", title: node > 0 && Number.isNaN(advantage) ? withoutCredit(columns, node) : null }, Number.isNaN(advantage) ? "—" : signed(advantage, 2)),
+      make("span", { class: "num" }, number(columns.entropy[node], 2)),
       make("span", { class: `verdict verdict-${verdict}` }, verdict === "none" ? "" : `${verdictGlyph(verdict)} ${verdict}`),
       make("span", { class: "num" }, number(columns.tokens[node], 0)),
       make("span", { class: "text-start" }, textOf(node)),
     );
-    element.style.top = `${row * ROW}px`;
+    element.style.top = `${top}px`;
     return element;
   }
 
@@ -136,6 +165,7 @@ export class Outline {
       case "Home": next = 0; break;
       case "End": next = at(this.#rows.length - 1); break;
       case "ArrowRight":
+        // In the outline children stand in sampling order, whatever order the picture has.
         if (open) next = /** @type {number} */ (layout.firstChild[node]);
         else if (children) this.#toggle(node);
         break;

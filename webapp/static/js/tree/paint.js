@@ -82,3 +82,32 @@ export function sized(canvas, width, height) {
   ctx.clearRect(0, 0, width, height);
   return { ctx, dpr };
 }
+
+/** @type {Map<string, number>} */
+const widths = new Map();
+const MOST_WIDTHS = 20_000;
+
+/** Width of a text in the canvas's font; all trees are drawn with one. @param {CanvasRenderingContext2D} ctx @param {string} text */
+export function textWidth(ctx, text) {
+  let width = widths.get(text);
+  if (width === undefined) {
+    if (widths.size > MOST_WIDTHS) widths.clear();
+    width = ctx.measureText(text).width;
+    widths.set(text, width);
+  }
+  return width;
+}
+
+/** As much of a text as fits, with an ellipsis; "" when not even three letters do. @param {CanvasRenderingContext2D} ctx @param {string} text @param {number} width */
+export function fitted(ctx, text, width) {
+  if (!text) return "";
+  const whole = textWidth(ctx, text);
+  if (whole <= width) return text;
+  // Guessed by proportion and then shortened until it fits: two measurements as a rule.
+  let length = Math.floor(((width - 8) / whole) * text.length);
+  while (length >= 3 && ctx.measureText(`${text.slice(0, length)}…`).width > width) length -= Math.max(1, Math.floor(length / 16));
+  return length < 3 ? "" : `${text.slice(0, length).trimEnd()}…`;
+}
+
+/** The face has come: widths measured before were another one's. */
+export const forgetWidths = () => widths.clear();

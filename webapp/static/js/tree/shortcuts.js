@@ -29,6 +29,11 @@ export class Shortcuts {
     for (const target of where === "canvas" ? this.#pictures : [document]) onKeys(heard, target);
   }
 
+  /** A key that works on every page, for the list. @param {string[]} keys @param {string} words */
+  note(keys, words) {
+    this.#rows.push({ keys, words, where: "page" });
+  }
+
   /** Every deed with its keys, as rows of a table. */
   rows() {
     return this.#rows.map(({ keys, words, where }) =>

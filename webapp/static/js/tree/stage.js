@@ -1,46 +1,134 @@
-// The middle of a tree's page: one tree in several views, the choice of view and colour, and the keys that walk in it.
-import { byId, setText, typed } from "../core/dom.js";
-import { number } from "../core/format.js";
-import { write } from "../core/url_state.js";
+// The middle of a tree's page: one tree in three views, the choices above them, and the keys that walk in it.
+import { byId, make, setText, typed } from "../core/dom.js";
+import { number, percent, signed } from "../core/format.js";
+import { read, write } from "../core/url_state.js";
 import { TreeCanvas } from "./canvas.js";
-import { drawLegend } from "./legend.js";
+import { SCALES } from "./colouring.js";
+import { mountFind } from "./find.js";
+import { place, WIDTHS } from "./layout.js";
+import { Legend } from "./legend.js";
+import { note } from "./note.js";
 import { Outline } from "./outline.js";
-import { advantageWords, look, SIGNALS, times, visitWords, withoutCredit } from "./signals.js";
-import { move, nameOf, nextAlike } from "./walk.js";
+import { advantageWords, label, look, SCALE_WORDS, SIGNAL_WORDS, signalsOf, times, visitWords, withoutCredit } from "./signals.js";
+import { move, nameOf, nextAlike, nodeNamed } from "./walk.js";
+
+const VIEWS = /** @type {const} */ (["icicle", "graph", "outline"]);
+/** @type {Record<Width, string>} */
+const WIDTH_WORDS = { leaves: "leaves", tokens: "tokens", equal: "equal per child", loss: "weight in the loss" };
+const ORDER_WORDS = { sampling: "as sampled", value: "by value" };
 
 /** @param {TreePage} page */
 export function mountStage(page) {
-  const { root, columns, layout: tree, selection, colouring, shortcuts, correct, answers, textOf, inWords } = page;
-  let view = root.dataset.view === "outline" ? "outline" : "icicle";
-  const scene = () => ({ columns, layout: tree, signal: colouring.signal, textOf });
-  const canvasElement = typed("icicle", HTMLCanvasElement);
-  const choose = (/** @type {number} */ node) => selection.choose(node);
-  const canvas = new TreeCanvas(canvasElement, { onSelect: choose, onHover: hint });
-  const outline = new Outline(scene(), correct, answers, { onSelect: choose });
+  const { root, columns, selection, colouring, shortcuts, correct, answers, textOf, inWords } = page;
+  const shape = page.layout;
+  const cliff = columns.cliff?.node ?? -1;
+  let view = VIEWS.find((name) => name === root.dataset.view) ?? "icicle";
+  /** @type {Width} */
+  let width = WIDTHS.find((name) => name === read("width")) ?? "leaves";
+  let order = read("order") === "value" ? "value" : "sampling";
+  let drawn = arranged();
+  /** @type {import("./found.js").Found | null} */
+  let hits = null;
+  /** Whether each look stands in the tree, with its word. @type {Map<Look, string>} */
+  let looks = new Map();
+  /** @type {import("./graph.js").TreeGraph | null} */
+  let graph = null;
 
-  byId("outline-box").replaceChildren(head(), outline.element);
-  canvas.show(scene(), false);
+  const scene = () => ({ columns, layout: drawn, signal: colouring.signal, textOf, hits, cliff });
+  const choose = (/** @type {number} */ node) => selection.choose(node);
+  const icicle = typed("icicle", HTMLCanvasElement);
+  const canvas = new TreeCanvas(icicle, { onSelect: choose, onHover: hint, onZoom: zoomed });
+  const outline = new Outline({ ...scene(), layout: shape }, correct, answers, { onSelect: choose });
+  const legend = new Legend(byId("colour-legend"), colouring);
+  const picture = () => (view === "graph" && graph ? graph : canvas);
+
+  byId("outline-box").replaceChildren(outline.head, outline.element);
+  fill(typed("width-choice", HTMLSelectElement), WIDTH_WORDS, width, (next) => arrange(/** @type {Width} */ (next), order));
+  fill(typed("order-choice", HTMLSelectElement), ORDER_WORDS, order, (next) => arrange(width, next));
+  const colours = Object.fromEntries(signalsOf(columns).map((name) => [name, SIGNAL_WORDS[name]]));
+  const colourChoice = fill(typed("colour-choice", HTMLSelectElement), colours, colouring.signal.signal, (next) => colouring.by(/** @type {Signal} */ (next)));
+  const scales = Object.fromEntries(SCALES.filter((name) => name !== "run" || root.dataset.runLimit).map((name) => [name, SCALE_WORDS[name]]));
+  const scaleChoice = fill(typed("scale-choice", HTMLSelectElement), scales, colouring.scale, (next) => colouring.scaleBy(/** @type {ScaleChoice} */ (next)));
+  const estimatorChoice = typed("estimator-choice", HTMLSelectElement);
+  estimatorChoice.value = colouring.estimator;
+  estimatorChoice.addEventListener("change", () => void colouring.under(estimatorChoice.value));
+
+  repaint(false);
   show(view);
+  const zoomRoot = nodeNamed(shape, read("zoom") ?? "0");
+  if (zoomRoot > 0) canvas.zoomTo(zoomRoot, true);
   mark();
   selection.subscribe(mark);
+  colouring.subscribe(() => {
+    colourChoice.value = colouring.signal.signal;
+    repaint(true);
+    mark();
+  });
+  page.texts.subscribe(() => {
+    canvas.redraw();
+    graph?.redraw();
+    outline.show({ ...scene(), layout: shape });
+    hint(-1);
+  });
+
+  function arranged() {
+    const isPerPath = columns.labels.credit_state.indexOf("per_path");
+    const made = place(shape, {
+      width, copies: columns.copies, tokens: columns.tokens, advantage: columns.advantage,
+      isPerPath: (node) => columns.credit_state[node] === isPerPath, by: order === "value" ? columns.value : null,
+    }, shape);
+    if (made.total > 0) return width === "leaves" && order === "sampling" ? shape : made;
+    note("No node of this tree has weight in the loss, so widths are leaves.");
+    width = "leaves";
+    typed("width-choice", HTMLSelectElement).value = width;
+    return order === "value" ? place(shape, { copies: columns.copies, by: columns.value }, shape) : shape;
+  }
+
+  /** @param {Width} nextWidth @param {string} nextOrder */
+  function arrange(nextWidth, nextOrder) {
+    width = nextWidth;
+    order = nextOrder;
+    drawn = arranged();
+    write({ width: width === "leaves" ? null : width, order: order === "sampling" ? null : order });
+    const zoom = nodeNamed(shape, read("zoom") ?? "0");
+    repaint(false);
+    findAgain();
+    if (zoom > 0) canvas.zoomTo(zoom, true);
+    mark();
+  }
+
+  /** @param {boolean} keepView */
+  function repaint(keepView) {
+    canvas.show(scene(), keepView);
+    graph?.show(scene());
+    outline.show({ ...scene(), layout: shape });
+    looks = looksOf();
+    byId("scale-tool").hidden = colouring.signal.signal !== "advantage";
+    byId("estimator-tool").hidden = colouring.signal.signal !== "difference";
+    scaleChoice.value = colouring.scale;
+    legend.show(looks, /** @type {number} */ (colouring.signal.values[selection.node]));
+  }
 
   function mark() {
     const selected = selection.node;
     canvas.select(selected);
+    graph?.select(selected);
     outline.select(selected);
-    drawLegend(byId("colour-legend"), colouring.signal, /** @type {number} */ (colouring.signal.values[selected]), looks());
-    canvasElement.setAttribute("aria-description", inWords(selected));
+    legend.mark(/** @type {number} */ (colouring.signal.values[selected]));
+    for (const element of [icicle, byId("graph")]) element.setAttribute("aria-description", inWords(selected));
     hint(-1);
   }
 
   /** How the nodes without a number are drawn, in a word each; the prompt needs no legend. */
-  function looks() {
+  function looksOf() {
     const signal = colouring.signal;
     /** @type {Map<Look, string>} */
     const found = new Map();
+    if (signal.signal === "none") return found;
     for (let node = 1; node < columns.n; node++) {
       const kind = look(columns, signal, node);
-      if (!found.has(kind)) found.set(kind, kind !== "hatched" ? withoutCredit(columns, node) : signal.signal === "advantage" ? "no credit" : "nothing scored");
+      if (!found.has(kind)) found.set(kind, kind !== "hatched" ? withoutCredit(columns, node) : signal.signal === "advantage" || signal.signal === "difference" ? "no credit" : signal.signal === "value" ? "nothing scored" : "none");
+      if (found.size === 4) break;
     }
     return found;
   }
@@ -48,74 +136,98 @@ export function mountStage(page) {
   /** What the pointer is on; the selected node when it is on nothing. @param {number} node */
   function hint(node) {
     const at = node < 0 ? selection.node : node;
-    const words = [nameOf(tree, at), times(columns, at), `V ${number(columns.value[at], 3)}`, `${correct[at]}/${answers[at]} ✓`];
+    const { signal, values } = colouring.signal;
+    const words = [nameOf(shape, at), times(columns, at), `V ${number(columns.value[at], 3)}`, `${correct[at]}/${answers[at]} ✓`];
     if (at > 0) words.push(advantageWords(columns, at));
-    words.push(`${columns.tokens[at]} tok`, visitWords(columns, at), textOf(at));
+    words.push(`${columns.tokens[at]} tok`, visitWords(columns, at));
+    if (!["advantage", "value", "verdict", "tokens", "none"].includes(signal)) words.push(`${SIGNAL_WORDS[signal]} ${label(signal, /** @type {number} */ (values[at])) || "—"}`);
+    words.push(textOf(at));
     setText(byId("icicle-hint"), words.filter(Boolean).join("   "));
   }
 
-  // ---- view and colour
+  // ---- views
 
-  /** @param {string} next */
+  /** @param {typeof VIEWS[number]} next */
   function show(next) {
     view = next;
-    byId("icicle-box").hidden = view !== "icicle";
-    // Never hidden from a screen reader: in the other view it only leaves the screen.
-    byId("outline-box").classList.toggle("off-screen-tree", view === "icicle");
+    byId("icicle-box").hidden = view === "outline";
+    byId("icicle-scroll").hidden = view !== "icicle";
+    byId("graph-scroll").hidden = view !== "graph";
+    for (const id of ["width-tool", "order-tool"]) byId(id).hidden = view === "outline" || (id === "width-tool" && view === "graph");
+    // Never hidden from a screen reader: in the other views it only leaves the screen.
+    byId("outline-box").classList.toggle("off-screen-tree", view !== "outline");
     for (const radio of /** @type {NodeListOf<HTMLInputElement>} */ (document.querySelectorAll("#view-choice input"))) radio.checked = radio.value === view;
     write({ view: view === "icicle" ? null : view });
+    if (view === "graph" && !graph) void openGraph();
+    canvas.redraw();
+    graph?.redraw();
     outline.select(selection.node);
   }
-  const choice = typed("colour-choice", HTMLSelectElement);
-  choice.value = colouring.signal.signal;
-  choice.addEventListener("change", () => colouring.by(/** @type {Signal} */ (choice.value)));
-  colouring.subscribe(() => {
-    choice.value = colouring.signal.signal;
+
+  async function openGraph() {
+    const { TreeGraph } = await import("./graph.js");
+    if (graph) return;
+    graph = new TreeGraph(typed("graph", HTMLCanvasElement), { onSelect: choose, onHover: hint, correct, answers });
+    graph.show(scene());
+    graph.select(selection.node);
+    root.dataset.graph = "";
+  }
+
+  /** @param {number | null} node */
+  function zoomed(node) {
+    write({ zoom: node ? nameOf(shape, node) : null });
+  }
+
+  byId("view-choice").addEventListener("change", (event) => show(/** @type {typeof VIEWS[number]} */ (/** @type {HTMLInputElement} */ (event.target).value)));
+  byId("fit-tree").addEventListener("click", () => picture().fit());
+  const findAgain = mountFind(page, (found) => {
+    hits = found;
     canvas.show(scene(), true);
-    mark();
-  });
-  byId("view-choice").addEventListener("change", (event) => show(/** @type {HTMLInputElement} */ (event.target).value));
-  byId("fit-tree").addEventListener("click", () => canvas.fit());
+    graph?.show(scene());
+    outline.show({ ...scene(), layout: shape });
+  }, () => drawn);
 
   // ---- keyboard
 
-  const go = (/** @type {Parameters<typeof move>[2]} */ direction) => choose(move(tree, selection.node, direction));
+  const go = (/** @type {Parameters<typeof move>[2]} */ direction) => choose(move(drawn, selection.node, direction));
   shortcuts.add({ ArrowUp: () => go("up"), ArrowDown: () => go("down") }, "parent, first child", "canvas");
   shortcuts.add({ ArrowLeft: () => go("left"), ArrowRight: () => go("right") }, "previous, next sibling", "canvas");
   shortcuts.add({ Home: () => go("first"), End: () => go("last") }, "first, last sibling", "canvas");
   shortcuts.add({ PageUp: () => otherTree(-1), PageDown: () => otherTree(1) }, "previous, next tree in the list", "canvas");
-  shortcuts.add({ Enter: () => canvas.zoomTo(selection.node), Backspace: () => canvas.fit() }, "zoom in, zoom out", "canvas");
-  shortcuts.add({ 0: () => canvas.fit() }, "the whole tree", "canvas");
-  shortcuts.add({ n: () => choose(nextAlike(tree, columns.verdict, selection.node, 1)), N: () => choose(nextAlike(tree, columns.verdict, selection.node, -1)) }, "next, previous leaf of the same verdict", "canvas");
-  shortcuts.add({ 1: () => show("icicle"), 3: () => show("outline") }, "icicle, outline");
-  shortcuts.add({ v: () => colouring.by(/** @type {Signal} */ (SIGNALS[(SIGNALS.indexOf(colouring.signal.signal) + 1) % SIGNALS.length])) }, "next colour");
+  shortcuts.add({ Enter: () => picture().zoomTo(selection.node), Backspace: () => picture().zoomOut() }, "zoom in, zoom out", "canvas");
+  shortcuts.add({ 0: () => picture().fit() }, "the whole tree");
+  shortcuts.add({ n: () => choose(nextAlike(drawn, columns.verdict, selection.node, 1)), N: () => choose(nextAlike(drawn, columns.verdict, selection.node, -1)) }, "next, previous leaf of the same verdict");
+  shortcuts.add({ w: toCliff }, "the value cliff: where did it go wrong?");
+  shortcuts.add({ 1: () => show("icicle"), 2: () => show("graph"), 3: () => show("outline") }, "icicle, graph, outline");
+  shortcuts.add({ v: () => { const all = signalsOf(columns); colouring.by(/** @type {Signal} */ (all[(all.indexOf(colouring.signal.signal) + 1) % all.length])); } }, "next colour");
 
-  /** The next tree of the step, with the same view and colour. @param {number} by */
+  function toCliff() {
+    if (!columns.cliff) return note("No single edge explains the failures.");
+    choose(columns.cliff.node);
+    note(`The share of correct answers falls by ${signed(columns.cliff.drop, 2)} into node ${nameOf(shape, columns.cliff.node)}; it is a real fall with a probability of ${percent(columns.cliff.probability)}.`);
+  }
+
+  /** The next tree of the step, looked at in the same way. @param {number} by */
   function otherTree(by) {
     const links = /** @type {HTMLAnchorElement[]} */ ([...document.querySelectorAll(".tree-list-pane .tree-link")]);
     const at = links.findIndex((link) => link.closest("[aria-current]"));
     const link = links[at + by];
-    if (!link) return;
-    sessionStorage.setItem("focus-canvas", "1");
+    if (!link) return note(by > 0 ? "This is the last tree of the list." : "This is the first tree of the list.");
+    sessionStorage.setItem("focus-picture", "1");
     const query = new URLSearchParams(location.search);
-    query.delete("n");
+    for (const name of ["n", "zoom"]) query.delete(name);
     location.assign(`${link.pathname}${query.size ? `?${query}` : ""}`);
   }
-  if (sessionStorage.getItem("focus-canvas")) {
-    sessionStorage.removeItem("focus-canvas");
-    canvasElement.focus({ preventScroll: true });
+  if (sessionStorage.getItem("focus-picture")) {
+    sessionStorage.removeItem("focus-picture");
+    byId(view === "outline" ? "outline-box" : view).focus({ preventScroll: true });
   }
 }
 
-function head() {
-  const element = document.createElement("div");
-  element.className = "outline-row outline-head";
-  element.setAttribute("aria-hidden", "true");
-  for (const word of ["Node", "V", "A", "Verdict", "Tokens", "Text"]) {
-    const cell = document.createElement("span");
-    cell.textContent = word;
-    if (["V", "A", "Tokens"].includes(word)) cell.className = "num";
-    element.append(cell);
-  }
-  return element;
+/** The options of a choice, and what to do with them. @param {HTMLSelectElement} choice @param {Record<string, string>} words @param {string} chosen @param {(value: string) => void} use */
+function fill(choice, words, chosen, use) {
+  choice.replaceChildren(...Object.entries(words).map(([value, text]) => make("option", { value }, text)));
+  choice.value = chosen;
+  choice.addEventListener("change", () => use(choice.value));
+  return choice;
 }

@@ -1,22 +1,23 @@
 // Which part of the tree the window shows. Pure. Depth is never zoomed: rows keep their height, so text stays readable.
 
 /** The whole tree. @param {Layout} tree @returns {View} */
-export const fit = (tree) => ({ x0: 0, x1: /** @type {number} */ (tree.leaves[0]) });
+export const fit = (tree) => ({ x0: 0, x1: tree.total || 1 });
 
 /** One subtree, edge to edge. @param {Layout} tree @param {number} node @returns {View} */
 export function around(tree, node) {
   const x0 = /** @type {number} */ (tree.x[node]);
-  return { x0, x1: x0 + /** @type {number} */ (tree.leaves[node]) };
+  const width = /** @type {number} */ (tree.width[node]);
+  return width > 0 ? { x0, x1: x0 + width } : fit(tree);
 }
 
 /**
- * What d3-zoom's transform shows of a tree of `total` leaves on a canvas `width` pixels wide.
+ * What d3-zoom's transform shows of a tree of width `total` on a canvas `width` pixels wide.
  * @param {{k: number, x: number}} transform @param {number} width @param {number} total @returns {View}
  */
 export function viewOf(transform, width, total) {
-  const leavesPerPixel = total / width / transform.k;
-  const x0 = 0 - transform.x * leavesPerPixel;
-  return { x0, x1: x0 + width * leavesPerPixel };
+  const unitsPerPixel = total / width / transform.k;
+  const x0 = 0 - transform.x * unitsPerPixel;
+  return { x0, x1: x0 + width * unitsPerPixel };
 }
 
 /** The opposite of `viewOf`. @param {View} view @param {number} width @param {number} total */
@@ -27,8 +28,9 @@ export function transformOf(view, width, total) {
 
 /** The nearest view that holds `node`, as wide as `view`; `view` itself if it holds it already. @param {Layout} tree @param {View} view @param {number} node @returns {View} */
 export function bringIn(tree, view, node) {
-  const { x0, x1 } = around(tree, node);
-  const total = /** @type {number} */ (tree.leaves[0]);
+  const x0 = /** @type {number} */ (tree.x[node]);
+  const x1 = x0 + /** @type {number} */ (tree.width[node]);
+  const { total } = tree;
   const span = view.x1 - view.x0;
   // Wider than the window: enough that its middle is in it, so that its label can be read.
   if (x1 - x0 >= span) {

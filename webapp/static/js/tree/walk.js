@@ -1,13 +1,14 @@
 // Names of nodes, and moves from one to another. Pure.
+import { placeOf } from "./layout.js";
 
-/** `2.1.3`: the child numbers from the root, counted from 1; the root is `0`. @param {Layout} tree @param {number} node */
+/** `2.1.3`: the child numbers from the root, counted from 1; the root is `0`. @param {Shape} tree @param {number} node */
 export function nameOf(tree, node) {
   const parts = [];
   for (let i = node; i > 0; i = /** @type {number} */ (tree.parent[i])) parts.push(childNumber(tree, i));
   return parts.length ? parts.reverse().join(".") : "0";
 }
 
-/** The node of that name, or -1. @param {Layout} tree @param {string} name */
+/** The node of that name, or -1. @param {Shape} tree @param {string} name */
 export function nodeNamed(tree, name) {
   if (name === "0") return 0;
   let node = 0;
@@ -19,12 +20,12 @@ export function nodeNamed(tree, name) {
   return node;
 }
 
-/** From 1; 1 for the root. @param {Layout} tree @param {number} node */
+/** From 1; 1 for the root. @param {Shape} tree @param {number} node */
 export function childNumber(tree, node) {
   return node === 0 ? 1 : node - /** @type {number} */ (tree.firstChild[/** @type {number} */ (tree.parent[node])]) + 1;
 }
 
-/** Root to node. @param {Layout} tree @param {number} node */
+/** Root to node. @param {Shape} tree @param {number} node */
 export function pathTo(tree, node) {
   const path = [node];
   for (let i = node; i > 0; ) path.push((i = /** @type {number} */ (tree.parent[i])));
@@ -32,19 +33,29 @@ export function pathTo(tree, node) {
 }
 
 /**
- * Where a key leads; the node itself when there is nothing in that direction.
+ * Where a key leads, as the tree is drawn; the node itself when there is nothing in that direction.
  * @param {Layout} tree @param {number} node @param {"up" | "down" | "left" | "right" | "first" | "last"} direction
  */
 export function move(tree, node, direction) {
-  const parent = /** @type {number} */ (tree.parent[node]);
-  if (direction === "up") return node === 0 ? 0 : parent;
-  if (direction === "down") return /** @type {number} */ (tree.nChildren[node]) ? /** @type {number} */ (tree.firstChild[node]) : node;
+  if (direction === "up") return node === 0 ? 0 : /** @type {number} */ (tree.parent[node]);
+  if (direction === "down") return /** @type {number} */ (tree.nChildren[node]) ? childAt(tree, node, 0) : node;
   if (node === 0) return 0;
+  const parent = /** @type {number} */ (tree.parent[node]);
+  const last = /** @type {number} */ (tree.nChildren[parent]) - 1;
+  const here = placeOf(tree, node) - placeOf(tree, childAt(tree, parent, 0));
+  if (direction === "first") return childAt(tree, parent, 0);
+  if (direction === "last") return childAt(tree, parent, last);
+  return childAt(tree, parent, direction === "left" ? Math.max(0, here - 1) : Math.min(last, here + 1));
+}
+
+/** The child drawn at `index` from the left. @param {Layout} tree @param {number} parent @param {number} index */
+function childAt(tree, parent, index) {
   const first = /** @type {number} */ (tree.firstChild[parent]);
-  const last = first + /** @type {number} */ (tree.nChildren[parent]) - 1;
-  if (direction === "first") return first;
-  if (direction === "last") return last;
-  return direction === "left" ? Math.max(first, node - 1) : Math.min(last, node + 1);
+  if (!tree.rowNodes || !tree.places) return first + index;
+  // Siblings fill the same places whatever their order.
+  let place = Infinity;
+  for (let i = first; i < first + /** @type {number} */ (tree.nChildren[parent]); i++) place = Math.min(place, /** @type {number} */ (tree.places[i]));
+  return /** @type {number} */ (tree.rowNodes[place + index]);
 }
 
 /**
@@ -53,19 +64,21 @@ export function move(tree, node, direction) {
  * @param {Layout} tree @param {ArrayLike<number>} verdict @param {number} node @param {1 | -1} step
  */
 export function nextAlike(tree, verdict, node, step) {
-  if (/** @type {number} */ (tree.nChildren[node])) return /** @type {number} */ (tree.leafAt[/** @type {number} */ (tree.x[node])]);
-  const total = tree.leafAt.length;
-  for (let i = 1; i <= total; i++) {
-    const place = (((/** @type {number} */ (tree.x[node]) + i * step) % total) + total) % total;
-    const leaf = /** @type {number} */ (tree.leafAt[place]);
-    if (leaf !== node && verdict[leaf] === verdict[node]) return leaf;
+  let leaf = node;
+  while (/** @type {number} */ (tree.nChildren[leaf])) leaf = childAt(tree, leaf, 0);
+  if (leaf !== node) return leaf;
+  const total = tree.leafOrder.length;
+  const here = tree.leafOrder.indexOf(node);
+  for (let i = 1; i < total; i++) {
+    const other = /** @type {number} */ (tree.leafOrder[(((here + i * step) % total) + total) % total]);
+    if (verdict[other] === verdict[node]) return other;
   }
   return node;
 }
 
 /**
  * The rows of an outline: nodes in reading order (depth first), below closed nodes nothing.
- * @param {Layout} tree @param {ReadonlySet<number>} closed @returns {Int32Array}
+ * @param {Shape} tree @param {ReadonlySet<number>} closed @returns {Int32Array}
  */
 export function outlineRows(tree, closed) {
   const rows = new Int32Array(tree.n);

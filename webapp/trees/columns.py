@@ -1,0 +1,116 @@
+"""A tree's numbers for the browser's canvas: one binary answer of typed columns, some twenty bytes a node.
+
+Nothing is worked out here but means over a segment's tokens and where the value falls; the numbers are the
+recorded ones.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from trainer.cliffs import value_cliff
+from trainer.tree import ROOT, CreditState, FinishReason, RolloutTree, Verdict
+from webapp.trees.words import CREDIT_WORDS
+
+COLUMNS_VERSION = (
+    3  # as `js/tree/columns.js`; it stands in the address, so that no browser reads a kept older one
+)
+_COMPRESS_FROM_BYTES = 1024
+
+
+def columns(tree: RolloutTree) -> bytes:
+    """The columns that canvas and outline draw from, for typed arrays:
+
+    uint32 header length · header JSON, padded with blanks · columns, each 4-byte aligned; all little-endian.
+    Offsets count from the end of the header. Nodes come breadth-first, so `n_children` tells the whole shape.
+
+    Counts are the smallest unsigned integer that holds them. Values and advantages are float32; means over
+    tokens are float16, three significant digits, which is what colours and tables show (a node's own page has
+    the exact ones). What no node of the tree has is left out: `copies` where no leaf stands for several
+    answers, `visits` where nothing was searched.
+    """
+    leaf = tree.is_leaf()
+    cliff = value_cliff(tree)
+    arrays: dict[str, NDArray[Any]] = {
+        "n_children": _narrow(tree.child_counts()),
+        "tokens": _narrow(tree.token_counts()),
+        "value": tree.value.astype("<f4"),
+        "advantage": tree.advantage.astype("<f4"),
+        "entropy": _half(token_means(tree, tree.entropies)),
+        "logprob": _half(token_means(tree, tree.logprobs)),
+        "verdict": tree.verdict.astype("u1"),
+        "finish": tree.finish.astype("u1"),
+        "credit_state": tree.credit_state.astype("u1"),
+    }
+    if (tree.copies[leaf] != 1).any():
+        arrays["copies"] = _narrow(tree.copies)
+    if tree.visits.any():
+        arrays["visits"] = _narrow(tree.visits)
+    listed, parts, offset = [], [], 0
+    for name, array in arrays.items():
+        raw = array.tobytes()
+        raw += b"\0" * (-len(raw) % 4)
+        listed.append({"name": name, "dtype": array.dtype.name, "offset": offset, "length": tree.n_nodes})
+        parts.append(raw)
+        offset += len(raw)
+    header = json.dumps(
+        {
+            "n_nodes": tree.n_nodes,
+            "columns": listed,
+            "labels": {
+                "verdict": [member.word for member in Verdict],
+                "finish": [member.word for member in FinishReason],
+                "credit_state": [member.word for member in CreditState],
+                "credit": [CREDIT_WORDS[member] for member in CreditState],
+            },
+            "names_from": "n_children",
+            "policy_version": tree.policy_version,
+            "cliff": cliff
+            and {"node": cliff.node, "drop": cliff.drop, "probability": round(cliff.probability, 4)},
+        },
+        separators=(",", ":"),
+    ).encode()
+    header += b" " * (-len(header) % 4)
+    return struct.pack("<I", len(header)) + header + b"".join(parts)
+
+
+def encoded(raw: bytes, accepted: str) -> tuple[bytes, str]:
+    """`raw` compressed as the request accepts it, and the word for it; "" when it stays as it is."""
+    offered = {part.split(";")[0].strip().lower() for part in accepted.split(",") if "q=0" not in part}
+    if len(raw) < _COMPRESS_FROM_BYTES:
+        return raw, ""
+    if "zstd" in offered:
+        return zstandard.ZstdCompressor(level=3).compress(raw), "zstd"
+    if "gzip" in offered:
+        packer = zlib.compressobj(level=3, wbits=31)
+        return packer.compress(raw) + packer.flush(), "gzip"
+    return raw, ""
+
+
+def _narrow(counts: NDArray[Any]) -> NDArray[Any]:
+    """As the smallest of uint8, uint16 and uint32 that holds the largest."""
+    largest = int(counts.max(initial=0))
+    return counts.astype("u1" if largest < 2**8 else "<u2" if largest < 2**16 else "<u4")
+
+
+def _half(numbers: NDArray[np.float64]) -> NDArray[np.float16]:
+    """As float16; what it cannot hold becomes its largest, never infinite."""
+    limit = float(np.finfo(np.float16).max)
+    return np.clip(numbers, -limit, limit).astype("<f2")
+
+
+def token_means(tree: RolloutTree, per_token: NDArray[np.float32]) -> NDArray[np.float64]:
+    """[N] mean of `per_token` [T] over each segment; NaN for the prompt and for a segment without tokens."""
+    total = np.concatenate(([0.0], np.cumsum(per_token, dtype=np.float64)))
+    counts = tree.token_counts().copy()
+    counts[ROOT] = 0  # given: what is stored for its tokens is no measurement
+    sums = total[tree.token_offsets[1:]] - total[tree.token_offsets[:-1]]
+    means: NDArray[np.float64] = np.divide(sums, counts, out=np.full(tree.n_nodes, np.nan), where=counts > 0)
+    return means
