@@ -183,6 +183,8 @@ class _Run:
             if resume is not None:
                 load_value_head(resume, self.policy)
         reference = load_reference(config.model.path, device) if needs_reference(config) else None
+        if reference is not None:
+            reference.is_half = self.policy.is_half  # else KL would begin at the rounding, not at 0
         base_sha256 = base_sha256 or (reference.weights_sha256() if reference is not None else "")
         refuse_other_sources(self.state, self.data.sha256, base_sha256)
         self.state = replace(self.state, data_sha256=self.data.sha256, base_sha256=base_sha256)

@@ -466,6 +466,17 @@ def test_adapters_half_precision_and_checkpointing_train_and_resume(
     assert rest.outcome.weights_sha256 == whole.outcome.weights_sha256
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_kl_to_the_reference_begins_at_zero(tmp_path: Path, precision: str) -> None:
+    kl = "objective.regularizer={kind: k3, beta: 0.1}"
+    run = Run(tmp_path, small(f"training.precision={precision}", kl, "training.steps=2"))
+    first, second = (
+        values["policy/kl"] for (_, is_evaluation), values in run.metrics().items() if not is_evaluation
+    )
+    assert abs(first) < 1e-9
+    assert second > 1e-6
+
+
 def test_checkpointing_changes_no_gradient(whole: Run, tmp_path: Path) -> None:
     again = Run(tmp_path, small("training.gradient_checkpointing=true"))
     assert again.outcome.weights_sha256 == whole.outcome.weights_sha256
