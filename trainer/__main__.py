@@ -24,6 +24,7 @@ from typing import IO
 from trainer.config import RunConfig
 from trainer.config_file import MAX_CONFIG_BYTES, ConfigError, config_from_yaml
 from trainer.events import Event, EventDigest, Finished
+from trainer.supervised import end_with_parent, only_events_on_stdout, thread_count
 
 logger = logging.getLogger("trainer")
 
@@ -35,15 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     if options.parent_fd is not None:
-        _end_with_parent(options.parent_fd)
+        end_with_parent(options.parent_fd)
     try:
         config = _read_config(options.config, options.set)
-        threads = _thread_count(os.environ.get("ARBORIST_TORCH_THREADS", "1"))
-    except ConfigError as error:
-        for problem in error.problems:
+        threads = thread_count(os.environ.get("ARBORIST_TORCH_THREADS", "1"))
+    except (ConfigError, ValueError) as error:
+        for problem in getattr(error, "problems", (error,)):
             print(f"{options.config}: {problem}", file=sys.stderr)  # noqa: T201  # the answer, not a log
         return 2
-    stream = _only_events_on_stdout()
+    stream = only_events_on_stdout()
     should_stop = _stop_on_signals()
     return _run(config, options.output, options.resume, threads, _EventWriter(stream), should_stop)
 
@@ -157,12 +158,6 @@ def _read_config(name: str, overrides: Sequence[str]) -> RunConfig:
     return config_from_yaml(content, overrides)
 
 
-def _thread_count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1024:
-        raise ConfigError.one(f"ARBORIST_TORCH_THREADS is {text!r}; expected a number from 1 to 1024")
-    return int(text)
-
-
 def _device(config: RunConfig) -> str:
     import torch
 
@@ -185,14 +180,6 @@ def _memory_sentence(where: str, config: RunConfig, error: BaseException) -> str
     )
 
 
-def _only_events_on_stdout() -> IO[bytes]:
-    """The real stdout as a stream of our own; whatever a library prints from now on goes to stderr."""
-    sys.stdout.flush()
-    own = os.dup(1)
-    os.dup2(2, 1)
-    return os.fdopen(own, "wb")
-
-
 def _stop_on_signals() -> Callable[[], bool]:
     asked = threading.Event()
 
@@ -203,20 +190,6 @@ def _stop_on_signals() -> Callable[[], bool]:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask)
     return asked.is_set
-
-
-def _end_with_parent(descriptor: int) -> None:
-    """A thread that ends this process as soon as the other end of the pipe is closed: no orphan trains on."""
-
-    def watch() -> None:
-        try:
-            while os.read(descriptor, 1):
-                pass
-        except OSError:
-            logger.warning("The parent pipe %s cannot be read; ending.", descriptor)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 if __name__ == "__main__":

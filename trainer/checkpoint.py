@@ -175,7 +175,7 @@ def read_checkpoint(path: Path) -> tuple[TrainerState, RunConfig]:
         if file.stat().st_size != expected["bytes"] or _file_sha256(file) != expected["sha256"]:
             raise CheckpointError(
                 f"The checkpoint {path} is damaged: {name} does not match its SHA-256. Resume from an "
-                f"earlier one."
+                "earlier one."
             )
     try:
         state = TrainerState(**json.loads((path / "state.json").read_bytes()))
@@ -188,6 +188,26 @@ def read_checkpoint(path: Path) -> tuple[TrainerState, RunConfig]:
 def model_folder(path: Path) -> Path:
     """The policy of a checkpoint, as a model folder."""
     return path / "model"
+
+
+def checked_model(path: Path) -> Path:
+    """`model_folder`, its files verified; the optimiser's, which are the most, are not read. Raises
+    CheckpointError.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        files = {name: entry for name, entry in manifest["files"].items() if name.startswith("model/")}
+        is_whole = bool(files) and all(
+            (path / name).is_file() and _file_sha256(path / name) == entry["sha256"]
+            for name, entry in files.items()
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"The checkpoint {path.name} is not there any more, or cannot be read."
+        ) from error
+    if not is_whole:
+        raise CheckpointError(f"The checkpoint {path.name} is damaged: its model does not match its SHA-256.")
+    return model_folder(path)
 
 
 def load_adapter(path: Path, policy: Policy) -> None:
@@ -334,7 +354,7 @@ def _refuse_full_disk(folder: Path, policy: Policy) -> None:
     if free < needed:
         raise CheckpointError(
             f"The disk is full: a checkpoint needs {needed:,} bytes and {free:,} are free under {folder}. "
-            f"Make room, then resume."
+            "Make room, then resume."
         )
 
 

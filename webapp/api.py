@@ -32,6 +32,7 @@ from webapp.accounts.models import User
 from webapp.errors import DATABASE_AWAY, RequestError, error_response
 from webapp.exports.api import router as exports_router
 from webapp.limits import API_CALLS, API_WINDOW_SECONDS, MAX_BODY_BYTES
+from webapp.probes.api import router as probes_router
 from webapp.projects.access import user_of
 from webapp.runs.api import router as runs_router
 from webapp.trees.api import router as trees_router
@@ -108,6 +109,7 @@ api = NinjaAPI(
 api.add_router("", runs_router)
 api.add_router("", trees_router)
 api.add_router("", exports_router)
+api.add_router("", probes_router)
 
 
 @api.exception_handler(RequestError)

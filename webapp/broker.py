@@ -17,6 +17,7 @@ from redis import RedisError
 
 TRAIN_RUN = "arborist.train_run"
 WRITE_EXPORT = "arborist.write_export"
+SAMPLE_PROBE = "arborist.sample_probe"
 QUEUES = ("cpu", "gpu")
 EXPORT_QUEUE = "exports"  # of its own: a run may keep a worker busy for days
 TIMEOUT_SECONDS = 1.0
@@ -66,6 +67,16 @@ def send_train_run(run_id: int, queue: str) -> bool:
 def send_write_export(export_id: int) -> bool:
     """Tell the workers of exports that one waits. False: the broker did not take it, only logged."""
     return _send(WRITE_EXPORT, export_id, EXPORT_QUEUE, "Export")
+
+
+def probe_queue(queue: str) -> str:
+    """Where probes of the runs of `queue` wait: apart from runs, so that a long one does not hold them up."""
+    return f"probes.{queue}"
+
+
+def send_sample_probe(probe_id: int, queue: str) -> bool:
+    """Tell the workers of `queue`, a `probe_queue`, that a probe waits; likewise."""
+    return _send(SAMPLE_PROBE, probe_id, queue, "Probe")
 
 
 def _send(task: str, job_id: int, queue: str, what: str) -> bool:

@@ -57,3 +57,14 @@ MAX_EXPORT_BYTES_PER_USER = 16 * 2**30
 PREVIEW_ROWS = 3
 PREVIEW_TREES = 20
 PREVIEW_BYTES = 2_000_000  # of payloads
+
+PROBE_CONTINUATIONS = 64  # of one probe
+PROBE_TOKENS = 4096  # of one continuation
+PROBE_TOKENS_IN_ALL = 65_536  # n times max_tokens
+PROBE_PREFIX_BYTES = 64_000
+PROBES_PER_USER = 4  # that wait or run
+PROBES_IN_ALL = 100  # likewise, of everybody
+PROBES_PER_TREE = 500  # kept
+PROBE_LEASE_SECONDS = 30
+PROBE_SECONDS = 600  # of sampling
+PROBE_LOSSES = 2  # workers that may be lost over one probe

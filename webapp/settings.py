@@ -51,6 +51,8 @@ def _count(name: str, default: int) -> int:
 POOL_CONNECTIONS = _count("ARBORIST_DATABASE_POOL", 0)  # 0: no pool
 STATEMENT_SECONDS = _count("ARBORIST_STATEMENT_SECONDS", 0)  # 0: no limit
 
+PROBE_MEMORY_MB = _count("ARBORIST_PROBE_MEMORY_MB", 0)  # of one probe's process; 0: half of the machine's
+
 
 def _database(url: str) -> dict[str, object]:
     """`postgresql://user:password@host:port/name`; a unix socket folder goes in `?host=/folder`."""
@@ -125,6 +127,7 @@ INSTALLED_APPS = [
     "webapp.trees",
     "webapp.problems",
     "webapp.exports",
+    "webapp.probes",
     "webapp.live",
     "webapp.embedded",
 ]

@@ -19,5 +19,6 @@ urlpatterns = [
     path("", include("webapp.trees.urls")),
     path("", include("webapp.problems.urls")),
     path("", include("webapp.exports.urls")),
+    path("", include("webapp.probes.urls")),
     path("api/v1/", api.urls),
 ]

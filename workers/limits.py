@@ -23,3 +23,7 @@ UPKEEP_SECONDS = 10.0
 
 MAX_STEP = 2**53
 MAX_LOG_BYTES = 20 * 2**20  # of a trainer's standard error kept on disk
+
+PROBE_TICK_SECONDS = 0.2  # how long a probe's process is waited for at a time
+PROBE_LOOK_SECONDS = 0.5  # how often its memory and the wish to cancel are looked at
+PROBE_MEMORY_SHARE = 0.5  # of the machine's memory, unless ARBORIST_PROBE_MEMORY_MB says otherwise

@@ -1,7 +1,8 @@
-"""Whether the kernel ended processes here for lack of memory."""
+"""How much memory processes take here, and whether the kernel ended any for lack of it."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -14,3 +15,17 @@ def kernel_kills() -> int | None:
         return next(int(line.split()[1]) for line in events.splitlines() if line.startswith("oom_kill "))
     except (OSError, StopIteration, ValueError):
         return None
+
+
+def machine_bytes() -> int:
+    """All of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def resident_bytes(pid: int) -> int:
+    """What a process holds in memory now; 0 when it has ended."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -65,7 +65,7 @@ def supervise(
 
     `told_to_leave`: the worker is shutting down. `command` is the trainer's, without its arguments.
     """
-    with _sigterm_means_leave(told_to_leave) as leave:
+    with sigterm_means_leave(told_to_leave) as leave:
         attempt = _Attempt(held, leave, command)
         try:
             attempt.run()
@@ -83,7 +83,7 @@ def supervise(
 
 
 @contextlib.contextmanager
-def _sigterm_means_leave(told_to_leave: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+def sigterm_means_leave(told_to_leave: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
     """A stop of a whole process group or container reaches this process before the worker can speak to it."""
     signalled = threading.Event()
 

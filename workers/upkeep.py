@@ -15,7 +15,7 @@ from django.db import InterfaceError, OperationalError, connection
 from django.db.models.functions import Now
 
 from webapp.runs.models import ENDED, Run, Worker
-from workers import reaper
+from workers import probing, reaper
 from workers.limits import UPKEEP_SECONDS
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ class _Upkeep(threading.Thread):
                 self._be_seen(is_first)
                 is_first = False
                 reaper.reap(self.notes, _is_current)
+                reaper.reap(probing.notes(), probing.is_current)
             except (OperationalError, InterfaceError) as error:
                 logger.info("Worker %s could not say that it lives: %s", self.worker, error)
             finally:
@@ -64,6 +65,7 @@ def begin(name: str, queues: Sequence[str], notes: Path) -> None:
     global _current
     # Those of a worker that was killed need no database to be known for orphans.
     reaper.reap(notes)
+    reaper.reap(probing.notes())
     _current = _Upkeep(name, queues, notes)
     _current.start()
 

@@ -16,7 +16,7 @@ from django.core.management import get_commands
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCKER = REPOSITORY / "docker"
 DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
-OURS = ("migrate", "web", "sweeper", "worker", "exporter")
+OURS = ("migrate", "web", "sweeper", "worker", "exporter", "prober")
 
 
 def compose() -> dict[str, Any]:
@@ -106,7 +106,7 @@ def test_compose_has_the_services_and_each_says_how_it_is() -> None:
     services = compose()["services"]
     assert set(services) == {"database", "broker", *OURS}
     for name, service in services.items():
-        from_dockerfile = name in ("web", "worker", "exporter")  # theirs stands in the image
+        from_dockerfile = name in ("web", "worker", "exporter", "prober")  # theirs stands in the image
         assert "healthcheck" in service or from_dockerfile or name == "migrate", name
         assert "image" in service
         if "build" in service:
@@ -118,7 +118,7 @@ def test_compose_has_the_services_and_each_says_how_it_is() -> None:
 def test_compose_waits_for_the_tables_before_it_serves() -> None:
     services = compose()["services"]
     assert services["migrate"]["depends_on"] == {"database": {"condition": "service_healthy"}}
-    for name in ("web", "sweeper", "worker", "exporter"):
+    for name in ("web", "sweeper", "worker", "exporter", "prober"):
         waits = services[name]["depends_on"]
         assert waits["migrate"] == {"condition": "service_completed_successfully"}
         assert waits["broker"] == {"condition": "service_healthy"}

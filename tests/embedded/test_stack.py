@@ -121,7 +121,7 @@ def test_it_comes_up_heals_itself_and_leaves_nothing_behind(folder: DataFolder) 
         port = up.wait_until_up()
         assert status_of(port) == 200
         children = up.children()
-        assert list(children) == ["database", "broker", "web", "sweeper", "worker", "exporter"]
+        assert list(children) == ["database", "broker", "web", "sweeper", "worker", "exporter", "prober"]
 
         # On this machine only: the one TCP port is on the loopback, everything else is a socket file.
         listening = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=False).stdout
@@ -140,7 +140,7 @@ def test_it_comes_up_heals_itself_and_leaves_nothing_behind(folder: DataFolder) 
             assert f"process {up.popen.pid}, http://127.0.0.1:{port}" in sentence
 
         # Each part is started again when it dies.
-        for name in ("web", "sweeper", "worker", "exporter", "broker", "database"):
+        for name in ("web", "sweeper", "worker", "exporter", "prober", "broker", "database"):
             before = up.children()[name]
             os.kill(before.pid, signal.SIGKILL)
             up.wait_for(f"the {name} process ended \\(signal SIGKILL\\); starting it again in 1 s", 10.0)
@@ -165,7 +165,7 @@ def test_it_stops_in_reverse_order(folder: DataFolder) -> None:
             ended += [name for name, who in alive.items() if name not in ended and not who.is_alive()]
             time.sleep(0.002)
         ended += [name for name in alive if name not in ended]
-        assert ended == ["exporter", "worker", "sweeper", "web", "broker", "database"]
+        assert ended == ["prober", "exporter", "worker", "sweeper", "web", "broker", "database"]
         assert up.popen.returncode == 0
         assert smoke.what_is_left(folder) == []
 
@@ -345,7 +345,7 @@ def test_servers_given_by_url_are_used_and_not_started(
     with started(folder, "up", env=env) as up:
         port = up.wait_until_up()
         assert status_of(port) == 200
-        assert list(up.children()) == ["web", "sweeper", "worker", "exporter"]
+        assert list(up.children()) == ["web", "sweeper", "worker", "exporter", "prober"]
         assert not folder.postgres.exists()
         up.popen.send_signal(signal.SIGINT)
         assert up.ends() == 0

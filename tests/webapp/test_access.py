@@ -16,6 +16,7 @@ from tests.webapp.material import People
 from webapp.accounts.models import User
 from webapp.api import api
 from webapp.exports.models import Export
+from webapp.probes.models import Probe
 from webapp.projects.models import Project
 from webapp.runs.models import Run
 from webapp.trees.models import StoredTree
@@ -53,6 +54,8 @@ PAGES = {
     "node-siblings": ("GET", 302, 404, 200, 200),
     "node-estimators": ("GET", 302, 404, 200, 200),
     "node-diff": ("GET", 302, 404, 200, 200),
+    "branch": ("GET", 302, 404, 200, 200),
+    "probe-cancel": ("POST", 302, 404, 403, 302),
 }
 OPEN = {"healthz", "login", "login-link"}
 
@@ -82,6 +85,11 @@ API = {
     "GET /api/v1/exports/{export_id}/file": (401, 404, 409, 409),
     "POST /api/v1/exports/{export_id}/cancel": (401, 404, 200, 403),
     "POST /api/v1/exports/{export_id}/delete": (401, 404, 200, 403),
+    "POST /api/v1/trees/{tree_id}/nodes/{name}/branch": (401, 404, 403, 201),
+    "GET /api/v1/trees/{tree_id}/nodes/{name}/probes": (401, 404, 200, 200),
+    "GET /api/v1/probes/{probe_id}": (401, 404, 200, 200),
+    "GET /api/v1/probes/{probe_id}/continuations/{number}": (401, 404, 404, 404),
+    "POST /api/v1/probes/{probe_id}/cancel": (401, 404, 403, 200),
     "POST /api/v1/configs/validate": (401, 200, 200, 200),
     "GET /api/v1/presets": (401, 200, 200, 200),
     "GET /api/v1/metrics": (401, 200, 200, 200),
@@ -107,7 +115,18 @@ def fill(route: str, run: Run) -> str:
         parameters={},
         selection={"runs": [run.id]},
     )
+    probe, _ = Probe.objects.get_or_create(
+        tree=tree,
+        defaults={
+            "created_by": run.created_by, "node": "1", "policy_version": 0, "n": 1, "temperature": 1.0,
+            "max_tokens": 1, "seed": 1, "queue": "probes.cpu",
+        },
+    )  # fmt: skip
     values = {
+        "int:probe_id": probe.id,
+        "probe_id": probe.id,
+        "int:number": 0,
+        "number": 0,
         "slug:slug": run.project.slug,
         "int:run_id": run.id,
         "int:tree_id": tree.id,
@@ -164,6 +183,8 @@ def test_api_operation_by_role(operation: str, run: Run, people: People, config:
     )
     if "/exports" in route:
         body = json.dumps({"kind": "trees", "selection": {"runs": [run.id]}})
+    if route.endswith("/branch"):
+        path, body = path.replace("1.1", "1"), json.dumps({"n": 1, "max_tokens": 4})
     if "validate" in route:
         body = json.dumps({"config": {}})
     found = []

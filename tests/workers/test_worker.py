@@ -40,7 +40,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 class CeleryWorker:
     """One worker process as the stack starts it."""
 
-    def __init__(self, url: str, broker_url: str, data: Path) -> None:
+    def __init__(self, url: str, broker_url: str, data: Path, queues: str = "cpu") -> None:
         self.log = data / "worker.log"
         environment = {
             **os.environ,
@@ -51,7 +51,7 @@ class CeleryWorker:
         argv = [sys.executable, "-m", "celery", "--app", "workers.celery:app", "worker"]
         argv += [
             "--queues",
-            "cpu",
+            queues,
             "--loglevel",
             "INFO",
             "--hostname",
@@ -109,8 +109,8 @@ def worker(
     broker_of(broker_url).flushall()
     started: list[CeleryWorker] = []
 
-    def start(url: str = broker_url) -> CeleryWorker:
-        one = CeleryWorker(database_url, url, tmp_path)
+    def start(url: str = broker_url, queues: str = "cpu") -> CeleryWorker:
+        one = CeleryWorker(database_url, url, tmp_path, queues)
         started.append(one)
         until(lambda: one.said(" ready.") or one.popen.poll() is not None, 60)
         assert one.popen.poll() is None, one.log.read_text()

@@ -135,9 +135,33 @@ class LocalEngine:
         should_stop: Callable[[], bool],
         on_progress: Callable[[int, int], None],
     ) -> list[RolloutTree]:
+        prompts = [self._policy.encode(problem.prompt) for problem in problems]
+        return self.sample_from(
+            problems,
+            prompts,
+            plan,
+            seed=seed,
+            step=step,
+            should_stop=should_stop,
+            on_progress=on_progress,
+        )
+
+    def sample_from(
+        self,
+        problems: Sequence[Problem],
+        prompts: list[list[int]],
+        plan: Plan,
+        *,
+        seed: int,
+        step: int,
+        should_stop: Callable[[], bool],
+        on_progress: Callable[[int, int], None],
+    ) -> list[RolloutTree]:
+        """As `sample`, but from these token ids in the place of each problem's own prompt: a prompt with the
+        beginning of an answer behind it.
+        """
         if not problems:
             return []
-        prompts = [self._policy.encode(problem.prompt) for problem in problems]
         self._refuse_too_long(problems, prompts, plan)
         most_rows = self._rows_at_once(max(map(len, prompts)) + plan.most_positions)
         trees = [

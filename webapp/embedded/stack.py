@@ -252,7 +252,13 @@ class Stack:
         # They do not wait for one another, and a start is mostly reading modules: side by side, then.
         web, *others = (
             Service(program, PROGRAM_START_SECONDS)
-            for program in (self._web(port, env), self._sweeper(env), self._worker(env), self._exporter(env))
+            for program in (
+                self._web(port, env),
+                self._sweeper(env),
+                self._worker(env),
+                self._exporter(env),
+                self._prober(env),
+            )
         )
         with self.terminal.step("web"):
             for service in (web, *others):
@@ -295,6 +301,10 @@ class Stack:
     def _exporter(self, env: dict[str, str]) -> Program:
         """A worker of its own: a run may keep the other one busy for days."""
         return self._celery("exporter", "exports", 1, env)
+
+    def _prober(self, env: dict[str, str]) -> Program:
+        """Likewise: what somebody samples by hand waits for no run and no export."""
+        return self._celery("prober", "probes.cpu", 1, env)
 
     def _celery(self, name: str, queue: str, at_once: int, env: dict[str, str]) -> Program:
         argv = [sys.executable, "-m", "celery", "--app", "workers.celery:app", "worker"]

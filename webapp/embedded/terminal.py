@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-COLOURS = {"database": 34, "broker": 35, "web": 32, "sweeper": 36, "worker": 33, "migrate": 90}
+COLOURS = {"database": 34, "broker": 35, "web": 32, "sweeper": 36, "worker": 33, "prober": 33, "migrate": 90}
 NAME_WIDTH = max(len(name) for name in COLOURS)
 # What is written somewhere else than to a terminal is read later, where a line every few seconds only buries.
 PLAIN_STATUS_SECONDS = 15.0

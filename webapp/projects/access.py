@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from django_stubs_ext import WithAnnotations
 
     from webapp.exports.models import Export
+    from webapp.probes.models import Probe
     from webapp.trees.models import StoredTree
 
     class _WithRole(TypedDict):
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     ProjectSeen = WithAnnotations[Project, _WithRole]
     RunSeen = WithAnnotations[Run, _WithRole]
     TreeListed = WithAnnotations[StoredTree, _WithRole]
+    ProbeSeen = WithAnnotations[Probe, _WithRole]
     TreeSeen = WithAnnotations[StoredTree, _OfTree]
     ExportSeen = WithAnnotations[Export, _WithRole]
 
@@ -64,6 +66,14 @@ def exports_for(user: User | AnonymousUser) -> QuerySet[ExportSeen]:
     from webapp.exports.models import Export
 
     return Export.objects.filter(_member(user, "project__")).annotate(role=F("project__memberships__role"))
+
+
+def probes_for(user: User | AnonymousUser) -> QuerySet[ProbeSeen]:
+    """The probes of those trees, likewise."""
+    from webapp.probes.models import Probe
+
+    mine = Probe.objects.filter(_member(user, "tree__run__project__"))
+    return mine.annotate(role=F("tree__run__project__memberships__role"))
 
 
 def _member(user: User | AnonymousUser, path: str) -> Q:
@@ -152,6 +162,16 @@ def get_export(request: HttpRequest, export_id: int) -> ExportSeen:
     if export is None:
         raise Http404
     return export
+
+
+def get_probe(request: HttpRequest, probe_id: int) -> ProbeSeen:
+    """The probe with its author, or Http404. Its tree comes without the payload."""
+    rows = probes_for(request.user).select_related("created_by", "tree__run__project")
+    probe = rows.defer("tree__payload").filter(id=probe_id).first()
+    if probe is None:
+        raise Http404
+    show_in_frame(request, probe.tree.run.project)
+    return probe
 
 
 def show_in_frame(request: HttpRequest, project: Project) -> None:

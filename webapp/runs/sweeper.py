@@ -24,6 +24,7 @@ from webapp.limits import (
     RESTART_BACKOFF_SECONDS,
     SWEEP_SECONDS,
 )
+from webapp.probes import sweeper as probes
 from webapp.runs.models import ENDED, LEASED, Attempt, Run, RunStatus, Worker
 from webapp.runs.services import append_status_event
 
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """Runs whose worker was found lost, and runs that a message was sent for."""
+    """Runs and probes whose worker was found lost, and those that a message was sent for."""
 
     lost: int = 0
     sent: int = 0
@@ -54,10 +55,10 @@ def sweep() -> Swept:
             )
             has_just_started = cursor.fetchone()[0]
         # Nobody could renew while the database was away.
-        lost = 0 if has_just_started else _give_up_lost()
+        lost = 0 if has_just_started else _give_up_lost() + probes.give_up_lost()
         Worker.objects.filter(heartbeat_at__lt=Now() - timedelta(seconds=FORGET_WORKERS_SECONDS)).delete()
         waiting = _waiting()
-    sent = _send(waiting)
+    sent = _send(waiting) + probes.send_forgotten()
     return Swept(lost, sent)
 
 

@@ -13,6 +13,7 @@ from trainer.config import stored_config
 from trainer.tree import RolloutTree
 from webapp.errors import RequestError
 from webapp.limits import PAGE_SIZE
+from webapp.probes.querysets import node_probes
 from webapp.projects.access import Role, get_tree, may
 from webapp.runs.method import method_of
 from webapp.runs.querysets import run_states
@@ -85,6 +86,7 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
     context |= {
         "method": method_of(config),
         **inspector_context(opened, node, config),
+        **node_probes(stored.id, opened.name(node)),
         "outline": rows,
         "outline_cut": is_cut,
         "siblings_of_step": siblings,
@@ -106,6 +108,7 @@ def node_page(request: HttpRequest, tree_id: int, name: str) -> HttpResponse:
         return damaged(request, context)
     node = find_or_404(opened.tree, name)
     context |= inspector_context(opened, node, stored_config(stored.run.config))
+    context |= node_probes(stored.id, opened.name(node))
     return render(request, "trees/node.html", context)
 
 

@@ -1,5 +1,6 @@
 // One tree. Every part of the page is mounted here and hears of the one selection.
 import { byId, setText } from "../core/dom.js";
+import { mountBranching, Probes } from "../tree/branch.js";
 import { mountFrame } from "../tree/frame.js";
 import { Inspector } from "../tree/inspector.js";
 import { openTree } from "../tree/page.js";
@@ -23,14 +24,21 @@ try {
   setText(banner, `The picture of this tree cannot be drawn. ${error.message}`);
 }
 
-/** Inspector and path. @param {TreePage} page */
-function mountReader({ treeId, selection, colouring }) {
+/** Inspector, path and probes. @param {TreePage} page */
+function mountReader(page) {
+  const { treeId, selection, colouring } = page;
+  const probes = new Probes(treeId, (node) => `/t/${treeId}/n/${node}`);
   const paint = () => colourSegments(byId("reader"), colouring.fillOf);
-  const inspector = new Inspector(treeId, paint);
+  const inspector = new Inspector(treeId, () => {
+    paint();
+    probes.shown();
+  });
   selection.subscribe(({ name }) => inspector.show(name));
   colouring.subscribe(paint);
   interceptNodeLinks((name) => selection.chooseName(name));
   paint();
+  probes.shown();
+  mountBranching(page, probes);
 }
 
 // The list shows this tree, without scrolling the page.

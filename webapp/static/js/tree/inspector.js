@@ -27,7 +27,7 @@ export class Inspector {
   async #load(name) {
     const banner = byId("tree-problem");
     try {
-      if (!(await load(`/t/${this.#tree}/n/${name}`, ["inspector", "reader"]))) return;
+      if (!(await load(`/t/${this.#tree}/n/${name}`, ["inspector", "reader", "probes"]))) return;
     } catch (error) {
       if (!(error instanceof Error)) throw error;
       banner.hidden = false;

@@ -1,0 +1,212 @@
+// "Branch here": the dialog that asks for continuations of a node, and what was sampled by hand, as it comes. All of it is
+// the server's own HTML, the same that the page without scripts shows; here it is fetched again when there is something new.
+import { json, post } from "../core/api.js";
+import { byId, make, setText } from "../core/dom.js";
+import { load } from "../core/regions.js";
+import { revealHidden } from "../core/text.js";
+import { announce } from "../live/head.js";
+
+const POLL_MILLISECONDS = 700;
+/** While the server does not answer. */
+const PATIENCE_MILLISECONDS = 5000;
+
+/** The part of a page that shows a node's probes. Its element is replaced whenever there is something new. */
+export class Probes {
+  /** Which continuation of each probe is read. @type {Map<string, string>} */ #current = new Map();
+  /** @type {ReturnType<typeof setTimeout> | undefined} */ #timer;
+  #tree;
+  #pageOf;
+
+  /** @param {string} tree id @param {(node: string) => string} pageOf the page that has a node's section */
+  constructor(tree, pageOf) {
+    this.#tree = tree;
+    this.#pageOf = pageOf;
+    document.addEventListener("visibilitychange", () => this.#wait(0));
+    document.addEventListener("click", (event) => this.#onClick(event));
+    document.addEventListener("keydown", (event) => this.#onKey(event));
+  }
+
+  get #section() {
+    return byId("probes");
+  }
+
+  /** New HTML is in place: go on reading where the reader was, and watch what is still being sampled. */
+  shown() {
+    revealHidden(this.#section);
+    this.#section.classList.add("one-by-one");
+    for (const probe of this.#section.querySelectorAll("[data-probe]")) this.#read(/** @type {HTMLElement} */ (probe));
+    this.#wait(POLL_MILLISECONDS);
+  }
+
+  /** Fetch the section of a node. @param {string} [node] the one that is shown */
+  async reload(node = this.#section.dataset.node ?? "0") {
+    if (!(await load(this.#pageOf(node), ["probes"]))) return;
+    this.shown();
+  }
+
+  // ---- reading one by one
+
+  /** @param {HTMLElement} probe @param {string} [id] of a continuation; without: the one read before, or the first */
+  #read(probe, id) {
+    const all = [...probe.querySelectorAll(".continuation")];
+    const name = probe.dataset.probe ?? "";
+    const wanted = id ?? this.#current.get(name);
+    const chosen = all.find((one) => one.id === wanted) ?? all[0];
+    if (id) this.#current.set(name, id);
+    for (const one of all) one.toggleAttribute("data-current", one === chosen);
+    for (const cell of probe.querySelectorAll(".probe-cell")) {
+      const isChosen = chosen !== undefined && cell.getAttribute("href") === `#${chosen.id}`;
+      if (isChosen) cell.setAttribute("aria-current", "true");
+      else cell.removeAttribute("aria-current");
+      // One stop for the Tab key; arrow keys go along the lane.
+      cell.setAttribute("tabindex", isChosen ? "0" : "-1");
+    }
+  }
+
+  /** @param {MouseEvent} event */
+  #onClick(event) {
+    const cell = /** @type {Element} */ (event.target).closest?.(".probe-cell");
+    const probe = cell?.closest("[data-probe]");
+    if (!(cell instanceof HTMLElement) || !(probe instanceof HTMLElement)) return;
+    event.preventDefault();
+    this.#read(probe, cell.getAttribute("href")?.slice(1));
+  }
+
+  /** @param {KeyboardEvent} event */
+  #onKey(event) {
+    const cell = /** @type {Element} */ (event.target).closest?.(".probe-cell");
+    const probe = cell?.closest("[data-probe]");
+    if (!(cell instanceof HTMLElement) || !(probe instanceof HTMLElement)) return;
+    const cells = /** @type {HTMLElement[]} */ ([...probe.querySelectorAll(".probe-cell")]);
+    const at = cells.indexOf(cell);
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: cells.length - 1 }[event.key];
+    const next = to === undefined ? undefined : cells[to];
+    if (!next) return;
+    event.preventDefault();
+    this.#read(probe, next.getAttribute("href")?.slice(1));
+    next.focus({ preventScroll: true });
+    next.scrollIntoView({ block: "nearest" });
+  }
+
+  // ---- as they come
+
+  /** @param {number} milliseconds */
+  #wait(milliseconds) {
+    clearTimeout(this.#timer);
+    // A hidden tab rests and looks when it is seen again.
+    if (document.hidden || !this.#section.querySelector("[data-active]")) return;
+    this.#timer = setTimeout(() => void this.#look(), milliseconds);
+  }
+
+  /** Ask after each probe that is not over; fetch the section when one of them has something new. */
+  async #look() {
+    const section = this.#section;
+    const active = /** @type {HTMLElement[]} */ ([...section.querySelectorAll("[data-active]")]);
+    try {
+      const states = await Promise.all(active.map((probe) => json(`/probes/${probe.dataset.probe}?after=${Number(probe.dataset.done) - 1}`)));
+      if (this.#section !== section) return;
+      const changed = states.filter((state, i) => String(state.n_done) !== active[i]?.dataset.done || state.status !== active[i]?.dataset.status);
+      if (changed.length) {
+        await this.reload();
+        for (const state of changed) announce(spoken(state));
+        return;
+      }
+      states.forEach((state, i) => setText(active[i]?.querySelector(".probe-words") ?? null, state.words));
+    } catch (error) {
+      if (!(error instanceof Error)) throw error;
+      for (const probe of active) setText(probe.querySelector(".probe-words"), `${error.message} It is asked again in a moment.`);
+      this.#wait(PATIENCE_MILLISECONDS);
+      return;
+    }
+    this.#wait(POLL_MILLISECONDS);
+  }
+}
+
+/** @param {{n_done: number, n: number, n_correct: number, n_scored: number, is_active: boolean, status: string, words: string}} state */
+export function spoken({ n_done, n, n_correct, n_scored, is_active, status, words }) {
+  const score = n_scored ? `, ${n_correct} of ${n_scored} correct` : "";
+  if (is_active) return n_done ? `${n_done} of ${n} continuations are here${score}.` : words;
+  return status === "done" ? `${n_done} continuations are here${score}.` : words;
+}
+
+/** What the form says, as the API takes it. @param {FormData} form */
+export function asked(form) {
+  const text = (/** @type {string} */ name) => String(form.get(name) ?? "").trim();
+  // What is no number is sent as it is: the server says what is wrong with it.
+  const number = (/** @type {string} */ name) => (text(name) === "" || Number.isNaN(Number(text(name))) ? text(name) : Number(text(name)));
+  return {
+    policy_version: number("policy_version"),
+    prefix: String(form.get("beginning") ?? ""),
+    n: number("n"),
+    temperature: number("temperature"),
+    max_tokens: number("max_tokens"),
+    verify: form.get("verify") !== null,
+    seed: text("seed") === "" ? null : number("seed"),
+    idempotency_key: text("idempotency_key"),
+  };
+}
+
+/**
+ * The dialog of a tree's page. It holds the same form as the page without scripts, fetched for the node when it opens.
+ * @param {TreePage} page @param {Probes} probes
+ */
+export function mountBranching({ treeId, selection, shortcuts }, probes) {
+  const dialog = document.getElementById("branch-dialog");
+  if (!(dialog instanceof HTMLDialogElement)) return; // who may only look has none
+
+  const open = async () => {
+    if (dialog.open) return;
+    const node = selection.name;
+    setText(byId("branch-dialog-node"), node === "0" ? "the prompt" : `node ${node}`);
+    byId("branch-form").replaceChildren(make("p", { class: "secondary" }, "Fetching the form…"));
+    dialog.showModal();
+    try {
+      if (!(await load(`/t/${treeId}/branch?n=${node}`, ["branch-form"]))) return;
+    } catch (error) {
+      if (!(error instanceof Error)) throw error;
+      byId("branch-form").replaceChildren(make("p", { class: "problem", role: "alert" }, error.message));
+      return;
+    }
+    const form = byId("branch-form");
+    revealHidden(form);
+    for (const part of /** @type {NodeListOf<HTMLElement>} */ (form.querySelectorAll("[data-dialog]"))) part.hidden = false;
+    form.querySelector("textarea")?.focus();
+  };
+
+  dialog.addEventListener("click", (event) => {
+    const target = /** @type {Element} */ (event.target);
+    if (target === dialog || target.closest("#branch-close")) dialog.close();
+  });
+  dialog.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) dialog.querySelector("form")?.requestSubmit();
+  });
+  dialog.addEventListener("submit", async (event) => {
+    const form = event.target;
+    if (!(form instanceof HTMLFormElement)) return;
+    event.preventDefault();
+    const node = form.dataset.node ?? "0";
+    const button = form.querySelector("button[type=submit]");
+    if (button instanceof HTMLButtonElement) button.disabled = true;
+    try {
+      await post(`/trees/${treeId}/nodes/${node}/branch`, asked(new FormData(form)));
+      dialog.close();
+      if (selection.name === node) await probes.reload(node);
+      byId("probes").scrollIntoView({ block: "nearest" });
+    } catch (error) {
+      if (!(error instanceof Error)) throw error;
+      const problem = form.querySelector("#branch-problem");
+      problem?.removeAttribute("hidden");
+      setText(problem, error.message);
+      problem?.scrollIntoView({ block: "nearest" });
+    } finally {
+      if (button instanceof HTMLButtonElement) button.disabled = false;
+    }
+  });
+  document.addEventListener("click", (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
+    if (!(/** @type {Element} */ (event.target).closest("a[data-branch]"))) return;
+    event.preventDefault();
+    void open();
+  });
+  shortcuts.add({ b: () => void open() }, "Branch here: sample continuations of the node");
+}
