@@ -26,7 +26,7 @@ from webapp.problems.history import (
     spread,
     turning_points,
 )
-from webapp.problems.views import nearest_node, points
+from webapp.problems.views import nearest_node, points, top_rows
 
 # ------------------------------------------------------------------------------------------------ answers
 
@@ -252,3 +252,18 @@ def test_a_path_that_is_not_there_leads_to_the_nearest_node_above() -> None:
     assert nearest_node(tree, "1.2") == (tree.find("1.2"), True)
     assert nearest_node(tree, "1.7.3") == (tree.find("1"), False)
     assert nearest_node(tree, "nonsense") == (0, False)
+
+
+def test_a_large_tree_is_drawn_by_its_first_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven nodes, three rows: the first two hold three nodes, each end as wide as the two leaves below."""
+    monkeypatch.setattr("webapp.problems.views.ICICLE_MAX_NODES", 6)
+    drawn = top_rows(worked_tree())
+    assert drawn is not None
+    assert (drawn["parent"], drawn["copies"], drawn["rows_left_out"]) == ([-1, 0, 0], [0, 2, 2], 1)
+    assert drawn["advantage"] == [None, 1.3333, -1.3333]
+    monkeypatch.setattr("webapp.problems.views.ICICLE_MAX_NODES", 7)
+    whole = top_rows(worked_tree())
+    assert whole is not None
+    assert len(whole["parent"]) == 7
+    monkeypatch.setattr("webapp.problems.views.ICICLE_MAX_NODES", 2)
+    assert top_rows(worked_tree()) is None

@@ -4,6 +4,7 @@ trees of a step.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,12 +20,12 @@ from webapp.errors import RequestError
 from webapp.limits import PAGE_SIZE
 from webapp.problems import querysets
 from webapp.problems.aggregate import N_BINS, NO_VALUE, Bins, DepthRow, by_depth, merge, nodes_in
-from webapp.problems.history import MAX_BANDS, OPENING_WORDS, answers_of, bands, clusters, openings_of
+from webapp.problems.history import MAX_BANDS, OPENING_WORDS, Answer, answers_of, bands, clusters, openings_of
 from webapp.projects.access import get_project, get_tree
 from webapp.runs.views import page_cursor, run_context
 from webapp.trees.nodes import node_json, text_start
 from webapp.trees.opened import open_tree
-from webapp.trees.querysets import icicle, steps_with_trees, tree_row
+from webapp.trees.querysets import ICICLE_MAX_NODES, icicle, steps_with_trees, tree_row
 from webapp.trees.words import CREDIT_WORDS
 
 MAX_WORDS_LETTERS = 200
@@ -129,14 +130,17 @@ def _read_frames(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for tree_id, payload, tree in querysets.read_trees([frame["id"] for frame in order]):
         if tree is not None:
             trees[tree_id] = tree
-            icicles[tree_id] = icicle(payload)
+            icicles[tree_id] = icicle(payload) or top_rows(tree)
     for run in runs:
         for frame in run["frames"]:
             frame["icicle"] = icicles.get(frame["id"])
             frame["url"] = reverse("tree-detail", args=[frame["id"]])
             frame["turns"] = [turn["words"] for turn in run["turns"] if turn["step"] == frame["step"]]
-        read = [frame for frame in run["frames"] if frame["id"] in trees]
-        run["band_steps"] = [frame["step"] for frame in read]
+        by_step: dict[int, Counter[Answer]] = {}
+        for frame in run["frames"]:
+            if frame["id"] in trees:
+                by_step.setdefault(frame["step"], Counter()).update(answers_of(trees[frame["id"]]))
+        run["band_steps"] = list(by_step)
         run["bands"] = [
             {
                 "text": band.answer.text if band.answer else "",
@@ -146,7 +150,7 @@ def _read_frames(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 "first": next(step for step, n in zip(run["band_steps"], band.counts, strict=True) if n),
                 "last": max(step for step, n in zip(run["band_steps"], band.counts, strict=True) if n),
             }
-            for band in bands([answers_of(trees[frame["id"]]) for frame in read])
+            for band in bands(list(by_step.values()))
         ]
         run["n_answers"] = sum(band["total"] for band in run["bands"])
     every = sorted((frame for frame in order if frame["id"] in trees), key=lambda frame: frame["step"])
@@ -157,6 +161,26 @@ def _read_frames(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "n_unread": len(order) - len(every),
         "reference": next(iter(trees.values())).reference_answer if trees else "",
     }
+
+
+def top_rows(tree: RolloutTree) -> dict[str, Any] | None:
+    """A large tree's first rows in miniature, as wide as what lies below; None when not even one fits."""
+    starts = np.searchsorted(tree.depths(), np.arange(int(tree.depths().max()) + 2))
+    row = int(np.searchsorted(starts, ICICLE_MAX_NODES, side="right")) - 1
+    n = int(starts[row])
+    if n <= 1:
+        return None
+    is_end = np.bincount(tree.parent[1:n], minlength=n) == 0
+    numbers = tree.advantage if np.isfinite(tree.advantage[:n]).any() else tree.value
+    drawn = {
+        "parent": tree.parent[:n].tolist(),
+        "state": tree.credit_state[:n].tolist(),
+        "verdict": tree.verdict[:n].tolist(),
+        "copies": np.where(is_end, np.maximum(tree.answer_counts()[:n], 1), 0).tolist(),
+        "advantage": [round(float(one), 4) if np.isfinite(one) else None for one in numbers[:n]],
+        "rows_left_out": len(starts) - 1 - row,
+    }
+    return drawn if numbers is tree.advantage else {**drawn, "value": drawn["advantage"]}
 
 
 def _openings(

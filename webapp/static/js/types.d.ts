@@ -52,6 +52,8 @@ interface Icicle {
   value?: (number | null)[];
   /** Only where a leaf stands for several equal answers. */
   copies?: number[];
+  /** Only where the tree is too large to draw all of it. */
+  rows_left_out?: number;
 }
 /** How a node without a number is drawn. */
 type Look = "credit" | "plain" | "context" | "hatched";

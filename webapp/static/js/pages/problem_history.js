@@ -63,6 +63,9 @@ function start() {
   const shown = new Map(runs.map(({ id, name }) => [id, { id, name }]));
   const ends = /** @type {[number, number]} */ ([steps[0] ?? 0, Math.max(steps.at(-1) ?? 1, (steps[0] ?? 0) + 1)]);
 
+  // The last tree's column is as wide as the mean one.
+  const bandsEnd = Number(steps.at(-1)) + Math.max(1, Math.round((Number(steps.at(-1)) - ends[0]) / Math.max(steps.length - 1, 1)));
+
   /** @param {boolean} afresh */
   function curves(afresh) {
     const marks = runs.flatMap((run) => run.turns.map(({ step }) => ({ x: step, kind: "turn" })));
@@ -111,12 +114,12 @@ function start() {
       if (!made) continue;
       const { ctx, dpr, width } = made;
       const colours = fills(run, ctx, dpr);
-      for (const { band, left, right, top, bottom } of stacked(run.bands, run.band_steps, ends[0], ends[1] + tail())) {
+      for (const { band, left, right, top, bottom } of stacked(run.bands, run.band_steps, ends[0], bandsEnd)) {
         ctx.fillStyle = colours[band] ?? colour("--line");
         // A hairline of the ground between bands, so that two tones of one colour can be told apart.
         ctx.fillRect(left * width, top * BANDS, Math.max((right - left) * width, 1), Math.max((bottom - top) * BANDS - 1, 0.5));
       }
-      const x = ((/** @type {number} */ (steps[place]) - ends[0]) / (ends[1] + tail() - ends[0])) * width;
+      const x = ((/** @type {number} */ (steps[place]) - ends[0]) / (bandsEnd - ends[0])) * width;
       ctx.fillStyle = colour("--text-1");
       ctx.fillRect(Math.min(x, width - LINE), 0, LINE, BANDS);
       const at = atOrBefore(run.band_steps, /** @type {number} */ (steps[place]));
@@ -133,9 +136,6 @@ function start() {
       }
     }
   }
-  /** The last tree's column is as wide as the mean one. */
-  const tail = () => Math.max(1, Math.round((ends[1] - ends[0]) / Math.max(steps.length - 1, 1)));
-
   function shares() {
     const scale = colourScale("entropy", 1, theme());
     for (const canvas of /** @type {NodeListOf<HTMLCanvasElement>} */ (document.querySelectorAll("canvas[data-opening]"))) {
@@ -170,7 +170,7 @@ function start() {
       }
       if (frame.icicle) drawMini(canvas, frame.icicle, limit, values, STAGE);
       const turn = run.turns.find((one) => one.step === frame.step);
-      setText(facts, [`step ${frame.step}`, `V ${number(frame.value, 2)}`, `${frame.n_correct}/${frame.answers} ✓`, frame.icicle ? "" : "too large to draw here", turn?.words ?? ""].filter(Boolean).join("   "));
+      setText(facts, [`step ${frame.step}`, `V ${number(frame.value, 2)}`, `${frame.n_correct}/${frame.answers} ✓`, !frame.icicle ? "no picture: too large, or damaged" : frame.icicle.rows_left_out ? `top rows; ${frame.icicle.rows_left_out} more below` : "", turn?.words ?? ""].filter(Boolean).join("   "));
       link.href = frame.url;
       setText(link, "Open this tree");
       bring(document.querySelector(`.frame[data-tree="${frame.id}"]`));
@@ -227,6 +227,8 @@ function start() {
   }
   still.addEventListener("change", motion);
   motion();
+
+  for (const element of /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll(".player"))) element.hidden = steps.length < 2;
 
   slider.addEventListener("input", () => {
     stop();
