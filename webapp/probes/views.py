@@ -88,7 +88,12 @@ def _proposed(stored: StoredTree, tree: RolloutTree, node: int) -> dict[str, Any
     used = int(sum(tree.token_counts()[part] for part in tree.path(node) if part != ROOT))
     left = max(config.sampler.bounds.answer_tokens - used, LEAST_TOKENS)
     return {
-        "policy_version": str(nearest(policies, tree.policy_version)[0].version),
+        "policy_version": str(
+            min(
+                nearest(policies, tree.policy_version),
+                key=lambda kept: abs(kept.version - tree.policy_version),
+            ).version
+        ),
         "beginning": services.answer_so_far(tree, node),
         "n": str(USUAL_N),
         "temperature": f"{config.sampler.temperature:g}",
