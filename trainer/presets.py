@@ -455,10 +455,9 @@ _ALGORITHMS = (
         ),
         paper_problems=256,
         paper_training={"steps": 500},
-        differences="Annealing: eta gamma^i in the paper, a table of steps in the code. Free places go "
-        "to the most "
-        "likely forks (paper), not by candidate rank (code). The trunk is greedy, and the loss treats "
-        "it as sampled.",
+        differences="Annealing: eta gamma^i (paper, the default here) or a table of steps (code: "
+        "`sampler.tree_share_steps`). Free places go to the most likely forks (paper), not by candidate rank "
+        "(code: `sampler.overflow`). The trunk is greedy, and the loss treats it as sampled.",
         unverified=("sampler.tree_share_decay", "sampler.threshold"),
     ),
     _Algorithm(

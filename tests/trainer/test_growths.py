@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from tests.trainer.chance import chi_square, upper_tail
 from trainer.data import Problem
@@ -800,6 +801,21 @@ def test_the_share_of_the_tree_fades() -> None:
         ordinary = [r for _, r, _ in engine.trace if r.parent == PROMPT and not r.greedy]
         assert len(ordinary) == 8 - width
         assert tree.answer_counts()[0] == 8
+
+
+def test_the_share_of_the_tree_fades_by_a_table() -> None:
+    """The released code's: from a step on so much, instead of gamma^i."""
+    sampler = lookahead(
+        tree_share=0.5, tree_share_decay=0.5, tree_share_steps=(0, 10, 20), tree_share_values=(1, 0.75, 0)
+    )
+    shares = [sampler.tree_share_at(step) for step in (1, 9, 10, 19, 20, 500)]
+    assert shares == [0.5, 0.5, 0.375, 0.375, 0, 0]
+
+
+@pytest.mark.parametrize(("steps", "shares"), [((0, 10), (1,)), ((5,), (1,)), ((0, 10, 10), (1, 1, 1))])
+def test_a_table_with_gaps_is_refused(steps: tuple[int, ...], shares: tuple[float, ...]) -> None:
+    with pytest.raises(ValidationError, match="tree_share_steps"):
+        lookahead(tree_share_steps=steps, tree_share_values=shares)
 
 
 def test_similarities_by_hand() -> None:

@@ -34,12 +34,20 @@ def result(
 def test_every_cell_is_a_config_of_its_own(slug: str, sampling: plan.Sampling, credit: plan.Credit) -> None:
     cells = [Cell(TASKS[slug], sampling, credit, tokens, 1) for tokens in UPDATE_TOKENS]
     configs = [config(cell) for cell in cells]
-    assert len({c.sha256() for c in configs}) == len(cells)
+    assert len({plan.identity(c) for c in configs}) == len(cells)
     for made in configs:
         assert made.sampler.bounds.leaves == plan.ANSWERS
         assert made.sampler.bounds.answer_tokens == TASKS[slug].max_tokens
         assert made.training.max_sampled_tokens == plan.TOKENS_PER_RUN
         assert made.training.updates_per_step == 1
+
+
+def test_what_is_recorded_makes_no_other_run() -> None:
+    made = config(CELL)
+    recorded = made.model_copy(update={"recording": made.recording.model_copy(update={"trees_per_step": 9})})
+    slower = made.model_copy(update={"training": made.training.model_copy(update={"learning_rate": 1e-4})})
+    assert plan.identity(recorded) == plan.identity(made)
+    assert plan.identity(slower) != plan.identity(made)
 
 
 def test_mean_accuracy_is_the_area_under_the_curve_over_its_tokens() -> None:
@@ -92,7 +100,7 @@ def test_results_survive_their_file_and_the_last_line_of_a_hash_counts(tmp_path:
     first, second = result([0.1, 0.2]), result([0.1, 0.9])
     append_result(path, first)
     append_result(path, second)
-    assert read_results(path) == {second.config_sha256: second}
+    assert read_results(path) == {second.identity: second}
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:

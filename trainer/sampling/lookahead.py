@@ -1,8 +1,9 @@
 """Lookahead tree-based rollouts (LATR, arXiv:2510.24302): branches open where the policy hesitates, and close
 again where they come to the same. Torch-free.
 
-k answers; eta_i = eta gamma^(i - 1) at step i; k_t = round(k eta_i) of them come from the tree, the others
-are ordinary samples. P is the policy's distribution at temperature 1. Per prompt, token step by token step:
+k answers; eta_i = eta gamma^(i - 1) at step i (released code: a table); k_t = round(k eta_i) of them come from
+the tree, the others are ordinary samples. P is the policy's distribution at temperature 1. Per prompt, token
+step by token step:
 
     1. One branch: the prompt.
     2. Every live branch goes on with its most likely token c*.
@@ -132,8 +133,7 @@ class LookaheadGrowth(Stepwise):
 
     def __init__(self, ground: Ground, sampler: LookaheadSampler, chunk: int = CHUNK) -> None:
         self._ground, self._sampler, self._chunk = ground, sampler, chunk
-        share = sampler.tree_share * sampler.tree_share_decay ** max(ground.step - 1, 0)
-        self._width = round(sampler.group_size * share)
+        self._width = round(sampler.group_size * sampler.tree_share_at(ground.step))
         self._ordinary = sampler.group_size - self._width
         self._limit = min(sampler.tree_tokens, sampler.max_tokens)
         self._next = self._ordinary + 1

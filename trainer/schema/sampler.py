@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal, Self
 
@@ -389,12 +391,47 @@ class LookaheadSampler(Section):
         0.99,
         title="Tree share decay (gamma)",
         unit="per step",
-        description="eta_i = eta gamma^i. 1: no annealing.",
+        description="eta_i = eta gamma^i (paper). 1: no annealing. Not used with a table.",
         gt=0,
         le=1,
         advanced=True,
     )
+    tree_share_steps: tuple[Annotated[int, Field(ge=0)], ...] = knob(
+        (),
+        title="Tree share table: steps",
+        unit="steps",
+        description="Steps from which on eta is multiplied by the table's share instead of gamma^i (released "
+        "code: 0, 10, 20, 80, 200). Empty: no table.",
+        max_length=64,
+        advanced=True,
+    )
+    tree_share_values: tuple[Annotated[float, Field(ge=0, le=1)], ...] = knob(
+        (),
+        title="Tree share table: shares",
+        description="One for each of its steps (released code: 1, 0.75, 0.5, 0.25, 0).",
+        max_length=64,
+        advanced=True,
+    )
     temperature: Temperature = 1.0
+
+    @model_validator(mode="after")
+    def _table_is_whole(self) -> Self:
+        steps = self.tree_share_steps
+        if len(steps) != len(self.tree_share_values):
+            raise ValueError(
+                f"tree_share_steps has {len(steps)} entries and tree_share_values "
+                f"{len(self.tree_share_values)}. Give one share for each step."
+            )
+        if steps and (steps[0] > 1 or any(b <= a for a, b in itertools.pairwise(steps))):
+            raise ValueError("tree_share_steps must rise and begin at 0 or 1: every step needs a share.")
+        return self
+
+    def tree_share_at(self, step: int) -> float:
+        """eta of a step, counted from 1: eta gamma^(step - 1), or eta times the table's share."""
+        if not self.tree_share_steps:
+            return self.tree_share * self.tree_share_decay ** max(step - 1, 0)
+        at = bisect.bisect_right(self.tree_share_steps, max(step, 1)) - 1
+        return self.tree_share * self.tree_share_values[at]
 
     @property
     def bounds(self) -> TreeBounds:

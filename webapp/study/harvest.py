@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from django.db.models import Q
 
+from trainer.config import stored_config
 from webapp.accounts.models import User
 from webapp.projects.access import Role
 from webapp.projects.demo import ADMIN, ensure_tiny_reasoner
 from webapp.projects.models import Membership, ModelSource, Project
 from webapp.runs import services
 from webapp.runs.models import ACTIVE, Point, Run, RunStatus
-from webapp.study.plan import Cell, config
+from webapp.study.plan import Cell, config, identity
 from webapp.study.results import Result, result_of
 
 PROJECT = "study"
@@ -51,7 +52,7 @@ def ensure_run(owner: Owner, cell: Cell, tokens: int) -> Run:
     """The cell's run: the one that was made before, or a new one in the queue."""
     wanted = config(cell, tokens)
     return services.create_run(
-        owner.project, owner.user, wanted, cell.name, idempotency_key=f"study-{wanted.sha256()[:48]}"
+        owner.project, owner.user, wanted, cell.name, idempotency_key=f"study-{identity(wanted)[:48]}"
     )
 
 
@@ -66,4 +67,4 @@ def harvest(run: Run, cell: Cell) -> Result:
     for name, step, value in Point.objects.filter(wanted).values_list("series__name", "step", "value"):
         series.setdefault(name, {})[step] = value
     status = "succeeded" if run.status == RunStatus.SUCCEEDED else str(run.status)
-    return result_of(cell, run.config_sha256, status, series)
+    return result_of(cell, identity(stored_config(run.config)), status, series)

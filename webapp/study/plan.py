@@ -9,6 +9,8 @@ update, on one seed that no figure uses.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -212,6 +214,16 @@ def config(cell: Cell, tokens_per_run: int = TOKENS_PER_RUN) -> RunConfig:
         checkpoint=CheckpointConfig(every_steps=0, keep_last=1, keep_best=False),
         recording=RecordingConfig(trees_per_step=4),
     )
+
+
+def identity(config: RunConfig) -> str:
+    """What the run of a cell is known by: a hash of everything in its config that is not a default and bears
+    on what it learns. A knob that Arborist gets later does not make it another run.
+    """
+    told = config.model_dump(
+        mode="json", exclude_defaults=True, exclude={"recording", "checkpoint", "resources"}
+    )
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def tuning_cells(

@@ -1,7 +1,7 @@
 """What a finished run of the study came to, one JSON line each: the file that figures and tables are made of.
 
 The file is kept with the source, so a study can be cut short, gone on with elsewhere, and checked. A line is
-known by the hash of its run's config: a cell whose config changed is another cell.
+known by `plan.identity` of its run's config: a cell whose config changed is another cell.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Result:
     first before any training, all of one length and rising in tokens.
     """
 
-    config_sha256: str
+    identity: str
     task: str
     sampling: str
     credit: str
@@ -58,7 +58,7 @@ class Result:
         return self.status != "succeeded" or last[3] < first[3] or last[4] < first[4] - 0.1
 
 
-def result_of(cell: Cell, config_sha256: str, status: str, series: dict[str, dict[int, float]]) -> Result:
+def result_of(cell: Cell, identity: str, status: str, series: dict[str, dict[int, float]]) -> Result:
     """From the run's stored points: {metric: {step: value}}. Raises ValueError when it was never
     evaluated."""
     sampled, greedy = series.get("eval/pass1_sampled", {}), series.get("eval/pass1_greedy", {})
@@ -80,13 +80,13 @@ def result_of(cell: Cell, config_sha256: str, status: str, series: dict[str, dic
             )
         )
     return Result(
-        config_sha256, cell.task.slug, cell.sampling, cell.credit, cell.update_tokens, cell.seed, status,
+        identity, cell.task.slug, cell.sampling, cell.credit, cell.update_tokens, cell.seed, status,
         tuple(points),
     )  # fmt: skip
 
 
 def read_results(path: Path) -> dict[str, Result]:
-    """By config hash; the last line of a hash counts. Raises ValueError naming a line that cannot be read."""
+    """By identity; the last line of each counts. Raises ValueError naming a line that cannot be read."""
     found: dict[str, Result] = {}
     if not path.exists():
         return found
@@ -100,7 +100,7 @@ def read_results(path: Path) -> dict[str, Result]:
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path.name}, line {number}: not a result of the study: {error}.") from error
         if result.task in TASKS:
-            found[result.config_sha256] = result
+            found[result.identity] = result
     return found
 
 

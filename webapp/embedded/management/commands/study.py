@@ -115,7 +115,7 @@ class _Study:
         """Queue the cells without a result, as many as run at once and one more; wait for them."""
         tokens = self.options["tokens"]
         known = read_results(self.results)
-        waiting = [cell for cell in cells if plan.config(cell, tokens).sha256() not in known]
+        waiting = [cell for cell in cells if plan.identity(plan.config(cell, tokens)) not in known]
         total, done, began = len(waiting), 0, time.monotonic()
         under_way: dict[int, Cell] = {}
         while (waiting or under_way) and not self.stack.interrupts:
