@@ -51,6 +51,9 @@ def value_cliff(tree: RolloutTree) -> Cliff | None:
     Edges to a single answer are left out. One wrong answer among many right ones has the largest drop there
     can be, and explains no failure but its own.
     """
+    correct, scored = tree.verdict == Verdict.CORRECT, np.isfinite(tree.reward)
+    if not (correct & scored).any() or not (~correct & scored).any():
+        return None  # most trees of a hard or an easy problem
     edges, answers = _edges(tree, falling_alone=True)
     is_credible = (edges.probability > CREDIBLE_ABOVE) & (answers > 1)
     if not is_credible.any():
@@ -80,7 +83,9 @@ def edges_of(tree: RolloutTree) -> Edges:
 
 
 def _edges(tree: RolloutTree, *, falling_alone: bool) -> tuple[Edges, Floats]:
-    """The edges, and [N] scored answers at or below. falling_alone: probabilities of falling edges alone."""
+    """The edges, and [N] scored answers at or below. falling_alone: probabilities only of falling edges to
+    several answers.
+    """
     is_scored = np.isfinite(tree.reward) & (tree.finish != FinishReason.PRUNED)
     scored = tree.sum_over_leaves(np.where(is_scored, tree.copies, 0).astype(np.float64))
     correct = tree.sum_over_leaves(
@@ -96,7 +101,9 @@ def _edges(tree: RolloutTree, *, falling_alone: bool) -> tuple[Edges, Floats]:
     above = parent[at]
     drop[at] = correct[at] / scored[at] - correct[above] / scored[above]
     if falling_alone:
-        at = at[drop[at] < 0]
+        at = at[(drop[at] < 0) & (n[at] > 1)]
+        if not len(at):
+            return Edges(drop, probability), scored
     probability[at] = probability_less(1 + s[at], 1 + n[at] - s[at], 1 + t[at], 1 + m[at] - t[at])
     return Edges(drop, probability), scored
 

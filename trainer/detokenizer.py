@@ -8,7 +8,7 @@ join to exactly the decoded path.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,19 @@ class SegmentDecoder:
             )
             mask[:known] = ["\n" in text for text in texts]
         return mask
+
+    def token_bytes(self, ids: Iterable[int]) -> dict[int, bytes]:
+        """Text of each token alone, UTF-8, end tokens and special tokens by their names. A token may hold a
+        part of a character.
+        """
+        if self._bytes is not None:
+            return {token: self._bytes.get(token, b"") for token in ids}
+        return {
+            token: str(
+                self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            ).encode("utf-8", "replace")
+            for token in ids
+        }
 
     def texts(
         self, parent: Sequence[int] | NDArray[np.int32], segments: Sequence[Sequence[int]]

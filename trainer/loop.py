@@ -47,11 +47,12 @@ from trainer.rewards import shape_rewards
 from trainer.rollout_metrics import rollout_metrics
 from trainer.rollouts import Rollouts, collect
 from trainer.sampling.agreement import check_against_policy
-from trainer.sampling.engine import SamplingStopped, plan_from_config
+from trainer.sampling.engine import SamplingStopped, TopK, plan_from_config
 from trainer.sampling.local_engine import LocalEngine
 from trainer.schema.data import ChainData, GraphData
 from trainer.seeding import named_seed
 from trainer.summary import summarise
+from trainer.trained import with_training
 from trainer.tree import CreditState, RolloutTree
 from trainer.verifiers import JudgingStopped, judge_from_config, verify_trees
 
@@ -100,7 +101,7 @@ def train(
             clock.lap("sampling")
             trees = credit_trees(rollouts.trees, run.credit)
             clock.lap("credit")
-            updates = run.update(trees, rollouts.problems, step)
+            trees, updates = run.update(trees, rollouts.problems, step)
             run.engine.sync()
             clock.lap("training")
             run.count(step, updates, clock)
@@ -177,6 +178,8 @@ class _Run:
         self.seed = named_seed(config.seed, "sampling")
         self.credit = credit_plan(config)
         self.engine = LocalEngine(self.policy)
+        kept = config.recording
+        self.top_k = TopK(kept.top_k if kept.trees_per_step else 0, kept.top_k_share)
         self.engine.sync()
         if config.objective.kind == "supervised" and config.objective.value_weight:
             self.policy.add_value_head(config.seed)
@@ -258,6 +261,7 @@ class _Run:
             step=step,
             should_stop=self.should_stop,
             on_progress=self.progress(step, "sampling"),
+            top_k=self.top_k,
         )
         self.sampled_tokens += (self.engine.spent - before).sampled
         trees = verify_trees(
@@ -273,8 +277,10 @@ class _Run:
 
     def update(
         self, trees: Sequence[RolloutTree], problems: Sequence[Problem], step: int
-    ) -> list[UpdateResult]:
-        """One optimiser update per part of the batch; with one part exactly on-policy."""
+    ) -> tuple[list[RolloutTree], list[UpdateResult]]:
+        """One optimiser update per part of the batch; with one part exactly on-policy. The trees come back
+        with what the updates found of them.
+        """
         teaching = [tree for tree in trees if (tree.credit_state == CreditState.CREDITED).any()] or list(
             trees
         )
@@ -293,7 +299,7 @@ class _Run:
             # on from.
             should_stop = self.should_stop if number == 0 else _never
             results.append(self.optimiser.update(data, step=step, should_stop=should_stop))
-        return results
+        return with_training(trees, batch, results, self.config.objective), results
 
     def experts(
         self, trees: Sequence[RolloutTree], problems: Sequence[Problem], step: int
@@ -423,7 +429,9 @@ class _Run:
                     problem_id=tree.problem_id,
                     prompt=tree.texts[0],
                     summary=summarise(tree),
-                    payload=tree.to_payload(),
+                    payload=tree.with_token_bytes(
+                        self.policy.decoder.token_bytes(tree.token_ids())
+                    ).to_payload(),
                 )
             )
 

@@ -283,6 +283,30 @@ def _correct_paths(tree: RolloutTree, most: int) -> Ints:
     return np.array(nodes, np.int64)
 
 
+def pull(weights: TreeWeights, objective: Objective) -> Floats:
+    """[N] size of what the log-probabilities of a segment's trained tokens are multiplied by in the gradient
+    of the objective, summed over them, where the policy still is the one that sampled: every ratio is 1.
+
+        policy        |sum of w A| over the items through a token; W in the place of w for ratios of whole
+                      answers
+        supervised    the weight of the cross-entropy
+        preference    pair_weight for both branches of each pair, which leaves out how far apart they are
+
+    Regularizers, the entropy bonus and the value head do not count.
+    """
+    per_token = np.zeros(weights.tree.n_nodes)
+    if isinstance(objective, PolicyObjective):
+        of_item = weights.whole if objective.ratio == "sequence" else weights.token
+        per_token = np.abs(weights.over_nodes(of_item * weights.advantage))
+    elif isinstance(objective, PreferenceObjective):
+        for pair in weights.pairs:
+            for segments in (pair.chosen, pair.rejected):
+                per_token[list(segments)] += weights.pair_weight
+    else:
+        per_token = weights.supervised
+    return per_token * count_trained(weights.tree, weights.trains)
+
+
 def every_answer(tree: RolloutTree) -> TreeWeights:
     """Every token of every answer, for measuring alone."""
     end = np.flatnonzero(tree.is_leaf())

@@ -51,6 +51,7 @@ class UpdateResult:
     |policy - sampling logprob| before the update, nats, NaN if one is; `trained_tokens`: with a loss, each
     once; `computed_tokens`: that went through the model, context included. `is_applied` False: nothing to
     train on, or not finite (then `is_finite` is False). `figures`: of the objective, by metric name.
+    `logprobs`: by the policy before the update, [T] per tree; NaN where a token did not train.
     """
 
     loss: float
@@ -63,6 +64,7 @@ class UpdateResult:
     is_applied: bool
     is_finite: bool
     figures: dict[str, float] = field(default_factory=dict)
+    logprobs: list[Floats] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,10 +178,7 @@ class Optimiser:
         update."""
         found = [np.full(len(own.tree.tokens), np.nan) for own in weights]
         for batch in self._batches(weights, None, None):
-            logprobs = policy.outputs(batch, self._temperature).logprobs.double().cpu().numpy()
-            for number in np.unique(batch.loss.tree).tolist():
-                here = batch.loss.tree == number
-                found[number][batch.loss.place[here]] = logprobs[here]
+            _collect(found, batch.loss, policy.outputs(batch, self._temperature).logprobs)
         return found
 
     def _batches(
@@ -239,6 +238,7 @@ class Optimiser:
         loss, gap = 0.0, 0.0
         computed = 0
         trained: list[Ints] = []  # [2, M] of each micro-batch: tree and place of its loss tokens
+        found = [_unknown(own) for own in data.weights]
         sums: dict[str, float] = {}
         experts = len(data.experts)
         old = None if data.old is None else [*data.old, *[_unknown(w) for w in data.experts]]
@@ -249,7 +249,7 @@ class Optimiser:
             if should_stop():
                 self.adamw.zero_grad(set_to_none=True)
                 raise UpdateStopped
-            part, here = self._loss(batch, with_experts=experts > 0)
+            part, here, logprobs = self._loss(batch, with_experts=experts > 0)
             part.loss.backward()  # type: ignore[no-untyped-call]  # torch leaves `Tensor.backward` untyped
             loss += part.loss.item()
             gap = _larger(gap, here)
@@ -257,6 +257,7 @@ class Optimiser:
                 sums[name] = sums.get(name, 0.0) + float(value)
             trained.append(np.stack([batch.loss.tree, batch.loss.place]))
             computed += batch.tokens.size
+            _collect(found, batch.loss, logprobs)
         # A token that stands in several micro-batches, as context or written out again, is one token.
         trained_tokens = np.unique(np.concatenate(trained, axis=1), axis=1).shape[1] if trained else 0
         if not trained_tokens and not sums.get("value_error"):
@@ -275,12 +276,15 @@ class Optimiser:
                 is_applied=True,
                 is_finite=True,
                 figures=_figures(sums, self.objective, data.mu),
+                logprobs=found if data.old is None else data.old,
             ),
             norm,
         )
 
-    def _loss(self, batch: Batch, *, with_experts: bool) -> tuple[LossPart, float]:
-        """The micro-batch's part of the loss, and the largest gap between sampler and policy in it."""
+    def _loss(self, batch: Batch, *, with_experts: bool) -> tuple[LossPart, float, Tensor]:
+        """The micro-batch's part of the loss, the largest gap between sampler and policy in it, and the
+        logprobs of its tokens [M].
+        """
         objective = self.objective
         bonus = objective.entropy_bonus if isinstance(objective, PolicyObjective) else 0.0
         outputs = self._policy.outputs(batch, self._temperature, entropy=bonus > 0)
@@ -309,7 +313,16 @@ class Optimiser:
                 parts.append(value_loss(outputs.values, target, weight))
         loss = torch.stack([part.loss for part in parts]).sum()
         figures = {name: value for part in parts for name, value in part.figures.items()}
-        return LossPart(loss, figures), _gap(logprobs, batch.loss)
+        return LossPart(loss, figures), _gap(logprobs, batch.loss), logprobs.detach()
+
+
+def _collect(found: Sequence[Floats], tokens: LossTokens, logprobs: Tensor) -> None:
+    """Put logprobs [M] into their trees' places. Trees behind the last of `found` (experts) are left out."""
+    known = logprobs.double().cpu().numpy()
+    for number in np.unique(tokens.tree).tolist():
+        if number < len(found):
+            here = tokens.tree == number
+            found[number][tokens.place[here]] = known[here]
 
 
 def _unknown(weights: TreeWeights) -> Floats:

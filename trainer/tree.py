@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from trainer.text import storable
 
-PAYLOAD_VERSION = 2
+PAYLOAD_VERSION = 3
 MAX_PAYLOAD_BYTES = 256 * 2**20
 ROOT = 0
 
@@ -89,6 +89,14 @@ _NODE_COLUMNS: Mapping[str, type] = {
     "credit_state": np.uint8,
 }
 _TOKEN_COLUMNS: Mapping[str, type] = {"tokens": np.int32, "logprobs": np.float32, "entropies": np.float32}
+# Columns that a tree may be without: name -> (dtype, has K numbers per token). Half precision is what people
+# can see of them, in half the bytes.
+_OPTIONAL_COLUMNS: Mapping[str, tuple[type, bool]] = {
+    "mismatch": (np.float16, False),
+    "top_tokens": (np.int32, True),
+    "top_logprobs": (np.float16, True),
+}
+MOST_TOP = 64  # alternatives per token that are read
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,6 +127,20 @@ class RolloutTree:
 
     `batch_mean`, `batch_std`: statistics of the step's whole batch that its credit was scaled by; NaN where
     the credit of a tree depends on itself alone.
+
+    What not every tree has (None, NaN or empty where it has not):
+
+        temperature    of sampling
+        stream         seed of its random numbers, 64 bits: `sampling.growth.Ground.key`
+        mismatch       [T] float16  sampling less policy logprob, nats, before the update; NaN where the token
+                       did not train
+        loss_share     its part of the step's loss: the pull of its tokens (`loss_weights.pull`) as a share of
+                       the pull of all trained tokens of the step; NaN where that is not defined
+        top_tokens     [T, K] int32    the K most likely tokens there, the most likely first; -1 in the prompt
+                       and in given text
+        top_logprobs   [T, K] float16  theirs, in the distribution that was sampled from, nats
+        token_bytes    id -> text of a token alone, UTF-8, for every id above; a character may be split over
+                       tokens
     """
 
     problem_id: str
@@ -143,6 +165,13 @@ class RolloutTree:
     answers: tuple[str, ...]
     batch_mean: float = math.nan
     batch_std: float = math.nan
+    temperature: float = math.nan
+    stream: int | None = None
+    mismatch: NDArray[np.float16] | None = None
+    loss_share: float = math.nan
+    top_tokens: NDArray[np.int32] | None = None
+    top_logprobs: NDArray[np.float16] | None = None
+    token_bytes: Mapping[int, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.parent)
@@ -188,6 +217,29 @@ class RolloutTree:
                 raise ValueError(
                     f"Column {name} has {len(getattr(self, name))} rows for {len(self.tokens)} tokens."
                 )
+        for name, (_, is_wide) in _OPTIONAL_COLUMNS.items():
+            optional = getattr(self, name)
+            if optional is not None and optional.shape[:1] != (len(self.tokens),):
+                raise ValueError(f"Column {name} has {len(optional)} rows for {len(self.tokens)} tokens.")
+            if (
+                optional is not None
+                and is_wide
+                and not (optional.ndim == 2 and optional.shape[1] <= MOST_TOP)
+            ):
+                raise ValueError(f"Column {name} must have 1 to {MOST_TOP} numbers per token.")
+        if (self.top_tokens is None) != (self.top_logprobs is None) or (
+            self.top_tokens is not None
+            and self.top_logprobs is not None
+            and self.top_tokens.shape != self.top_logprobs.shape
+        ):
+            raise ValueError("top_tokens and top_logprobs must go together, and be of one shape.")
+
+    @property
+    def policy_logprobs(self) -> NDArray[np.float32] | None:
+        """[T] logprobs by the policy before the update, nats; NaN where a token did not train. None: not
+        known. To the half precision of `mismatch`.
+        """
+        return None if self.mismatch is None else self.logprobs - self.mismatch.astype(np.float32)
 
     # ---- shape
 
@@ -292,6 +344,25 @@ class RolloutTree:
         """A copy with the estimator's columns filled. [N] each."""
         return dataclasses.replace(self, value=value, advantage=advantage, credit_state=credit_state)
 
+    def with_sampling(self, temperature: float) -> RolloutTree:
+        """A copy that remembers how it was sampled."""
+        return dataclasses.replace(self, temperature=temperature)
+
+    def with_training(self, mismatch: NDArray[np.float16] | None, loss_share: float) -> RolloutTree:
+        """A copy that remembers what the update that it trained found. [T]."""
+        return dataclasses.replace(self, mismatch=mismatch, loss_share=loss_share)
+
+    def with_token_bytes(self, token_bytes: Mapping[int, bytes]) -> RolloutTree:
+        """A copy that brings the texts of its tokens along."""
+        return dataclasses.replace(self, token_bytes=token_bytes)
+
+    def token_ids(self) -> list[int]:
+        """Every id that stands in it, alternatives included, each once, rising."""
+        ids = np.unique(self.tokens)
+        if self.top_tokens is not None:
+            ids = np.union1d(ids, self.top_tokens[self.top_tokens >= 0])
+        return [int(token) for token in ids]
+
     # ---- payload
 
     def to_payload(self) -> bytes:
@@ -301,6 +372,10 @@ class RolloutTree:
             columns[name] = np.ascontiguousarray(
                 getattr(self, name), np.dtype(dtype).newbyteorder("<")
             ).tobytes()
+        for name, (kind, _) in _OPTIONAL_COLUMNS.items():
+            optional = getattr(self, name)
+            if optional is not None:
+                columns[name] = np.ascontiguousarray(optional, np.dtype(kind).newbyteorder("<")).tobytes()
         body = {
             "version": PAYLOAD_VERSION,
             "problem_id": storable(self.problem_id),
@@ -309,6 +384,11 @@ class RolloutTree:
             "policy_version": self.policy_version,
             "batch_mean": self.batch_mean,
             "batch_std": self.batch_std,
+            "temperature": self.temperature,
+            "stream": self.stream,
+            "loss_share": self.loss_share,
+            "top_k": 0 if self.top_tokens is None else self.top_tokens.shape[1],
+            "token_bytes": [list(self.token_bytes), list(self.token_bytes.values())],
             "columns": columns,
             "texts": [storable(text) for text in self.texts],
             "answers": [storable(text) for text in self.answers],
@@ -325,13 +405,14 @@ class RolloutTree:
                 raise ValueError(f"it claims {size} bytes; at most {MAX_PAYLOAD_BYTES} are read")
             raw = zstandard.ZstdDecompressor().decompress(payload)
             body = msgpack.unpackb(raw, raw=False, strict_map_key=True)
-            if body["version"] == 1:
-                _add_columns_of_version_2(body)
-            elif body["version"] != PAYLOAD_VERSION:
+            version = body["version"]
+            if version not in range(1, PAYLOAD_VERSION + 1):
                 raise ValueError(
-                    f"payload version {body['version']}; this Arborist reads versions 1 to {PAYLOAD_VERSION}"
+                    f"payload version {version}; this Arborist reads versions 1 to {PAYLOAD_VERSION}"
                 )
-            columns: dict[str, NDArray[Any]] = {
+            if version == 1:
+                _add_columns_of_version_2(body)
+            columns: dict[str, Any] = {
                 name: np.frombuffer(body["columns"][name], np.dtype(dtype).newbyteorder("<")).astype(
                     dtype, copy=False
                 )
@@ -351,6 +432,7 @@ class RolloutTree:
                 texts=tuple(map(str, body["texts"])),
                 answers=tuple(map(str, body["answers"])),
                 **columns,
+                **(_optional_parts(body) if version >= 3 else {}),
             )
         except (
             zstandard.ZstdError,
@@ -361,6 +443,28 @@ class RolloutTree:
             ValueError,
         ) as damage:
             raise ValueError(f"This tree cannot be read: {damage}") from damage
+
+
+def _optional_parts(body: dict[str, Any]) -> dict[str, Any]:
+    """What only trees since version 3 may have. `Any`: whatever msgpack held; a wrong type raises TypeError,
+    AttributeError or ValueError.
+    """
+    top_k = int(body["top_k"])
+    if not 0 <= top_k <= MOST_TOP:
+        raise ValueError(f"{top_k} alternatives per token; at most {MOST_TOP} are read")
+    ids, texts = body["token_bytes"]
+    found: dict[str, Any] = {
+        "temperature": float(body["temperature"]),
+        "stream": None if body["stream"] is None else int(body["stream"]),
+        "loss_share": float(body["loss_share"]),
+        "token_bytes": {int(token): bytes(memoryview(text)) for token, text in zip(ids, texts, strict=True)},
+    }
+    for name, (dtype, is_wide) in _OPTIONAL_COLUMNS.items():
+        if name in body["columns"]:
+            column = np.frombuffer(body["columns"][name], np.dtype(dtype).newbyteorder("<"))
+            column = column.astype(dtype, copy=False)
+            found[name] = column.reshape(-1, top_k) if is_wide else column
+    return found
 
 
 def _add_columns_of_version_2(body: dict[str, Any]) -> None:
@@ -397,9 +501,12 @@ def sampled_tree(
     copies: Sequence[int] | NDArray[np.int32] | None = None,
     subgroup: Sequence[int] | NDArray[np.int32] | None = None,
     visits: Sequence[int] | NDArray[np.int32] | None = None,
+    stream: int | None = None,
+    top_tokens: NDArray[np.int32] | None = None,
+    top_logprobs: NDArray[np.float16] | None = None,
 ) -> RolloutTree:
     """A tree straight from a sampler: not verified, no credit. Row i of every argument is node i, row 0 the
-    prompt. `copies` None: every leaf once.
+    prompt. `copies` None: every leaf once. top_tokens, top_logprobs: [T, K] of all tokens, one after another.
     """
     n = len(parent)
     parents = np.asarray(parent, np.int32)
@@ -425,4 +532,7 @@ def sampled_tree(
         credit_state=np.zeros(n, np.uint8),
         texts=tuple(texts),
         answers=("",) * n,
+        stream=stream,
+        top_tokens=top_tokens,
+        top_logprobs=top_logprobs,
     )

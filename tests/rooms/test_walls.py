@@ -45,6 +45,7 @@ WORDS = {
     "trainer.schema",
     "trainer.summary",
     "trainer.text",
+    "trainer.token_texts",
     "trainer.tree",
     "trainer.tree_lines",
     "trainer.tree_rows",

@@ -14,7 +14,14 @@ from pydantic import ValidationError
 
 from tests.trainer.chance import chi_square, upper_tail
 from trainer.data import Problem
-from trainer.sampling.engine import Plan, SamplingPlan, SamplingStopped, plan_from_config
+from trainer.sampling.engine import (
+    NO_ALTERNATIVES,
+    Plan,
+    SamplingPlan,
+    SamplingStopped,
+    TopK,
+    plan_from_config,
+)
 from trainer.sampling.growth import END, PROMPT, Ground, Orders, Request, Segment, Strand, tree_of
 from trainer.sampling.lookahead import (
     LookaheadGrowth,
@@ -67,6 +74,7 @@ def grow(
     step: int = 1,
     shuffle: int | None = None,
     engine: ScriptedEngine | None = None,
+    top_k: TopK = NO_ALTERNATIVES,
 ) -> list[RolloutTree]:
     engine = engine or ScriptedEngine(LETTERS, distribution, shuffle=shuffle, value=guessed)
     return engine.sample(
@@ -76,6 +84,7 @@ def grow(
         step=step,
         should_stop=lambda: False,
         on_progress=lambda _done, _total: None,
+        top_k=top_k,
     )
 
 
@@ -123,6 +132,38 @@ def test_a_tree_does_not_depend_on_the_order_of_completion(name: str) -> None:
         assert [tree.to_payload() for tree in usual] == [tree.to_payload() for tree in other]
     alone = [grow(sampler, problems=[problem])[0] for problem in problems]
     assert [tree.to_payload() for tree in usual] == [tree.to_payload() for tree in alone]
+
+
+def uneven(path: tuple[int, ...]) -> Sequence[float]:
+    """Four tokens whose order of likelihood depends on the whole path."""
+    chances = np.roll([0.4, 0.3, 0.2, 0.1], sum((place + 1) * token for place, token in enumerate(path)))
+    return (*chances.tolist(), 0.0, 0.0)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_alternatives_stand_beside_their_tokens_whatever_grows(name: str) -> None:
+    plan = plan_from_config(SAMPLERS[name], judge_one)
+    (plain,) = grow(plan, uneven)
+    (tree,) = grow(plan, uneven, top_k=TopK(2))
+    assert plain.top_tokens is None
+    assert tree.tokens.tolist() == plain.tokens.tolist()
+    assert tree.top_tokens is not None
+    assert tree.top_logprobs is not None
+    seen = 0
+    for node in range(tree.n_nodes):
+        first, last = tree.token_offsets[node : node + 2]
+        if node == 0 or tree.finish[node] == FinishReason.GIVEN:
+            assert (tree.top_tokens[first:last] == -1).all()
+            assert np.isnan(tree.top_logprobs[first:last]).all()
+            continue
+        above = [t for n in tree.path(node)[:-1] for t in tree.tokens[slice(*tree.token_offsets[n : n + 2])]]
+        for place in range(first, last):
+            chances = np.array(uneven((*above, *tree.tokens[first:place].tolist())))
+            likely = np.argsort(-chances)[:2]
+            assert tree.top_tokens[place].tolist() == likely.tolist()
+            np.testing.assert_allclose(tree.top_logprobs[place], np.log(chances[likely]), rtol=1e-3)
+            seen += 1
+    assert seen
 
 
 def spelled(*answers: str) -> Distribution:

@@ -13,7 +13,14 @@ from trainer.data import Problem, load_data
 from trainer.policy import Policy
 from trainer.sampling import local_engine
 from trainer.sampling.decoder import CachedDecoder
-from trainer.sampling.engine import Plan, SamplingPlan, SamplingStopped, plan_from_config
+from trainer.sampling.engine import (
+    NO_ALTERNATIVES,
+    Plan,
+    SamplingPlan,
+    SamplingStopped,
+    TopK,
+    plan_from_config,
+)
 from trainer.sampling.local_engine import LocalEngine, choose
 from trainer.schema.data import ChainData
 from trainer.schema.sampler import FlatSampler, Sampler, SegmentTreeSampler
@@ -28,10 +35,22 @@ def problems(count: int, operations: int = 4) -> list[Problem]:
 
 
 def sample(
-    policy: Policy, batch: Sequence[Problem], plan: Plan, seed: int = 1, step: int = 1, **limits: int
+    policy: Policy,
+    batch: Sequence[Problem],
+    plan: Plan,
+    seed: int = 1,
+    step: int = 1,
+    top_k: TopK = NO_ALTERNATIVES,
+    **limits: int,
 ) -> list[RolloutTree]:
     return LocalEngine(policy, **limits).sample(
-        batch, plan, seed=seed, step=step, should_stop=lambda: False, on_progress=lambda _done, _total: None
+        batch,
+        plan,
+        seed=seed,
+        step=step,
+        should_stop=lambda: False,
+        on_progress=lambda _done, _total: None,
+        top_k=top_k,
     )
 
 
@@ -81,6 +100,35 @@ def test_logprobs_and_entropies_are_those_of_the_module(wild_policy: Policy, pla
             np.testing.assert_allclose(
                 np.concatenate([tree.entropies[p] for p in parts]), entropies, atol=2e-4
             )
+
+
+@torch.no_grad()
+def test_alternatives_are_of_the_distribution_that_was_sampled_from(wild_policy: Policy) -> None:
+    plan = SamplingPlan((3, 2), (6, 30), split_at_newline=True, temperature=0.7)
+    batch = problems(12)
+    plain = sample(wild_policy, batch, plan)
+    trees = sample(wild_policy, batch, plan, top_k=TopK(3, share=0.5))
+    with_any = [tree for tree in trees if tree.top_tokens is not None]
+    assert 2 <= len(with_any) <= 10
+    for one, other in zip(plain, trees, strict=True):
+        assert one.tokens.tobytes() == other.tokens.tobytes()  # it changes no token, and no bit of a logprob
+        assert one.logprobs.tobytes() == other.logprobs.tobytes()
+        assert (other.top_tokens is None) == (other.top_logprobs is None)
+        assert other.temperature == 0.7
+    tree = with_any[0]
+    assert tree.top_tokens is not None
+    assert tree.top_logprobs is not None
+    prompt = int(tree.token_counts()[0])
+    assert (tree.top_tokens[:prompt] == -1).all()
+    for leaf in np.flatnonzero(tree.is_leaf()).tolist():
+        ids = torch.tensor(path_tokens(tree, leaf))
+        logits = wild_policy.model(input_ids=ids[None]).logits[0, prompt - 1 : -1].float() / 0.7
+        best = logits.log_softmax(-1).topk(3)
+        places = np.concatenate(
+            [np.arange(tree.token_offsets[n], tree.token_offsets[n + 1]) for n in tree.path(leaf)[1:]]
+        )
+        assert tree.top_tokens[places].tolist() == best.indices.tolist()
+        np.testing.assert_allclose(tree.top_logprobs[places], best.values.numpy(), rtol=1e-3, atol=1e-3)
 
 
 def test_a_tree_does_not_depend_on_the_other_problems(wild_policy: Policy) -> None:

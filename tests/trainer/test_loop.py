@@ -29,6 +29,7 @@ from trainer.losses import LossPart, policy_loss
 from trainer.metrics import METRICS
 from trainer.policy import ModelError, Policy, load_policy
 from trainer.summary import summarise
+from trainer.token_texts import token_pieces
 from trainer.tree import CreditState, RolloutTree, Verdict
 
 SMALL = """
@@ -130,6 +131,42 @@ def test_trees_carry_verdicts_credit_and_their_summary(whole: Run) -> None:
         assert (tree.verdict[tree.is_leaf()] != Verdict.NONE).all()
         assert (tree.credit_state[1:] != CreditState.NONE).all()
         assert event.summary.model_dump_json() == summarise(tree).model_dump_json()
+
+
+@pytest.mark.parametrize(("updates", "share"), [(1, 1.0), (2, 0.0)])
+def test_recorded_trees_tell_what_the_update_found(tmp_path: Path, updates: int, share: float) -> None:
+    run = Run(
+        tmp_path,
+        small(
+            "training.steps=1", f"training.updates_per_step={updates}", "recording.trees_per_step=4",
+            f"recording.top_k_share={share}",
+        ),
+    )  # fmt: skip
+    trees = [RolloutTree.from_payload(e.payload) for e in run.events if isinstance(e, TreeSampled)]
+    trained = [tree for tree in trees if (tree.credit_state == CreditState.CREDITED).any()]
+    assert len(trees) == 4
+    assert trained
+    assert sum(tree.loss_share for tree in trained) == pytest.approx(1)
+    assert all(tree.loss_share > 0 for tree in trained)
+    gaps = []
+    for tree in trees:
+        known = np.zeros(len(tree.tokens), bool) if tree.mismatch is None else np.isfinite(tree.mismatch)
+        # Just the tokens of segments that are pushed trained.
+        pushed = (tree.credit_state == CreditState.CREDITED) & (np.nan_to_num(tree.advantage) != 0)
+        assert known.tolist() == np.repeat(pushed, tree.token_counts()).tolist()
+        if tree.mismatch is not None:
+            gaps.append(float(np.nanmax(np.abs(tree.mismatch.astype(float)))))
+        assert tree.temperature == 1
+        assert tree.stream is not None
+        assert (tree.top_tokens is not None) == (share > 0)
+        assert set(tree.token_bytes) == set(tree.token_ids())
+        for node in range(1, tree.n_nodes):
+            pieces = token_pieces(tree, node)
+            assert pieces is not None
+            assert "".join(pieces) == tree.texts[node]
+    if updates == 1:
+        assert max(gaps) == pytest.approx(run.metrics()[1, False]["policy/logprob_gap"], rel=1e-2, abs=1e-7)
+    assert max(gaps) < 1e-4
 
 
 def test_totals_add_up(whole: Run) -> None:

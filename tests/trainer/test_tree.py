@@ -109,6 +109,48 @@ def test_any_tree_survives_its_payload(nested: Nested, text: str) -> None:
     assert_equal_trees(again, stored)
 
 
+def full_tree() -> RolloutTree:
+    """T2 with everything that a tree may be without."""
+    tree = tree_of(T2)
+    n, rng = len(tree.tokens), np.random.default_rng(1)
+    return dataclasses.replace(
+        tree,
+        temperature=0.7,
+        stream=2**64 - 1,
+        mismatch=np.where(np.arange(n) < 3, np.nan, 1e-5 * rng.normal(size=n)).astype(np.float16),
+        loss_share=0.25,
+        top_tokens=rng.integers(-1, 50, (n, 3)).astype(np.int32),
+        top_logprobs=-rng.random((n, 3)).astype(np.float16),
+        token_bytes={7: b"a", 9: b"\xe2\x82", 50: b""},
+    )
+
+
+def test_what_a_tree_may_be_without_survives_its_payload() -> None:
+    tree = full_tree()
+    assert_equal_trees(RolloutTree.from_payload(tree.to_payload()), tree)
+    assert tree.policy_logprobs is not None
+    assert np.isnan(tree.policy_logprobs[:3]).all()
+    np.testing.assert_allclose(tree.policy_logprobs[3:], tree.logprobs[3:], atol=1e-4)
+    assert set(tree.token_ids()) == set(tree.tokens.tolist()) | (set(tree.top_tokens.ravel()) - {-1})
+
+
+def test_payloads_of_versions_1_and_2_are_read() -> None:
+    tree = full_tree()
+    body = msgpack.unpackb(zstandard.ZstdDecompressor().decompress(tree.to_payload()), raw=False)
+    later = ("temperature", "stream", "loss_share", "top_k", "token_bytes")
+    old = {name: value for name, value in body.items() if name not in later} | {"version": 2}
+    columns = {k: v for k, v in old["columns"].items() if k not in ("mismatch", "top_tokens", "top_logprobs")}
+    plain = tree_of(T2)
+    read = RolloutTree.from_payload(zstandard.compress(msgpack.packb(old | {"columns": columns})))
+    assert_equal_trees(read, plain)
+    for name in ("copies", "subgroup", "visits"):
+        del columns[name]
+    for name in ("batch_mean", "batch_std"):
+        del old[name]
+    oldest = old | {"version": 1, "columns": columns}
+    assert_equal_trees(RolloutTree.from_payload(zstandard.compress(msgpack.packb(oldest))), plain)
+
+
 def test_text_that_cannot_be_stored_is_made_storable() -> None:
     tree = dataclasses.replace(tree_of([1]), texts=("a\x00b", "c\ud83d d"))
     assert RolloutTree.from_payload(tree.to_payload()).texts == ("a␀b", "c\ufffd d")
@@ -139,6 +181,14 @@ def damaged_payloads() -> list[bytes]:
         packed(columns=columns | {"credit_state": bytes([255] * 6)}),
         packed(columns=columns | {"finish": bytes([9] * 6)}),
         packed(step=float("inf")),
+        packed(version=[3]),
+        packed(top_k=10**9),
+        packed(top_k=2, columns=columns | {"top_tokens": bytes(4 * 2 * 13)}),
+        packed(top_k=0, columns=columns | {"top_tokens": b"", "top_logprobs": b""}),
+        packed(columns=columns | {"mismatch": bytes(2)}),
+        packed(token_bytes=[[1], [2]]),
+        packed(token_bytes=[[1], []]),
+        packed(stream="x"),
         packed(policy_version=float("nan")),
         zstandard.ZstdCompressor().compress(b"\xc1"),
         zstandard.ZstdCompressor().compress(msgpack.packb([1, 2])),

@@ -169,6 +169,21 @@ class Spent:
         return Spent(self.sampled - other.sampled, self.given - other.given, self.reread - other.reread)
 
 
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """How many most likely tokens to keep beside each sampled one, and of what share of the trees."""
+
+    count: int = 0
+    share: float = 1.0
+
+    def of(self, key: int) -> int:
+        """Of the tree with this key (`Ground.key`, 64 random bits)."""
+        return self.count if key < self.share * 2.0**64 else 0
+
+
+NO_ALTERNATIVES = TopK()
+
+
 class Engine(Protocol):
     """Samples trees from the policy whose weights it was last given."""
 
@@ -191,8 +206,9 @@ class Engine(Protocol):
         step: int,
         should_stop: Callable[[], bool],
         on_progress: Callable[[int, int], None],
+        top_k: TopK = NO_ALTERNATIVES,
     ) -> list[RolloutTree]:
-        """One tree per problem, in their order; not verified, no credit.
+        """One tree per problem, in their order; not verified, no credit. `top_k` changes no token.
 
         A tree depends on (seed, step, its problem, how often that problem came earlier in `problems`) and the
         weights, not on the other problems (up to rounding in the last bits of logits). `on_progress(done,

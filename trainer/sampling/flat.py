@@ -76,7 +76,7 @@ class FlatGrowth:
         strands = {}
         for chain, given in self._given.items():
             nothing = np.zeros(len(given.tokens), np.float32)
-            strands[chain] = given._replace(logprobs=nothing, entropies=nothing).strand(
+            strands[chain] = given._replace(logprobs=nothing, entropies=nothing, alternatives=None).strand(
                 PROMPT, FinishReason.GIVEN, subgroup=chain - 1
             )
         for chain, answer in self._answers.items():
@@ -107,6 +107,9 @@ class FlatGrowth:
                         answer.logprobs[first:last],
                         answer.entropies[first:last],
                         answer.finish if is_leaf else FinishReason.SPLIT,
+                        alternatives=None
+                        if answer.alternatives is None
+                        else answer.alternatives.cut(first, last),
                     )
                 elif is_leaf:
                     found = strands[names[key]]

@@ -109,6 +109,17 @@ class Request(NamedTuple):
     is_given: bool = False
 
 
+class Alternatives(NamedTuple):
+    """The K most likely tokens at each place of a segment, in the distribution that was sampled from."""
+
+    tokens: NDArray[np.int32]  # [n, K], the most likely first
+    logprobs: NDArray[np.float16]  # [n, K] nats
+
+    def cut(self, first: int, last: int) -> Alternatives:
+        """Those of places first to last - 1."""
+        return Alternatives(self.tokens[first:last], self.logprobs[first:last])
+
+
 class Segment(NamedTuple):
     """A finished request. logprobs and entropies in nats, under the sampling policy at the plan's temperature
     (forced and greedy tokens too). finish: EOS, SPLIT or LENGTH. value: 0 to 1, NaN where not asked for."""
@@ -121,6 +132,7 @@ class Segment(NamedTuple):
     top_ids: NDArray[np.int32] | None = None  # [n, m], the most likely first
     top_probs: NDArray[np.float32] | None = None  # [n, m]
     value: float = float("nan")
+    alternatives: Alternatives | None = None
 
     def strand(self, parent: int, finish: int | None = None, *, subgroup: int = 0) -> Strand:
         """The segment as a piece of the finished tree, behind all of `parent`."""
@@ -132,6 +144,7 @@ class Segment(NamedTuple):
             self.entropies,
             self.finish if finish is None else finish,
             subgroup=subgroup,
+            alternatives=self.alternatives,
         )
 
 
@@ -241,6 +254,7 @@ class Strand(NamedTuple):
     copies: int = 1
     subgroup: int = 0
     visits: int = 0
+    alternatives: Alternatives | None = None
 
 
 def tree_of(ground: Ground, strands: Mapping[int, Strand], root_visits: int = 0) -> RolloutTree:
@@ -265,6 +279,7 @@ def tree_of(ground: Ground, strands: Mapping[int, Strand], root_visits: int = 0)
     tokens: list[NDArray[np.int32]] = [prompt]
     logprobs, entropies = [zeros], [zeros]
     copies, subgroup, visits = [0], [0], [root_visits]
+    alternatives: list[Alternatives | None] = [None]
     ends = [(PROMPT, 0)]  # of each node, the place behind it: a strand, and its tokens above
     node = 0
     while node < len(ends):
@@ -283,6 +298,8 @@ def tree_of(ground: Ground, strands: Mapping[int, Strand], root_visits: int = 0)
             tokens.append(strand.tokens[first:last])
             logprobs.append(strand.logprobs[first:last])
             entropies.append(strand.entropies[first:last])
+            own = strand.alternatives
+            alternatives.append(None if own is None else own.cut(first, last))
             copies.append(strand.copies)
             subgroup.append(strand.subgroup)
             visits.append(strand.visits)
@@ -290,6 +307,7 @@ def tree_of(ground: Ground, strands: Mapping[int, Strand], root_visits: int = 0)
         if below:
             copies[node] = 0
         node += 1
+    top = alternatives_of([(part, len(x)) for part, x in zip(alternatives, tokens, strict=True)])
     texts = ground.vocabulary.decoder.texts(parent_of, [x.tolist() for x in tokens])
     return sampled_tree(
         problem_id=ground.problem.problem_id,
@@ -305,7 +323,27 @@ def tree_of(ground: Ground, strands: Mapping[int, Strand], root_visits: int = 0)
         copies=copies,
         subgroup=subgroup,
         visits=visits,
+        stream=ground.key,
+        top_tokens=None if top is None else top.tokens,
+        top_logprobs=None if top is None else top.logprobs,
     )
+
+
+def alternatives_of(parts: Sequence[tuple[Alternatives | None, int]]) -> Alternatives | None:
+    """Those of stretches of tokens, one after another: each stretch's and its length. -1 and NaN where one
+    has none; None where none has any.
+    """
+    width = max((part.tokens.shape[1] for part, _ in parts if part is not None), default=0)
+    if not width:
+        return None
+    count = sum(length for _, length in parts)
+    joined = Alternatives(np.full((count, width), -1, np.int32), np.full((count, width), np.nan, np.float16))
+    first = 0
+    for part, length in parts:
+        if part is not None:
+            joined.tokens[first : first + length], joined.logprobs[first : first + length] = part
+        first += length
+    return joined
 
 
 def _place(strands: Mapping[int, Strand], parent: int, at: int) -> tuple[int, int]:

@@ -24,8 +24,8 @@ from torch import Tensor
 from trainer.data import Problem
 from trainer.policy import Policy
 from trainer.sampling.decoder import CachedDecoder
-from trainer.sampling.engine import Plan, SamplingStopped, Spent, grounds
-from trainer.sampling.growth import END, PROMPT, Growth, Keep, Orders, Request, Segment
+from trainer.sampling.engine import NO_ALTERNATIVES, Plan, SamplingStopped, Spent, TopK, grounds
+from trainer.sampling.growth import END, PROMPT, Alternatives, Growth, Keep, Orders, Request, Segment
 from trainer.seeding import uniforms
 from trainer.tree import FinishReason, RolloutTree
 
@@ -101,6 +101,7 @@ class _Tree:
     growth: Growth
     key: int
     problem_id: str
+    top_k: int = 0  # alternatives per token
     chains: dict[int, _Chain] = field(default_factory=dict)
     outstanding: set[int] = field(default_factory=set)
 
@@ -134,6 +135,7 @@ class LocalEngine:
         step: int,
         should_stop: Callable[[], bool],
         on_progress: Callable[[int, int], None],
+        top_k: TopK = NO_ALTERNATIVES,
     ) -> list[RolloutTree]:
         prompts = [self._policy.encode(problem.prompt) for problem in problems]
         return self.sample_from(
@@ -165,7 +167,12 @@ class LocalEngine:
         self._refuse_too_long(problems, prompts, plan)
         most_rows = self._rows_at_once(max(map(len, prompts)) + plan.most_positions)
         trees = [
-            _Tree(plan.growth(ground), ground.key, ground.problem.problem_id)
+            _Tree(
+                plan.growth(ground),
+                ground.key,
+                ground.problem.problem_id,
+                min(top_k.of(ground.key), self._decoder.vocabulary),
+            )
             for ground in grounds(problems, prompts, self._policy, seed, step)
         ]
         drive = _Drive(
@@ -184,7 +191,7 @@ class LocalEngine:
                 drive.grow(chosen, [prompts[i] for i in chosen])
         finally:
             self.spent += drive.spent
-        return [tree.growth.tree() for tree in trees]
+        return [tree.growth.tree().with_sampling(plan.temperature) for tree in trees]
 
     def _refuse_too_long(self, problems: Sequence[Problem], prompts: list[list[int]], plan: Plan) -> None:
         for problem, prompt in zip(problems, prompts, strict=True):
@@ -406,6 +413,9 @@ class _Drive:
         entropies = torch.zeros(size, limit, device=device)
         top_ids = torch.zeros(size, limit, wanted.top, dtype=torch.int64, device=device)
         top_probs = torch.zeros(size, limit, wanted.top, device=device)
+        n_others = len(wanted.with_alternatives)
+        other_ids = torch.zeros(n_others, limit, wanted.top_k, dtype=torch.int64, device=device)
+        other_logprobs = torch.zeros(n_others, limit, wanted.top_k, device=device)
         values = torch.full((size,), float("nan"), device=device)
         count = torch.zeros(size, dtype=torch.int64, device=device)
         finish = torch.zeros(size, dtype=torch.uint8, device=device)
@@ -434,6 +444,12 @@ class _Drive:
             if wanted.top:
                 best = logits[growing].log_softmax(-1).topk(wanted.top)
                 top_ids[now, place], top_probs[now, place] = best.indices, best.values.exp()
+            if wanted.top_k:
+                # Of the same distribution as `choose`.
+                rows = (growing & (wanted.alternatives_row[segment] >= 0)).nonzero()[:, 0]
+                of = wanted.alternatives_row[segment[rows]]
+                best = (logits[rows] / self._temperature).log_softmax(-1).topk(wanted.top_k)
+                other_ids[of, place], other_logprobs[of, place] = best.indices, best.values
             ended = growing & self._ends[chosen]
             if place < wanted.most_forced - 1:
                 ended = ended & (wanted.forced_count[segment] <= place + 1)
@@ -511,6 +527,8 @@ class _Drive:
             top_ids.to(torch.int32).cpu().numpy(),
             top_probs.cpu().numpy(),
             values.tolist(),
+            other_ids.to(torch.int32).cpu().numpy(),
+            other_logprobs.to(torch.float16).cpu().numpy(),
         )
         return segments, shelf
 
@@ -532,6 +550,15 @@ class _Wanted:
         self.to_end = keep == Keep.END
         self.top = max(request.top for request in requests)
         self.has_values = any(request.value for request in requests)
+        # Segments of trees that keep alternatives have a row of their own in what holds them, others -1.
+        self._top_k = [trees[start.problem].top_k for start in starts]
+        self.top_k = max(self._top_k)
+        self.with_alternatives = [number for number, count in enumerate(self._top_k) if count]
+        self.alternatives_row = torch.full((len(requests),), -1, device=device)
+        if self.with_alternatives:
+            self.alternatives_row[self.with_alternatives] = torch.arange(
+                len(self.with_alternatives), device=device
+            )
         greedy = [request.greedy for request in requests]
         self._greedy = torch.tensor(greedy, device=device) if any(greedy) else None
         self._all_greedy = all(greedy)
@@ -571,8 +598,11 @@ class _Wanted:
         top_ids: NDArray[np.int32],
         top_probs: NDArray[np.float32],
         values: list[float],
+        other_ids: NDArray[np.int32],
+        other_logprobs: NDArray[np.float16],
     ) -> list[Segment]:
         found = []
+        row_of = {number: row for row, number in enumerate(self.with_alternatives)}
         for i, request in enumerate(self._requests):
             n = count[i]
             found.append(
@@ -585,6 +615,9 @@ class _Wanted:
                     top_ids[i, :n, : request.top] if request.top else None,
                     top_probs[i, :n, : request.top] if request.top else None,
                     values[i] if request.value else float("nan"),
+                    Alternatives(other_ids[row_of[i], :n], other_logprobs[row_of[i], :n])
+                    if i in row_of
+                    else None,
                 )
             )
         return found

@@ -45,6 +45,7 @@ from trainer.sampling.growth import (
     Steps,
     Stepwise,
     Strand,
+    alternatives_of,
     tree_of,
 )
 from trainer.schema.sampler import LookaheadSampler
@@ -305,9 +306,14 @@ def _strand_of(branch: _Branch, steps: int) -> Strand:
     tokens = np.concatenate([part.tokens for part in parts])[:greedy]
     logprobs = np.concatenate([part.logprobs for part in parts])[:greedy]
     entropies = np.concatenate([part.entropies for part in parts])[:greedy]
+    alternatives = alternatives_of([(part.alternatives, len(part.tokens)) for part in parts])
+    alternatives = None if alternatives is None else alternatives.cut(0, greedy)
     if branch.ending is not None:
         finish = branch.ending.finish
+        alternatives = alternatives_of(
+            [(alternatives, len(tokens)), (branch.ending.alternatives, len(branch.ending.tokens))]
+        )
         tokens = np.concatenate([tokens, branch.ending.tokens])
         logprobs = np.concatenate([logprobs, branch.ending.logprobs])
         entropies = np.concatenate([entropies, branch.ending.entropies])
-    return Strand(PROMPT, END, tokens, logprobs, entropies, finish)
+    return Strand(PROMPT, END, tokens, logprobs, entropies, finish, alternatives=alternatives)

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data import Problem
-from trainer.sampling.engine import Plan, SamplingStopped, Spent, grounds
-from trainer.sampling.growth import END, PROMPT, Growth, Keep, Orders, Request, Segment
+from trainer.sampling.engine import NO_ALTERNATIVES, Plan, SamplingStopped, Spent, TopK, grounds
+from trainer.sampling.growth import END, PROMPT, Alternatives, Growth, Keep, Orders, Request, Segment
 from trainer.seeding import generator, uniforms
 from trainer.tree import FinishReason, RolloutTree
 
@@ -95,6 +95,7 @@ class ScriptedEngine:
         step: int,
         should_stop: Callable[[], bool],
         on_progress: Callable[[int, int], None],
+        top_k: TopK = NO_ALTERNATIVES,
     ) -> list[RolloutTree]:
         prompts = [self._vocabulary.encode(problem.prompt) for problem in problems]
         trees = []
@@ -115,20 +116,24 @@ class ScriptedEngine:
                 index = int(chance.integers(len(trees[place].pending)))
             tree = trees[place]
             request, path = tree.pending.pop(index)
-            segment = self._write(tree, request, path, plan.temperature)
+            segment = self._write(tree, request, path, plan.temperature, top_k.of(tree.key))
             self.trace.append((place, request, segment))
             _obey(tree, tree.growth.take([segment]))
             if not tree.pending:
                 open_places.remove(place)
                 on_progress(sum(tree.growth.done for tree in trees), total)
-        return [tree.growth.tree() for tree in trees]
+        return [tree.growth.tree().with_sampling(plan.temperature) for tree in trees]
 
-    def _write(self, tree: _Tree, request: Request, path: tuple[int, ...], temperature: float) -> Segment:
+    def _write(
+        self, tree: _Tree, request: Request, path: tuple[int, ...], temperature: float, top_k: int
+    ) -> Segment:
         draws = uniforms(
             np.array([tree.key], np.uint64), np.array([request.path], np.uint64), request.most_tokens
         )
         tokens: list[int] = []
         logprobs, entropies, top_ids, top_probs = [], [], [], []
+        others: list[list[int]] = []
+        other_logprobs: list[list[float]] = []
         finish = FinishReason.NONE
         for place in range(request.most_tokens):
             plain = self._distribution(path)
@@ -146,6 +151,12 @@ class ScriptedEngine:
             entropies.append(-sum(w / total * math.log(w / total) for w in weights if w))
             top_ids.append(best)
             top_probs.append([plain[t] / sum(plain) for t in best])
+            if top_k:
+                likely = sorted(range(len(weights)), key=lambda t: (-weights[t], t))[:top_k]
+                others.append(likely)
+                other_logprobs.append(
+                    [math.log(weights[t] / total) if weights[t] else -math.inf for t in likely]
+                )
             path = (*path, token)
             if place + 1 < len(request.forced):
                 continue
@@ -175,6 +186,7 @@ class ScriptedEngine:
             np.array(top_ids, np.int32) if request.top else None,
             np.array(top_probs, np.float32) if request.top else None,
             value,
+            Alternatives(np.array(others, np.int32), np.array(other_logprobs, np.float16)) if top_k else None,
         )
 
 

@@ -173,6 +173,24 @@ class RecordingConfig(Section):
         le=4096,
         advanced=True,
     )
+    top_k: int = knob(
+        5,
+        title="Alternatives kept",
+        unit="tokens",
+        description="Most likely tokens stored beside each sampled one, with their logprobs. 0: none.",
+        ge=0,
+        le=20,
+        advanced=True,
+    )
+    top_k_share: float = knob(
+        0.25,
+        title="Trees with alternatives",
+        unit="share",
+        description="Of all trees, chosen at random, the same ones in every repetition of a run.",
+        ge=0,
+        le=1,
+        advanced=True,
+    )
 
 
 class ResourceConfig(Section):
