@@ -146,6 +146,7 @@ class LocalEngine:
             step=step,
             should_stop=should_stop,
             on_progress=on_progress,
+            top_k=top_k,
         )
 
     def sample_from(
@@ -158,6 +159,7 @@ class LocalEngine:
         step: int,
         should_stop: Callable[[], bool],
         on_progress: Callable[[int, int], None],
+        top_k: TopK = NO_ALTERNATIVES,
     ) -> list[RolloutTree]:
         """As `sample`, but from these token ids in the place of each problem's own prompt: a prompt with the
         beginning of an answer behind it.
