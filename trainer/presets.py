@@ -590,8 +590,11 @@ _ALGORITHMS = (
         objective=PolicyObjective(clip_low=0.4, clip_high=0.4, regularizer=K3Regularizer(beta=0.01)),
         tiny_objective=PolicyObjective(clip_low=0.4, clip_high=0.4),
         tiny=_TREE_422,
+        paper=SegmentTreeSampler(
+            depth=2, branching_per_depth=(4,), segment_tokens_per_depth=(256,), split="none"
+        ),
         differences="Made for diffusion models, with 4 × 4 trees; here on tokens. KL off in the tiny preset.",
-        unverified=("training.learning_rate",),
+        unverified=("training.learning_rate", "sampler.segment_tokens_per_depth"),
     ),
     _Algorithm(
         slug="chord",

@@ -1,9 +1,9 @@
 """Lookahead tree-based rollouts (LATR, arXiv:2510.24302): branches open where the policy hesitates, and close
 again where they come to the same. Torch-free.
 
-k answers; eta_i = eta gamma^(i - 1) at step i (released code: a table); k_t = round(k eta_i) of them come from
-the tree, the others are ordinary samples. P is the policy's distribution at temperature 1. Per prompt, token
-step by token step:
+k answers; eta_i = eta gamma^(i - 1) at step i (released code: a table); k_t = round(k eta_i) of them come
+from the tree, the others are ordinary samples. P is the policy's distribution at temperature 1. Per prompt,
+token step by token step:
 
     1. One branch: the prompt.
     2. Every live branch goes on with its most likely token c*.
