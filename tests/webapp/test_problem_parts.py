@@ -12,7 +12,7 @@ from tests.webapp.material import worked_tree
 from tests.webapp.test_trees import grown
 from trainer.summary import duplicate_share, zero_variance_share
 from trainer.tree import FinishReason, RolloutTree, Verdict, sampled_tree
-from webapp.problems.aggregate import N_BINS, NO_VALUE, Bins, by_depth, merge, nodes_in
+from webapp.problems.aggregate import MAX_MERGED_ROWS, N_BINS, NO_VALUE, Bins, by_depth, merge, nodes_in
 from webapp.problems.history import (
     Answer,
     Opening,
@@ -100,6 +100,7 @@ def test_what_was_given_is_no_opening_but_what_follows_it_is() -> None:
         ("we first factor 360 as follows so and", "we then factor 360 as follows so and", True),  # 1 of 8
         ("a b c d", "a b x y", False),  # 2 of 4
         ("29-9=20 pens.", "29-9=21 pens.", False),  # another number
+        ("so we first add 360 and then go on", "so we first add 361 and then go on", False),  # also here
         ("29-9=20 pens.", "29-9=20 pens", True),
         ("29-9=20 pens.", "29-9=20 coins.", False),  # 1 of 2 words
         ("", "", True),
@@ -119,19 +120,20 @@ def test_edit_distance_by_hand() -> None:
 
 def test_clusters_keep_every_opening_and_their_mean_value() -> None:
     often, rare, other = "so we add 3 and 4 up", "so we add 3 and 4 then", "no"
-    found = clusters(
-        [
-            [Opening(often, 1.0, 2), Opening(rare, 0.0, 1)],
-            [Opening(often, 0.5, 1), Opening(other, math.nan, 1)],
-        ]
-    )
+    frames = [
+        [Opening(often, 1.0, 2), Opening(rare, 0.0, 1)],
+        [Opening(often, 0.5, 1), Opening(other, math.nan, 1)],
+    ]
+    found, n = clusters(frames)
+    assert n == 2
     assert [(one.text, one.others, one.counts) for one in found] == [
         (often, ((rare, 1),), (3, 1)),
         (other, (), (0, 1)),
     ]
     assert found[0].value_mean == pytest.approx((2 * 1.0 + 0.0 + 0.5) / 4)
     assert math.isnan(found[1].value_mean)
-    assert clusters([]) == []
+    assert clusters(frames, most=1) == (found[:1], 2)  # the others are counted, not shown
+    assert clusters([]) == ([], 0)
 
 
 # ----------------------------------------------------------------------------------------- turning points
@@ -233,9 +235,21 @@ def test_trees_laid_over_each_other() -> None:
     assert merged.nodes == [2, 2, 2, 2, 2, 2, 4]
     assert merged.n_left_out == 0
     # Three rows do not fit in four nodes: the deepest is left out, and counted.
-    cut = merge([worked_tree(), worked_tree(2)], Bins(), most=4)
-    assert cut.parent == [-1, 0, 1, 1]
-    assert cut.n_left_out == 8
+    for cut in (
+        merge([worked_tree(), worked_tree(2)], Bins(), most=4),
+        merge([worked_tree(), worked_tree(2)], Bins(), most_rows=2),
+    ):
+        assert cut.parent == [-1, 0, 1, 1]
+        assert cut.n_left_out == 8
+
+
+def test_a_tree_as_deep_as_it_has_nodes_is_counted_in_no_time() -> None:
+    """Ten thousand nodes one below the other: quadratic work would be a hundred million numbers."""
+    tree = grown([-1, *range(9_999)])
+    rows = by_depth([tree], Bins())
+    assert len(rows) == 10_000
+    assert all(row.n_nodes == 1 for row in rows)
+    assert len(merge([tree], Bins()).parent) == MAX_MERGED_ROWS + 1
 
 
 def test_a_cell_leads_to_its_nodes() -> None:

@@ -16,6 +16,7 @@ from trainer.tree import ROOT, FinishReason, RolloutTree
 N_BINS = 10
 NO_VALUE = N_BINS  # the column of nodes below which nothing was scored
 MAX_MERGED_NODES = 4000
+MAX_MERGED_ROWS = 48
 EQUAL_WITHIN = 1e-12  # as `trainer.summary.zero_variance_share`: equal but for rounding
 
 
@@ -85,19 +86,20 @@ def by_depth(trees: Sequence[RolloutTree], bins: Bins) -> list[DepthRow]:
     rows: list[DepthRow] = []
     for tree in trees:
         depths = tree.depths()
-        while len(rows) <= int(depths.max()):
-            rows.append(DepthRow(len(rows)))
+        deepest = int(depths.max())
+        rows += [DepthRow(depth) for depth in range(len(rows), deepest + 1)]
         counts, first = tree.child_counts(), tree.first_children()
-        places = bins.of(tree.value)
-        for row in rows[: int(depths.max()) + 1]:
-            here = depths == row.depth
-            values = tree.value[here]
-            valued = values[np.isfinite(values)]
-            row.bins += np.bincount(places[here], minlength=N_BINS + 1)
-            row.n_nodes += int(here.sum())
-            row.value_sum += float(valued.sum())
-            row.n_valued += len(valued)
-            row.n_credited += int(np.isfinite(tree.advantage[here]).sum())
+        cells = depths * (N_BINS + 1) + bins.of(tree.value)
+        table = np.bincount(cells, minlength=(deepest + 1) * (N_BINS + 1)).reshape(-1, N_BINS + 1)
+        valued, credited = np.isfinite(tree.value), np.isfinite(tree.advantage)
+        sums = np.bincount(depths[valued], tree.value[valued], minlength=deepest + 1)
+        n_credited = np.bincount(depths[credited], minlength=deepest + 1)
+        for row, of_bins, value_sum, with_credit in zip(rows, table, sums, n_credited, strict=False):
+            row.bins += of_bins
+            row.n_nodes += int(of_bins.sum())
+            row.n_valued += int(of_bins[:NO_VALUE].sum())
+            row.value_sum += float(value_sum)
+            row.n_credited += int(with_credit)
         for node in np.flatnonzero(counts):
             children = slice(int(first[node]), int(first[node] + counts[node]))
             row = rows[int(depths[node]) + 1]
@@ -130,7 +132,7 @@ class Merged:
 
     Breadth-first like a rollout tree, node 0 stands above the prompts. `parent` [M]; `bin` [M] (-1 at node
     0); `leaves` [M] below, a merged one as often as it was sampled; `nodes` [M] how many nodes were laid
-    together. `n_left_out`: nodes of the rows that a too wide picture left out.
+    together. `n_left_out`: nodes of the rows that a too wide or too deep picture left out.
     """
 
     parent: list[int]
@@ -140,20 +142,25 @@ class Merged:
     n_left_out: int
 
 
-def merge(trees: Sequence[RolloutTree], bins: Bins, most: int = MAX_MERGED_NODES) -> Merged:
+def merge(
+    trees: Sequence[RolloutTree],
+    bins: Bins,
+    most: int = MAX_MERGED_NODES,
+    most_rows: int = MAX_MERGED_ROWS,
+) -> Merged:
     """Children stand in the order of their bins, the highest values first; what has no value is last."""
     ways: dict[tuple[int, ...], list[int]] = {}
     for tree in trees:
         places = bins.of(tree.value)
         below = np.maximum(tree.answer_counts(), 1)
-        way: list[tuple[int, ...]] = [()] * tree.n_nodes
-        for node in range(tree.n_nodes):
+        n_drawn = int(np.searchsorted(tree.depths(), most_rows))  # breadth-first
+        way: list[tuple[int, ...]] = [()] * n_drawn
+        for node in range(n_drawn):
             up = () if node == ROOT else way[int(tree.parent[node])]
             way[node] = (*up, int(places[node]))
             there = ways.setdefault(way[node], [0, 0])
             there[0] += int(below[node])
             there[1] += 1
-    n_nodes = sum(count for _, count in ways.values())
     # Level by level: a level that does not fit is left out, and so are those below it.
     order: list[tuple[int, ...]] = []
     depth = 1
@@ -170,7 +177,7 @@ def merge(trees: Sequence[RolloutTree], bins: Bins, most: int = MAX_MERGED_NODES
         bin=[-1, *(way[-1] for way in order)],
         leaves=[sum(ways[way][0] for way in order if len(way) == 1), *(ways[way][0] for way in order)],
         nodes=[sum(ways[way][1] for way in order if len(way) == 1), *(ways[way][1] for way in order)],
-        n_left_out=n_nodes - sum(ways[way][1] for way in order),
+        n_left_out=sum(tree.n_nodes for tree in trees) - sum(ways[way][1] for way in order),
     )
 
 

@@ -15,6 +15,7 @@ from trainer.tree import ROOT, FinishReason, RolloutTree, Verdict
 OPENING_WORDS = 8
 OPENING_LETTERS = 80
 MAX_OPENINGS = 200  # different ones that are compared with each other
+MAX_CLUSTERS = 12
 MAX_BANDS = 8
 FALL_FROM = 0.25  # of the share of correct answers, from one tree to the next
 
@@ -121,8 +122,9 @@ class Cluster:
         return sum(self.counts)
 
 
-def clusters(frames: Sequence[Sequence[Opening]]) -> list[Cluster]:
-    """Openings of each frame, put together where they read alike, the largest cluster first.
+def clusters(frames: Sequence[Sequence[Opening]], most: int = MAX_CLUSTERS) -> tuple[list[Cluster], int]:
+    """Openings of each frame, put together where they read alike: the largest clusters, and how many there
+    are.
 
     Each joins the first, more frequent one that reads alike; so the result depends on no order. Beyond the
     200 most frequent texts, each stands alone.
@@ -133,31 +135,30 @@ def clusters(frames: Sequence[Sequence[Opening]]) -> list[Cluster]:
             number[one.text] += one.count
     leader: dict[str, str] = {}
     leaders: list[str] = []
+    total: Counter[str] = Counter()
     for place, text in enumerate(sorted(number, key=lambda text: (-number[text], text))):
         alike = (other for other in leaders if reads_alike(text, other)) if place < MAX_OPENINGS else iter(())
         leader[text] = next(alike, text)
         if leader[text] == text:
             leaders.append(text)
-    members: dict[str, list[str]] = {}
-    for text, first in leader.items():
-        members.setdefault(first, []).append(text)
-    counts = {text: [0] * len(frames) for text in leaders}
-    values: dict[str, list[tuple[float, int]]] = {text: [] for text in leaders}
+        total[leader[text]] += number[text]
+    largest = sorted(leaders, key=lambda text: (-total[text], text))[:most]
+    counts = {text: [0] * len(frames) for text in largest}
+    values: dict[str, list[tuple[float, int]]] = {text: [] for text in largest}
+    others: dict[str, list[tuple[str, int]]] = {text: [] for text in largest}
+    for text, first in leader.items():  # the most frequent first
+        if first in others and text != first:
+            others[first].append((text, number[text]))
     for place, frame in enumerate(frames):
         for one in frame:
-            counts[leader[one.text]][place] += one.count
+            first = leader[one.text]
+            if first not in counts:
+                continue
+            counts[first][place] += one.count
             if np.isfinite(one.value):
-                values[leader[one.text]].append((one.value, one.count))
-    found = [
-        Cluster(
-            text,
-            tuple((other, number[other]) for other in members[text] if other != text),
-            tuple(counts[text]),
-            _mean(values[text]),
-        )
-        for text in leaders
-    ]
-    return sorted(found, key=lambda cluster: (-cluster.total, cluster.text))
+                values[first].append((one.value, one.count))
+    found = [Cluster(text, tuple(others[text]), tuple(counts[text]), _mean(values[text])) for text in largest]
+    return found, len(leaders)
 
 
 def _mean(values: Sequence[tuple[float, int]]) -> float:

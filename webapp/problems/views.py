@@ -29,10 +29,10 @@ from webapp.trees.querysets import ICICLE_MAX_NODES, icicle, steps_with_trees, t
 from webapp.trees.words import CREDIT_WORDS
 
 MAX_WORDS_LETTERS = 200
-MAX_OPENINGS_SHOWN = 12
 MAX_SPELLINGS_SHOWN = 8
 OPENING_CELLS = 24
 MAX_CELL_NODES = 200
+MAX_DEPTH_ROWS = 200
 MAX_CHILDREN_SHOWN = 24
 MAX_NAME_LETTERS = 2000
 COLOURS = ("advantage", "value", "verdict", "entropy")
@@ -187,7 +187,8 @@ def _openings(
     frames: Sequence[dict[str, Any]], trees: dict[int, RolloutTree]
 ) -> tuple[list[dict[str, Any]], int]:
     """The largest clusters of first words, each with its share over the steps in 24 cells at most."""
-    found = clusters([openings_of(trees[frame["id"]]) for frame in frames])
+    opened = [openings_of(trees[frame["id"]]) for frame in frames]
+    found, n_clusters = clusters(opened)
     if not found:
         return [], 0
     steps = [frame["step"] for frame in frames]
@@ -196,11 +197,10 @@ def _openings(
     width = max(high - low, 1)
     cell_of = [min((step - low) * n_cells // width, n_cells - 1) for step in steps]
     whole = [0] * n_cells
-    for cluster in found:
-        for cell, n in zip(cell_of, cluster.counts, strict=True):
-            whole[cell] += n
+    for cell, of_frame in zip(cell_of, opened, strict=True):
+        whole[cell] += sum(one.count for one in of_frame)
     shown = []
-    for cluster in found[:MAX_OPENINGS_SHOWN]:
+    for cluster in found:
         cells = [0] * n_cells
         for cell, n in zip(cell_of, cluster.counts, strict=True):
             cells[cell] += n
@@ -219,7 +219,7 @@ def _openings(
                 ],
             }
         )
-    return shown, len(found)
+    return shown, n_clusters
 
 
 def _ranges(runs: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
@@ -288,7 +288,7 @@ def trees_beside(request: HttpRequest, tree_id: int, other_id: int) -> HttpRespo
     rows = [side.pop("depths") for side in sides]
     depths = [
         {"depth": depth, "cells": [cells[depth] if depth < len(cells) else None for cells in rows]}
-        for depth in range(max(map(len, rows)))
+        for depth in range(min(max(map(len, rows)), MAX_DEPTH_ROWS))
     ]
     damaged = any(side["node"] is None for side in sides)
     usual = sides[0].get("usual_colour", "value")
@@ -298,6 +298,7 @@ def trees_beside(request: HttpRequest, tree_id: int, other_id: int) -> HttpRespo
     context = {
         "sides": sides,
         "depths": depths,
+        "n_rows_left_out": max(max(map(len, rows)) - MAX_DEPTH_ROWS, 0),
         "n": name,
         "project": sides[0]["run"].project,
         "colours": COLOURS,
@@ -384,7 +385,8 @@ def all_trees(request: HttpRequest, run_id: int) -> HttpResponse:
         "n_nodes": sum(tree.n_nodes for _, tree in trees),
         "n_leaves": picture.leaves[0],
         "newest": steps[-1]["step"] if steps else 0,
-        "rows": [_table_row(row, query.urlencode(), cell, names) for row in rows],
+        "rows": [_table_row(row, query.urlencode(), cell, names) for row in rows[:MAX_DEPTH_ROWS]],
+        "n_rows_left_out": max(len(rows) - MAX_DEPTH_ROWS, 0),
         "bin_names": names,
         "bins": bins,
         "picture": {

@@ -75,7 +75,7 @@ function picture() {
   }
 
   function words() {
-    if (hovered < 1) return `${merged.nodes[0]} prompts, ${merged.leaves[0]} leaves`;
+    if (hovered < 1) return `${merged.nodes[0]} prompt${merged.nodes[0] === 1 ? "" : "s"}, ${merged.leaves[0]} ${merged.leaves[0] === 1 ? "leaf" : "leaves"}`;
     return [
       wayTo(merged, hovered).map(range).join(" › "),
       `${merged.nodes[hovered]} node${merged.nodes[hovered] === 1 ? "" : "s"}`,

@@ -154,6 +154,12 @@ function start(sides) {
   onTheme(recolour);
   window.addEventListener("popstate", () => choose(read("n") ?? "0", true));
   interceptNodeLinks((next) => choose(next));
+  // Rows of one depth stay at one height, however deep the trees are.
+  const boxes = sides.map(({ element }) => /** @type {HTMLElement} */ (element.parentElement));
+  boxes.forEach((box, at) => box.addEventListener("scroll", () => {
+    const other = /** @type {HTMLElement} */ (boxes[1 - at]);
+    other.scrollTop = box.scrollTop;
+  }));
   sides.forEach((side, at) => {
     const go = (/** @type {Parameters<typeof move>[2]} */ direction) => choose(nameOf(side.tree, move(side.tree, side.selected, direction)));
     onKeys(
