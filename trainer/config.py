@@ -148,16 +148,8 @@ class RunConfig(Section):
         return self
 
     def sha256(self) -> str:
-        """Hash of the canonical JSON: equal configs, equal hash.
-
-        Knobs of the recording that came later count only where they are set, so that a config keeps its hash:
-        results of earlier versions are known by it.
-        """
-        values = self.model_dump(mode="json")
-        for name in ("top_k", "top_k_share"):
-            if values["recording"][name] == RecordingConfig.model_fields[name].default:
-                del values["recording"][name]
-        canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
+        """Hash of the canonical JSON: equal configs, equal hash."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 

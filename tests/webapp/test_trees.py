@@ -125,6 +125,19 @@ def test_columns_stay_below_24_bytes_a_node() -> None:
     assert read_columns(columns(merged))[1]["copies"].tolist() == merged.copies.tolist()
 
 
+def test_mismatch_is_a_column_where_it_is_more_than_rounding() -> None:
+    tree = worked_tree()
+    away = np.full(len(tree.tokens), np.nan, np.float16)
+    first, last = tree.token_offsets[1], tree.token_offsets[2]
+    away[first:last] = 1e-5
+    assert "mismatch" not in read_columns(columns(tree))[1]
+    assert "mismatch" not in read_columns(columns(tree.with_training(away, 0.1)))[1]
+    away[first] = -0.5
+    found = read_columns(columns(tree.with_training(away, 0.1)))[1]["mismatch"]
+    assert found[1] == pytest.approx(0.5 / (last - first), abs=1e-3)
+    assert np.isnan(found[[0, 2, 3, 4, 5, 6]]).all()
+
+
 @pytest.mark.parametrize("accepted", ["gzip, deflate", "br, zstd", "gzip;q=0", ""])
 def test_columns_are_compressed_as_the_browser_accepts(
     stored: StoredTree, client: Client, accepted: str

@@ -23,6 +23,7 @@ COLUMNS_VERSION = (
     3  # as `js/tree/columns.js`; it stands in the address, so that no browser reads a kept older one
 )
 _COMPRESS_FROM_BYTES = 1024
+ROUNDING_NATS = 1e-3  # two float32 programs of one model differ by some 1e-5
 
 
 def columns(tree: RolloutTree) -> bytes:
@@ -34,7 +35,7 @@ def columns(tree: RolloutTree) -> bytes:
     Counts are the smallest unsigned integer that holds them. Values and advantages are float32; means over
     tokens are float16, three significant digits, which is what colours and tables show (a node's own page has
     the exact ones). What no node of the tree has is left out: `copies` where no leaf stands for several
-    answers, `visits` where nothing was searched.
+    answers, `visits` where nothing was searched, `mismatch` where sampler and policy agree.
     """
     leaf = tree.is_leaf()
     cliff = value_cliff(tree)
@@ -53,6 +54,9 @@ def columns(tree: RolloutTree) -> bytes:
         arrays["copies"] = _narrow(tree.copies)
     if tree.visits.any():
         arrays["visits"] = _narrow(tree.visits)
+    mismatch = mean_mismatch(tree)
+    if mismatch is not None:
+        arrays["mismatch"] = _half(mismatch)
     listed, parts, offset = [], [], 0
     for name, array in arrays.items():
         raw = array.tobytes()
@@ -104,6 +108,24 @@ def _half(numbers: NDArray[np.float64]) -> NDArray[np.float16]:
     """As float16; what it cannot hold becomes its largest, never infinite."""
     limit = float(np.finfo(np.float16).max)
     return np.clip(numbers, -limit, limit).astype("<f2")
+
+
+def mean_mismatch(tree: RolloutTree) -> NDArray[np.float64] | None:
+    """[N] mean |sampling - policy logprob| of each segment's tokens that trained, nats; NaN where none did.
+    None where the tree does not tell, or where no token is off by more than rounding: colours would show
+    noise.
+    """
+    if tree.mismatch is None:
+        return None
+    away = np.abs(tree.mismatch.astype(np.float64))
+    is_known = np.isfinite(away)
+    if not (away[is_known] > ROUNDING_NATS).any():
+        return None
+    node_of = np.repeat(np.arange(tree.n_nodes), tree.token_counts())[is_known]
+    counts = np.bincount(node_of, minlength=tree.n_nodes)
+    sums = np.bincount(node_of, away[is_known], minlength=tree.n_nodes)
+    means: NDArray[np.float64] = np.divide(sums, counts, out=np.full(tree.n_nodes, np.nan), where=counts > 0)
+    return means
 
 
 def token_means(tree: RolloutTree, per_token: NDArray[np.float32]) -> NDArray[np.float64]:
