@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import Count, Q
+from django.db.models import Count, Q, QuerySet
 from django.db.models.functions import Now
 
 from trainer.intervals import wilson_interval
 from webapp.probes.models import ACTIVE, Continuation, Probe, ProbeStatus
 from webapp.runs.models import Worker
+from webapp.trees.nodes import text_start
 
 SEEN_SECONDS = 30  # a worker that was not seen for longer is not counted on
 PROBES_SHOWN = 12
-TEXT_START_LETTERS = 60
 UNSCORED = ("none", "error")  # neither right nor wrong
 VERDICT_GLYPHS = {
     "correct": "✓",
@@ -94,6 +94,14 @@ def _words(probe: Probe, n_done: int, waiting: dict[int, str]) -> str:
             return "Loading the model."
         return f"Sampling: {n_done} of {probe.n} are here."
     return probe.reason
+
+
+def active_probes(probes: QuerySet[Probe]) -> dict[str, int]:
+    """How many of these wait and how many are being sampled. One query."""
+    of = {status: Count("id", filter=Q(status=status)) for status in ACTIVE}
+    return probes.filter(status__in=ACTIVE).aggregate(
+        waiting=of[ProbeStatus.QUEUED], running=of[ProbeStatus.RUNNING]
+    )
 
 
 def waiting_words(queued: Sequence[Probe]) -> dict[int, str]:
@@ -214,6 +222,11 @@ class Comparison:
     shares: tuple[Share, ...]
 
     @property
+    def beginning(self) -> str:
+        """The start of an edited beginning, on one line."""
+        return text_start(self.prefix or "") or "(nothing)"
+
+    @property
     def words(self) -> str:
         """`12/16 ✓ from here at v412, 15/16 at v900`."""
         first, *more = self.shares
@@ -224,7 +237,8 @@ class Comparison:
 
 
 def compare(tree_id: int, node: str) -> list[Comparison]:
-    """How the policies that were probed here did; the settings that were used last come first. Two queries.
+    """How the policies that were probed here did: from the node's own tokens first, then from rewritten ones;
+    the settings that were used last come first. Two queries.
 
     A continuation that was drawn twice (same policy, settings, seed and number) is the same one and counts
     once; one whose verifier failed does not count.
@@ -240,7 +254,7 @@ def compare(tree_id: int, node: str) -> list[Comparison]:
         by_policy = drawn.setdefault(settings, {})
         by_policy.setdefault(probe.policy_version, {})[probe.seed, number] = verdict == "correct"
     found = []
-    for settings in sorted(drawn, key=lambda settings: -newest[settings]):
+    for settings in sorted(drawn, key=lambda settings: (settings[0] is not None, -newest[settings])):
         shares = []
         for version, verdicts in sorted(drawn[settings].items()):
             n_correct, n = sum(verdicts.values()), len(verdicts)

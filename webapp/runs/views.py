@@ -24,7 +24,8 @@ from trainer.presets import PRESETS, Preset
 from webapp import broker
 from webapp.errors import RequestError
 from webapp.limits import PAGE_SIZE
-from webapp.projects.access import Role, get_project, get_run, may, require, runs_for, user_of
+from webapp.probes.querysets import active_probes
+from webapp.projects.access import Role, get_project, get_run, may, probes_for, require, runs_for, user_of
 from webapp.projects.models import Dataset, ModelSource, Project
 from webapp.runs import services
 from webapp.runs.config_form import (
@@ -347,6 +348,7 @@ def workers(request: HttpRequest) -> HttpResponse:
             }
             for worker in rows
         ],
+        "probes": active_probes(probes_for(request.user)),
         "queue": list(visible.filter(status__in=CLAIMABLE).order_by("queued_at", "id")[:PAGE_SIZE]),
         "stack": {"database": _database_version(), "broker": broker.is_reachable()},
     }

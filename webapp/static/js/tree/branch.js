@@ -13,7 +13,7 @@ const PATIENCE_MILLISECONDS = 5000;
 
 /** The part of a page that shows a node's probes. Its element is replaced whenever there is something new. */
 export class Probes {
-  /** Which continuation of each probe is read. @type {Map<string, string>} */ #current = new Map();
+  /** Of the continuation that is read. */ #current = "";
   /** @type {ReturnType<typeof setTimeout> | undefined} */ #timer;
   #tree;
   #pageOf;
@@ -25,6 +25,7 @@ export class Probes {
     document.addEventListener("visibilitychange", () => this.#wait(0));
     document.addEventListener("click", (event) => this.#onClick(event));
     document.addEventListener("keydown", (event) => this.#onKey(event));
+    document.addEventListener("submit", (event) => void this.#onSubmit(event));
   }
 
   get #section() {
@@ -35,7 +36,7 @@ export class Probes {
   shown() {
     revealHidden(this.#section);
     this.#section.classList.add("one-by-one");
-    for (const probe of this.#section.querySelectorAll("[data-probe]")) this.#read(/** @type {HTMLElement} */ (probe));
+    this.#read();
     this.#wait(POLL_MILLISECONDS);
   }
 
@@ -45,48 +46,67 @@ export class Probes {
     this.shown();
   }
 
+  /** A probe was asked for: what comes first is its first continuation. @param {string} node */
+  async asked(node) {
+    this.#current = "";
+    await this.reload(node);
+  }
+
   // ---- reading one by one
 
-  /** @param {HTMLElement} probe @param {string} [id] of a continuation; without: the one read before, or the first */
-  #read(probe, id) {
-    const all = [...probe.querySelectorAll(".continuation")];
-    const name = probe.dataset.probe ?? "";
-    const wanted = id ?? this.#current.get(name);
-    const chosen = all.find((one) => one.id === wanted) ?? all[0];
-    if (id) this.#current.set(name, id);
+  /** @param {string} [id] of a continuation; without: the one read before, or the first */
+  #read(id = this.#current) {
+    const all = [...this.#section.querySelectorAll(".continuation")];
+    const chosen = all.find((one) => one.id === id) ?? all[0];
+    this.#current = chosen?.id ?? "";
     for (const one of all) one.toggleAttribute("data-current", one === chosen);
-    for (const cell of probe.querySelectorAll(".probe-cell")) {
-      const isChosen = chosen !== undefined && cell.getAttribute("href") === `#${chosen.id}`;
-      if (isChosen) cell.setAttribute("aria-current", "true");
-      else cell.removeAttribute("aria-current");
-      // One stop for the Tab key; arrow keys go along the lane.
-      cell.setAttribute("tabindex", isChosen ? "0" : "-1");
+    for (const lane of this.#section.querySelectorAll(".probe-lane")) {
+      const cells = [...lane.querySelectorAll(".probe-cell")];
+      const current = cells.find((cell) => chosen !== undefined && cell.getAttribute("href") === `#${chosen.id}`);
+      for (const cell of cells) {
+        if (cell === current) cell.setAttribute("aria-current", "true");
+        else cell.removeAttribute("aria-current");
+        // A lane is one stop for the Tab key; arrow keys go along it.
+        cell.setAttribute("tabindex", cell === (current ?? cells[0]) ? "0" : "-1");
+      }
     }
   }
 
   /** @param {MouseEvent} event */
   #onClick(event) {
     const cell = /** @type {Element} */ (event.target).closest?.(".probe-cell");
-    const probe = cell?.closest("[data-probe]");
-    if (!(cell instanceof HTMLElement) || !(probe instanceof HTMLElement)) return;
+    if (!cell) return;
     event.preventDefault();
-    this.#read(probe, cell.getAttribute("href")?.slice(1));
+    this.#read(cell.getAttribute("href")?.slice(1));
   }
 
   /** @param {KeyboardEvent} event */
   #onKey(event) {
     const cell = /** @type {Element} */ (event.target).closest?.(".probe-cell");
-    const probe = cell?.closest("[data-probe]");
-    if (!(cell instanceof HTMLElement) || !(probe instanceof HTMLElement)) return;
-    const cells = /** @type {HTMLElement[]} */ ([...probe.querySelectorAll(".probe-cell")]);
+    if (!(cell instanceof HTMLElement)) return;
+    const cells = /** @type {HTMLElement[]} */ ([...(cell.closest(".probe-lane")?.querySelectorAll(".probe-cell") ?? [])]);
     const at = cells.indexOf(cell);
     const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: cells.length - 1 }[event.key];
     const next = to === undefined ? undefined : cells[to];
     if (!next) return;
     event.preventDefault();
-    this.#read(probe, next.getAttribute("href")?.slice(1));
+    this.#read(next.getAttribute("href")?.slice(1));
     next.focus({ preventScroll: true });
     next.scrollIntoView({ block: "nearest" });
+  }
+
+  /** Cancelling leaves the page where it is. @param {SubmitEvent} event */
+  async #onSubmit(event) {
+    const probe = /** @type {Element} */ (event.target).closest(".probe-cancel")?.closest("[data-probe]");
+    if (!(probe instanceof HTMLElement)) return;
+    event.preventDefault();
+    try {
+      await post(`/probes/${probe.dataset.probe}/cancel`, {});
+      await this.reload();
+    } catch (error) {
+      if (!(error instanceof Error)) throw error;
+      setText(probe.querySelector(".probe-words"), `Not cancelled. ${error.message}`);
+    }
   }
 
   // ---- as they come
@@ -167,7 +187,7 @@ export function mountBranching({ treeId, selection, shortcuts }, probes) {
     try {
       await post(`/trees/${treeId}/nodes/${node}/branch`, asked(new FormData(form)));
       dialog.close();
-      if (selection.name === node) await probes.reload(node);
+      if (selection.name === node) await probes.asked(node);
       byId("probes").scrollIntoView({ block: "nearest" });
     } catch (error) {
       if (!(error instanceof Error)) throw error;
