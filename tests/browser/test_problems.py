@@ -14,7 +14,11 @@ pytestmark = pytest.mark.browser
 
 
 def test_a_problem_is_played_and_two_of_its_trees_stand_side_by_side(site: Site, page: Page) -> None:
-    page.goto(f"/t/{site.planted['tree']}/")
+    page.goto(f"/t/{site.planted['tree']}/?color=value")
+    expect(page.locator("#tree-layout[data-ready]")).to_be_visible()
+    page.keyboard.press("[")
+    expect(page.locator("h1")).to_have_text("1·<i>p-1</i>")
+    expect(page).to_have_url(re.compile(r"\?color=value$"))
     page.get_by_role("link", name="This problem over training").click()
     expect(page.locator("#problem-history[data-ready]")).to_be_visible()
     expect(page.locator("h1")).to_have_text("<i>p-1</i>")

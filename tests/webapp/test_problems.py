@@ -109,6 +109,7 @@ def test_a_problem_is_shown_over_the_steps_of_every_run(
     page = text_of(response)
     assert "3 trees of 2 runs" in page
     assert "first solved at 1" in page
+    assert "reload to see its newer trees" in page
     assert "secret" not in response.content.decode()
     mine = StoredTree.objects.filter(run__project=run.project, problem_id="p-1")
     for tree in mine:

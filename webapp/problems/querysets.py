@@ -142,11 +142,13 @@ def _problem_rows(runs: Sequence[int], chosen: Sequence[tuple[str, str]]) -> lis
 
 
 def runs_with_problem(project: Project, problem: str) -> list[dict[str, Any]]:
-    """Runs that have trees of it, the newest first: `id, name, colour, n_trees, first, last`. One query."""
+    """Runs that have trees of it, the newest first: `id, name, colour, status, n_trees, first, last`. One
+    query.
+    """
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            SELECT r.id, r.name, r.colour, t.n, t.first, t.last FROM arborist_run r
+            SELECT r.id, r.name, r.colour, r.status, t.n, t.first, t.last FROM arborist_run r
             CROSS JOIN LATERAL (
                 SELECT count(*) AS n, min(step) AS first, max(step) AS last FROM arborist_tree
                 WHERE run_id = r.id AND problem_id = %s AND NOT superseded
@@ -155,7 +157,7 @@ def runs_with_problem(project: Project, problem: str) -> list[dict[str, Any]]:
             """,
             [problem, project.id, MAX_RUNS],
         )
-        names = ("id", "name", "colour", "n_trees", "first", "last")
+        names = ("id", "name", "colour", "status", "n_trees", "first", "last")
         return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 

@@ -22,6 +22,7 @@ from webapp.problems import querysets
 from webapp.problems.aggregate import N_BINS, NO_VALUE, Bins, DepthRow, by_depth, merge, nodes_in
 from webapp.problems.history import MAX_BANDS, OPENING_WORDS, Answer, answers_of, bands, clusters, openings_of
 from webapp.projects.access import get_project, get_tree
+from webapp.runs.models import ACTIVE
 from webapp.runs.views import page_cursor, run_context
 from webapp.trees.nodes import node_json, text_start
 from webapp.trees.opened import open_tree
@@ -85,7 +86,7 @@ def problem_history(request: HttpRequest, slug: str, problem: str) -> HttpRespon
         "reference": reference,
         "runs": runs,
         "others": [run for run in known if run["id"] not in {one["id"] for one in chosen}],
-        "n_known": len(known),
+        "is_growing": any(run["status"] in ACTIVE for run in runs),
         "chosen": request.GET.get("runs", ""),
         "from": first,
         "to": last,

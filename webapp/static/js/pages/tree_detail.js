@@ -1,5 +1,6 @@
 // One tree. Every part of the page is mounted here and hears of the one selection.
 import { byId, setText } from "../core/dom.js";
+import { mountStrip } from "../problems/strip.js";
 import { mountBranching, Probes } from "../tree/branch.js";
 import { mountFrame } from "../tree/frame.js";
 import { Inspector } from "../tree/inspector.js";
@@ -13,6 +14,7 @@ try {
   const page = await openTree(root);
   mountStage(page);
   mountReader(page);
+  mountStrip(page);
   mountFrame(page);
   root.dataset.ready = "";
 } catch (error) {
