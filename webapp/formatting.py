@@ -81,6 +81,19 @@ def percent(value: float | None, places: int | str = 0) -> str:
 
 
 @register.filter
+def compact(value: float | None) -> str:
+    """A count in three figures at most: `980`, `21k`, `1.2M`."""
+    found = _finite(value)
+    if found is None:
+        return MISSING
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(found) >= 0.9995 * size:
+            scaled = found / size
+            return f"{scaled:.{1 if abs(scaled) < 9.95 else 0}f}{unit}".replace("-", MINUS)
+    return f"{found:.0f}".replace("-", MINUS)
+
+
+@register.filter
 def duration(value: float | timedelta | None) -> str:
     """Seconds in the two largest units: `3 h 10 min`, `41 s`."""
     seconds = _finite(value.total_seconds() if isinstance(value, timedelta) else value)

@@ -288,5 +288,5 @@ def test_every_picture_has_words_beside_it(site: Site, page: Page) -> None:
     row = read_json(page, f"/api/v1/runs/{site.planted['run']}/trees?step=2")["trees"][0]
     page.goto(f"/t/{row['id']}/")
     expect(page.locator("#icicle")).to_have_attribute(
-        "aria-label", re.compile("7 nodes, 1 of 4 leaves correct")
+        "aria-label", re.compile("7 nodes, 1 of 4 answers correct")
     )

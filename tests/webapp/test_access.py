@@ -69,6 +69,7 @@ API = {
     "GET /api/v1/runs/{run_id}/events": (401, 404, 200, 200),
     "GET /api/v1/runs/{run_id}/steps": (401, 404, 200, 200),
     "GET /api/v1/runs/{run_id}/trees": (401, 404, 200, 200),
+    "GET /api/v1/runs/{run_id}/icicles": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}/columns": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}/texts": (401, 404, 200, 200),
@@ -171,7 +172,9 @@ def test_page_by_role(name: str, run: Run, people: People) -> None:
 
 
 # What some operations cannot do without.
-QUERIES = {"trees": "?step=1", "texts": "?blocks=0", "find": "?q=books", "advantages": "?under=grpo"}
+QUERIES = {
+    "icicles": "?trees=1", "texts": "?blocks=0", "find": "?q=books", "advantages": "?under=grpo",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("operation", API)

@@ -179,7 +179,7 @@ def test_a_search_shows_visits_and_is_coloured_by_value(run: Run, people: People
     assert (page.context["color"], page.context["usual_colour"]) == ("value", "value")
     assert client.get(f"/t/{tree.id}/?color=advantage").context["color"] == "advantage"
     assert "2 visits" in client.get(f"/t/{tree.id}/n/2").content.decode()
-    (row,) = client.get(f"/api/v1/runs/{run.id}/trees?step=7").json()["trees"]
+    (row,) = client.get(f"/api/v1/runs/{run.id}/trees?step=7&icicles=true").json()["trees"]
     assert row["icicle"]["advantage"] == [None] * 7
     assert row["icicle"]["value"][0] is not None
 

@@ -13,10 +13,7 @@ import msgpack
 import numpy as np
 import pytest
 import zstandard
-from django.db import connection
 from django.test import Client
-from django.test.utils import CaptureQueriesContext
-from pytest_django import DjangoAssertNumQueries
 
 from tests.trainer.trees import credit_tree
 from tests.webapp.material import People, add_tree, worked_tree
@@ -24,15 +21,13 @@ from trainer.config import RunConfig
 from trainer.credit import credit_plan
 from trainer.presets import PRESETS
 from trainer.schema.credit import CreditConfig
-from trainer.summary import summarise
 from trainer.tree import FinishReason, RolloutTree, sampled_tree
 from webapp.runs.models import Run
-from webapp.trees import querysets
 from webapp.trees.columns import columns
-from webapp.trees.models import StoredTree, summary_columns
+from webapp.trees.models import StoredTree
 from webapp.trees.nodes import MAX_OUTLINE_ROWS, MAX_SIBLINGS, node_json, outline, text_start
 from webapp.trees.opened import OpenTree
-from webapp.trees.querysets import steps_with_trees, trees_of_step
+from webapp.trees.querysets import icicles_of
 from webapp.trees.scale import advantage_limit
 
 CONFIG = PRESETS["treerpo-tiny"].config
@@ -357,129 +352,7 @@ def test_text_starts_are_one_short_line() -> None:
     assert len(text_start("x" * 10**6)) == 80
 
 
-# ------------------------------------------------------------------------------------------------ lists
-
-
-def many_trees(run: Run) -> list[StoredTree]:
-    """Trees of step 5 with value, spread and zero-variance share given; None is missing."""
-    given = [(0.5, 1.0, 0.2), (None, None, None), (0.9, 3.0, 0.1), (0.1, 2.0, 0.9), (0.5, 0.5, 0.5)]
-    trees = []
-    for index, (value, spread, zero) in enumerate(given):
-        tree = add_tree(run, 5, worked_tree(5, problem_id=f"p-{index}"), index)
-        tree.value, tree.zero_variance_share = value, zero
-        tree.advantage_min, tree.advantage_max = (0.0, spread) if spread is not None else (None, None)
-        tree.save()
-        trees.append(tree)
-    return trees
-
-
-@pytest.mark.parametrize(
-    ("sort", "order"),
-    [
-        ("index", [0, 1, 2, 3, 4]),
-        ("value", [3, 0, 4, 2, 1]),
-        ("-value", [2, 0, 4, 3, 1]),
-        ("advantage", [2, 3, 0, 4, 1]),
-        ("zero_variance", [3, 4, 0, 2, 1]),
-    ],
-)
-def test_trees_sort_with_missing_values_last_and_page_without_gap(
-    run: Run, client: Client, sort: str, order: list[int]
-) -> None:
-    many_trees(run)
-    seen: list[int] = []
-    after = ""
-    while True:
-        answer = client.get(f"/api/v1/runs/{run.id}/trees?step=5&sort={sort}&limit=2{after}").json()
-        seen += [row["index"] for row in answer["trees"]]
-        if answer["next"] is None:
-            break
-        after = f"&after={answer['next']}"
-    assert seen == order
-
-
-@pytest.mark.parametrize(
-    "sort", ["-created_at;select pg_sleep(5)", "run__created_by__password", "payload", "", "-index"]
-)
-def test_other_sorts_are_refused(run: Run, client: Client, sort: str) -> None:
-    response = client.get(f"/api/v1/runs/{run.id}/trees", {"step": "1", "sort": sort})
-    assert response.status_code == 400
-    assert "Use one of: index, value" in response.json()["detail"]
-    assert client.get(f"/r/{run.id}/trees", {"step": "1", "sort": sort}).status_code == 404
-
-
-def test_rows_carry_summary_and_miniature(run: Run, client: Client) -> None:
-    (row,) = client.get(f"/api/v1/runs/{run.id}/trees?step=1").json()["trees"]
-    assert (row["n_nodes"], row["n_leaves"], row["n_correct"], row["n_truncated"], row["depth"]) == (
-        7,
-        4,
-        1,
-        1,
-        2,
-    )
-    assert (row["value"], row["tokens"], row["zero_variance_share"]) == (0.25, 7, pytest.approx(1 / 3))
-    assert row["icicle"]["parent"] == [-1, 0, 0, 1, 1, 2, 2]
-    assert row["icicle"]["advantage"] == [None, 1.3333, -1.3333, 2.0, -2.0, None, None]
-    assert row["icicle"]["verdict"] == [0, 0, 0, 1, 2, 2, 4]
-    add_tree(run, 9, star(500))
-    (large,) = client.get(f"/api/v1/runs/{run.id}/trees?step=9").json()["trees"]
-    assert large["icicle"] is None
-
-
-def test_superseded_trees_are_hidden(run: Run, client: Client) -> None:
-    StoredTree.objects.filter(run=run, step=2).update(superseded=True)
-    assert client.get(f"/api/v1/runs/{run.id}/steps").json() == [
-        {"step": 1, "n_trees": 1, "value_mean": 0.25}
-    ]
-    assert client.get(f"/api/v1/runs/{run.id}/trees?step=2").json() == {"trees": [], "next": None}
-
-
-def test_steps_are_at_most_a_thousand_cells(run: Run) -> None:
-    tree = worked_tree()
-    payload, summary = tree.to_payload(), summary_columns(summarise(tree))
-    StoredTree.objects.bulk_create(
-        StoredTree(
-            run=run,
-            seq=1000 + n,
-            epoch=1,
-            step=n,
-            index=0,
-            problem_id="p",
-            prompt="",
-            payload=payload,
-            **summary,
-        )
-        for n in range(3, 2503)
-    )
-    cells = steps_with_trees(run)
-    assert len(cells) <= 1000
-    assert sum(cell["n_trees"] for cell in cells) == 2502
-    assert [cell["step"] for cell in cells] == sorted(cell["step"] for cell in cells)
-    assert cells[0]["step"] == 1
-
-
-def test_a_run_without_trees_has_no_steps(run: Run, client: Client) -> None:
-    StoredTree.objects.all().delete()
-    assert steps_with_trees(run) == []
-    assert client.get(f"/r/{run.id}/trees").status_code == 200
-
-
 # ------------------------------------------------------------------------------------------------ pages
-
-
-def test_the_trees_tab_opens_at_the_newest_step(run: Run, client: Client) -> None:
-    page = client.get(f"/r/{run.id}/trees")
-    assert (page.context["step"], page.context["sort"], len(page.context["trees"])) == (2, "index", 1)
-    assert [cell["step"] for cell in page.context["steps"]] == [1, 2]
-    many_trees(run)
-    page = client.get(f"/r/{run.id}/trees?step=5&sort=-value")
-    assert [row["index"] for row in page.context["trees"]] == [2, 0, 4, 3, 1]
-    assert page.context["next"] == ""
-
-
-@pytest.mark.parametrize("query", ["step=x", "step=-1", "after=x", "step=" + "9" * 40])
-def test_hostile_steps_are_404(run: Run, client: Client, query: str) -> None:
-    assert client.get(f"/r/{run.id}/trees?{query}").status_code == 404
 
 
 def test_the_tree_page_shows_the_chosen_node(stored: StoredTree, client: Client) -> None:
@@ -566,8 +439,7 @@ def test_a_damaged_tree_says_so_everywhere(
         page = client.get(path)
         assert page.status_code == 422
         assert "This tree cannot be read" in page.content.decode()
-    rows, _ = trees_of_step(run, 1)
-    assert rows[0]["icicle"] is None
+    assert icicles_of(StoredTree.objects.filter(run=run, step=1)) == {stored.id: None}
     assert client.get(f"/r/{run.id}/trees?step=1").status_code == 200
 
 
@@ -579,37 +451,6 @@ def test_a_verdict_that_does_not_exist_is_damage_too(run: Run, stored: StoredTre
     assert client.get(f"/t/{stored.id}/").status_code == 422
     assert client.get(f"/t/{stored.id}/n/1").status_code == 422
     assert client.get(f"/api/v1/trees/{stored.id}/nodes/1").status_code == 422
-
-
-def test_a_list_loads_no_payload_that_it_does_not_draw(
-    run: Run, monkeypatch: pytest.MonkeyPatch, django_assert_num_queries: DjangoAssertNumQueries
-) -> None:
-    for tree in (star(3), star(querysets.ICICLE_MAX_NODES), star(20)):
-        add_tree(run, 9, tree)
-    sizes = [
-        len(bytes(payload))
-        for payload in StoredTree.objects.filter(step=9).order_by("n_nodes").values_list("payload", flat=True)
-    ]
-    assert sizes[0] < sizes[1] < 100_000  # both far below the limit as it is
-    read: list[int] = []
-
-    def from_payload(payload: bytes) -> RolloutTree:
-        read.append(len(payload))
-        return worked_tree()
-
-    monkeypatch.setattr(RolloutTree, "from_payload", from_payload)
-    monkeypatch.setattr(querysets, "ICICLE_MAX_BYTES", sizes[0])
-    with CaptureQueriesContext(connection) as asked:
-        rows, _ = trees_of_step(run, 9, sort="index")
-    assert len(asked) == 2
-    assert read == [sizes[0]]
-    drawn = {row["n_nodes"]: row["icicle"] is not None for row in rows}
-    assert drawn == {4: True, 21: False, querysets.ICICLE_MAX_NODES + 1: False}
-    naming_payload = [query["sql"] for query in asked if '"payload"' in query["sql"]]
-    assert len(naming_payload) == 1
-    assert "octet_length" in naming_payload[0].lower()
-    with django_assert_num_queries(2):
-        trees_of_step(run, 9, icicles=False)
 
 
 def test_numbers_are_strict_json(run: Run, client: Client) -> None:

@@ -2,47 +2,110 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from typing import Annotated, Any
 
+import orjson
 from django.http import HttpRequest, HttpResponse
 from ninja import Router
 from pydantic import Field
 
 from trainer.config import stored_config
 from webapp.errors import RequestError
+from webapp.filters import FilterError
 from webapp.projects.access import get_run, get_tree
 from webapp.runs.api import Id, Limit
 from webapp.runs.method import method_of
+from webapp.runs.models import Run
 from webapp.trees.columns import columns, encoded
 from webapp.trees.estimator_table import compared, node_rows, tree_rows
 from webapp.trees.estimators import plan_of
+from webapp.trees.lists import check_sort, read_filter
+from webapp.trees.models import StoredTree
 from webapp.trees.nodes import audit_json, find_node, node_json, number_of
 from webapp.trees.opened import open_tree, read_tree
-from webapp.trees.querysets import SORTS, steps_with_trees, tree_row, trees_of_step
+from webapp.trees.querysets import Scope, icicles_of, steps_with_trees, tree_row, trees_page
+from webapp.trees.scale import advantage_limit
 from webapp.trees.texts import MAX_BLOCKS, MAX_QUERY_LETTERS, find_text, text_starts
+
+MAX_ICICLES = 100
 
 router = Router(tags=["trees"])
 
+Step = Annotated[int, Field(ge=0, le=2**63 - 1)]
+
 
 @router.get("/runs/{int:run_id}/steps", summary="Steps that have trees")
-def list_steps(request: HttpRequest, run_id: int) -> Any:
-    return steps_with_trees(get_run(request, run_id))
+def list_steps(request: HttpRequest, run_id: int, sort: str = "value") -> Any:
+    run = get_run(request, run_id)
+    return _unless_known(request, run, lambda: steps_with_trees(run, check_sort(sort)))
 
 
-@router.get("/runs/{int:run_id}/trees", summary="Trees of a step")
+@router.get("/runs/{int:run_id}/trees", summary="Trees of a run: of a step, a range of steps, or all")
 def list_trees(
     request: HttpRequest,
     run_id: int,
-    step: Annotated[int, Field(ge=0, le=2**63 - 1)],
+    step: Step | None = None,
+    from_step: Step | None = None,
+    to_step: Step | None = None,
     sort: str = "index",
+    q: str = "",
     after: Id | None = None,
     limit: Limit = 100,
+    icicles: bool = False,
 ) -> Any:
+    """`sort` with - before it: the largest first; what is missing comes last either way. `q`: the filter
+    language of the page. `after`: the `next` of the page before.
+    """
     run = get_run(request, run_id)
-    if sort not in SORTS:
-        raise RequestError(400, f"Trees cannot be sorted by {sort[:80]!r}. Use one of: {', '.join(SORTS)}.")
-    rows, following = trees_of_step(run, step, sort=sort, after=after, limit=limit)
-    return {"trees": rows, "next": following}
+    check_sort(sort)
+    try:
+        wanted = read_filter(q)
+    except FilterError as wrong:
+        told = {name: str(value) for name, value in wrong.as_dict().items()}
+        raise RequestError(400, wrong.message, [{"path": "q", **told}]) from wrong
+    scope = Scope.of_step(step) if step is not None else Scope(from_step, to_step)
+
+    def page() -> dict[str, Any]:
+        rows, following = trees_page(run, scope, wanted, sort=sort, after=after, limit=limit)
+        if icicles:
+            drawn = icicles_of(StoredTree.objects.filter(id__in=[row["id"] for row in rows]))
+            rows = [{**row, "icicle": drawn.get(row["id"])} for row in rows]
+        return {"trees": rows, "next": following}
+
+    return _unless_known(request, run, page)
+
+
+@router.get("/runs/{int:run_id}/icicles", summary="Small trees in miniature")
+def list_icicles(request: HttpRequest, run_id: int, trees: str) -> Any:
+    """`trees`: up to 100 ids, comma between; null is too large. `limit`: |A| at the colour scale's end."""
+    run = get_run(request, run_id)
+    ids = trees.split(",")
+    if len(ids) > MAX_ICICLES or not all(one.isascii() and one.isdecimal() and len(one) <= 18 for one in ids):
+        raise RequestError(400, f"trees is {trees[:80]!r}. Use at most {MAX_ICICLES} ids, as in trees=12,13.")
+    drawn = icicles_of(StoredTree.objects.filter(run=run, id__in=[int(one) for one in ids]))
+    scale = advantage_limit(run)
+    body = {
+        "icicles": {str(tree_id): one for tree_id, one in drawn.items()},
+        "limit": None if scale is None else scale[0],
+    }
+    response = HttpResponse(orjson.dumps(body), content_type="application/json")
+    response["Cache-Control"] = "private, max-age=3600"  # a stored tree never changes
+    return response
+
+
+def _unless_known(request: HttpRequest, run: Run, make: Callable[[], Any]) -> HttpResponse:
+    """The answer, or 304 when the caller has it: lists change only with the run's events."""
+    asked = hashlib.sha256(request.get_full_path().encode()).hexdigest()[:16]
+    tag = f'W/"{run.id}-{run.last_seq}-{asked}"'
+    if request.headers.get("If-None-Match") == tag:
+        response = HttpResponse(status=304)
+    else:
+        response = HttpResponse(orjson.dumps(make()), content_type="application/json")
+    response["ETag"] = tag
+    response["Cache-Control"] = "private, no-cache"
+    return response
 
 
 @router.get("/trees/{int:tree_id}", summary="One tree")

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 from django.core.cache import cache
+from django.db import connection
 
 from trainer.tree import RolloutTree
 from webapp.runs.models import Run
@@ -17,6 +18,29 @@ PERCENTILE = 98
 KEPT_SECONDS = 3600
 
 
+def _spread_evenly(run: Run) -> list[tuple[int, int]]:
+    """Ids and sizes of up to 48 trees, by their event numbers. Probes of an index, however long the run."""
+    trees = StoredTree.objects.filter(run=run, superseded=False)
+    first = trees.order_by("seq").values_list("seq", flat=True).first()
+    last = trees.order_by("-seq").values_list("seq", flat=True).first()
+    if first is None or last is None:
+        return []
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT DISTINCT t.id, t.n_nodes FROM generate_series(0, %(n)s - 1) AS place (i)
+            CROSS JOIN LATERAL (
+                SELECT id, n_nodes FROM arborist_tree
+                WHERE run_id = %(run)s AND NOT superseded
+                  AND seq >= %(first)s + (%(last)s - %(first)s) * i / (%(n)s - 1)
+                ORDER BY seq LIMIT 1
+            ) t ORDER BY t.id
+            """,
+            {"run": run.id, "first": first, "last": last, "n": SAMPLED_TREES},
+        )
+        return cursor.fetchall()
+
+
 def advantage_limit(run: Run) -> tuple[float, int] | None:
     """The 98th percentile of |A| over up to 48 trees spread evenly over the run, and how many they were. None
     where no node of them has an advantage. Estimators differ in size: TreeRPO reaches 8 with eight children.
@@ -26,11 +50,9 @@ def advantage_limit(run: Run) -> tuple[float, int] | None:
     found: tuple[float, int] | str | None = cache.get(key, "unknown")
     if not isinstance(found, str):
         return found
-    trees = StoredTree.objects.filter(run=run, superseded=False)
-    listed = list(trees.order_by("id").values_list("id", "n_nodes"))
     chosen: list[int] = []
     nodes = 0
-    for tree_id, n_nodes in listed[:: max(1, len(listed) // SAMPLED_TREES)][:SAMPLED_TREES]:
+    for tree_id, n_nodes in _spread_evenly(run):
         if not chosen or nodes + n_nodes <= MOST_NODES:
             chosen.append(tree_id)
             nodes += n_nodes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.http import Http404, HttpRequest, HttpResponse, QueryDict
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.urls import reverse
 from django.views.decorators.http import require_GET
@@ -12,21 +12,21 @@ from django.views.decorators.http import require_GET
 from trainer.config import stored_config
 from trainer.tree import RolloutTree
 from webapp.errors import RequestError
-from webapp.limits import PAGE_SIZE
 from webapp.probes.querysets import node_probes
 from webapp.projects.access import Role, get_tree, may
 from webapp.runs.method import method_of
 from webapp.runs.querysets import run_states
-from webapp.runs.views import page_cursor, run_context
+from webapp.runs.views import run_context
 from webapp.trees import comparing
 from webapp.trees.columns import COLUMNS_VERSION
 from webapp.trees.estimator_table import compared, flips_under, node_rows, tree_rows
 from webapp.trees.estimators import estimators
 from webapp.trees.inspector import inspector_context
+from webapp.trees.lists import ListAddress, tree_list
 from webapp.trees.models import StoredTree
 from webapp.trees.nodes import find_node, outline
 from webapp.trees.opened import OpenTree, open_tree
-from webapp.trees.querysets import MAX_STEP_CELLS, SORTS, steps_with_trees, tree_row, trees_of_step
+from webapp.trees.querysets import Scope, steps_with_trees, tree_row, trees_page
 from webapp.trees.scale import advantage_limit
 
 VIEWS = ("icicle", "graph", "outline")
@@ -38,33 +38,18 @@ COLOURS = (
 
 @require_GET
 def run_trees(request: HttpRequest, run_id: int) -> HttpResponse:
-    """The trees of one step, the newest one unless the address names another."""
+    """Trees of a run: of one step (the newest, unless the address names another), of a range, or of all."""
     context = run_context(request, run_id, "trees")
     run = context["run"]
-    steps = steps_with_trees(run)
-    step = page_cursor(request, "step")
-    if step is None and steps:
-        step = steps[-1]["step"]
-        if step - steps[0]["step"] >= MAX_STEP_CELLS // 2:  # a cell may name the first of several steps
-            newest = run.trees.filter(superseded=False).order_by("-step")
-            step = newest.values_list("step", flat=True).first() or step
-    sort = _one_of(request, "sort", tuple(SORTS))
-    trees: list[dict[str, Any]] = []
-    following = None
-    if step is not None:
-        trees, following = trees_of_step(
-            run, step, sort=sort, after=page_cursor(request, "after"), limit=PAGE_SIZE
-        )
-    further = QueryDict(mutable=True)
-    further.update({"step": str(step), "sort": sort, "after": str(following)})
-    context |= {
-        "steps": steps,
-        "step": step,
-        "sort": sort,
-        "trees": trees,
-        "next": further.urlencode() if following is not None else "",
-    }
-    return render(request, "runs/trees.html", context)
+    try:
+        address = ListAddress.read(request.GET.dict())
+        has_advantages = run.config.get("objective", {}).get("kind") == "policy"
+        listed = tree_list(run, address, has_advantages=has_advantages)
+    except RequestError as refused:
+        context |= {"refused": refused.detail, "start": ListAddress().query()}
+        return render(request, "runs/trees.html", context, status=refused.status)
+    context |= listed | {"steps": steps_with_trees(run, address.sort)}
+    return render(request, "runs/trees.html", context, status=400 if listed["filter_error"] else 200)
 
 
 @require_GET
@@ -82,7 +67,7 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
     colour = _one_of(request, "color", (usual, *(name for name in COLOURS if name != usual)))
     for row in rows:
         row["url"] = f"{reverse('tree-detail', args=[stored.id])}?n={row['node']}&view={view}&color={colour}"
-    siblings, _ = trees_of_step(stored.run, stored.step, limit=200, icicles=False)
+    siblings, _ = trees_page(stored.run, Scope.of_step(stored.step), limit=200)
     context |= {
         "method": method_of(config),
         **inspector_context(opened, node, config),

@@ -9,17 +9,18 @@ const running = new Map();
 
 /**
  * Fetch a page and put its elements `ids` in the place of ours. A newer request for the same first id aborts an older one.
- * @param {string} path @param {string[]} ids
+ * @param {string} path @param {string[]} ids @param {{refused?: boolean}} [options] `refused`: an answer of status 400 is a page too,
+ * which says what was wrong with what was asked
  * @returns {Promise<boolean>} false: a newer request took over, nothing was changed
  * @throws {Error} with a sentence for the reader
  */
-export async function load(path, ids) {
+export async function load(path, ids, { refused = false } = {}) {
   const key = /** @type {string} */ (ids[0]);
   running.get(key)?.abort();
   const controller = new AbortController();
   running.set(key, controller);
   try {
-    const page = await fetchPage(path, controller.signal);
+    const page = await fetchPage(path, controller.signal, refused);
     // All or nothing: a page that lacks one of them is not the page that was asked for.
     const pairs = ids.map((id) => {
       const [fresh, old] = [page.getElementById(id), document.getElementById(id)];
@@ -36,8 +37,8 @@ export async function load(path, ids) {
   }
 }
 
-/** @param {string} path @param {AbortSignal} signal */
-async function fetchPage(path, signal) {
+/** @param {string} path @param {AbortSignal} signal @param {boolean} refused */
+async function fetchPage(path, signal, refused) {
   let response;
   try {
     response = await fetch(new URL(path, location.href), { credentials: "same-origin", mode: "same-origin", signal, headers: { accept: "text/html" } });
@@ -46,7 +47,7 @@ async function fetchPage(path, signal) {
     throw new Error("The server could not be reached. Try again in a moment.");
   }
   if (new URL(response.url).pathname.startsWith("/login/")) throw new Error("You were logged out. Reload the page to log in again.");
-  if (!response.ok) throw new Error(`The server answered ${response.status}. Try again in a moment.`);
+  if (!response.ok && !(refused && response.status === 400)) throw new Error(`The server answered ${response.status}. Try again in a moment.`);
   if (!response.headers.get("content-type")?.startsWith("text/html")) throw new Error("The server did not answer with a page.");
   const html = await response.text();
   // What comes out is inert: no script in it runs, now or after it was moved here.
