@@ -60,6 +60,7 @@ TELL_VIOLATIONS = """
 class Site:
     url: str
     planted: dict[str, Any]
+    database_url: str
 
 
 def _free_port() -> int:
@@ -102,7 +103,7 @@ def site() -> Iterator[Site]:
             timeout=60,
         )
         assert planted.returncode == 0, planted.stderr
-        yield Site(f"http://127.0.0.1:{port}", json.loads(planted.stdout))
+        yield Site(f"http://127.0.0.1:{port}", json.loads(planted.stdout), _database_url(folder))
     finally:
         stack.send_signal(signal.SIGINT)
         try:

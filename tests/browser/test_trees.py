@@ -204,20 +204,6 @@ def test_pages_work_without_scripts(site: Site, visit: Callable[..., Watched]) -
     expect(page.locator("#form-problem")).to_contain_text("training.steps")
 
 
-def test_the_list_follows_the_step_chosen(site: Site, page: Page) -> None:
-    page.goto(f"/r/{site.planted['run']}/trees")
-    expect(page.locator("#tree-list")).to_have_attribute("data-step", "2")
-    page.locator("#step-bar").focus()
-    page.keyboard.press("ArrowLeft")
-    expect(page.locator("#tree-list")).to_have_attribute("data-step", "1")
-    expect(page).to_have_url(re.compile(r"\?step=1$"))
-    expect(page.locator("#step-bar")).to_have_attribute("aria-valuenow", "1")
-    page.go_back()
-    expect(page.locator("#tree-list")).to_have_attribute("data-step", "2")
-    page.locator("#sort-input").select_option("-value")
-    expect(page).to_have_url(re.compile(r"sort=-value"))
-
-
 def test_a_region_that_cannot_be_read_leaves_the_page_as_it_is(
     site: Site, visit: Callable[..., Watched]
 ) -> None:

@@ -38,7 +38,7 @@ def _spread_evenly(run: Run) -> list[tuple[int, int]]:
             """,
             {"run": run.id, "first": first, "last": last, "n": SAMPLED_TREES},
         )
-        return cursor.fetchall()
+        return [(tree_id, n_nodes) for tree_id, n_nodes in cursor.fetchall()]
 
 
 def advantage_limit(run: Run) -> tuple[float, int] | None:

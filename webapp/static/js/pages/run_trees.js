@@ -95,8 +95,9 @@ function go(steps) {
 /** To the step beside. @param {-1 | 1} by */
 function move(by) {
   const { before, beyond, kind } = list().dataset;
-  const step = kind === "step" ? (by < 0 ? before : beyond) : String(shown());
-  if (step) go({ step: Number(step) });
+  if (kind !== "step") return go({ step: shown() });
+  const address = by < 0 ? before : beyond;
+  if (address) show(address);
 }
 
 /** @param {MouseEvent} event */

@@ -1,0 +1,151 @@
+"""The list of a run's trees by keyboard, live, filtered, narrow, and without scripts."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import IO
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import REPOSITORY, Site, Watched
+
+pytestmark = [pytest.mark.browser, pytest.mark.process]
+
+
+@dataclass
+class Growing:
+    """A run at work: `step(n)` finishes a step of three trees."""
+
+    run: int
+    input: IO[str]
+    output: IO[str]
+
+    def step(self, number: int) -> None:
+        self.input.write(f"{number}\n")
+        self.input.flush()
+        assert self.output.readline() == "ok\n"
+
+
+@pytest.fixture
+def growing(site: Site) -> Iterator[Growing]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.browser.grow"],
+        cwd=REPOSITORY,
+        env=os.environ | {"ARBORIST_DATABASE_URL": site.database_url},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin
+    assert process.stdout
+    yield Growing(int(process.stdout.readline()), process.stdin, process.stdout)
+    process.stdin.close()
+    assert process.wait(30) == 0
+
+
+def test_the_list_is_chosen_sorted_and_filtered_in_the_address(
+    site: Site, visit: Callable[..., Watched]
+) -> None:
+    watched = visit()
+    watched.expect("status of 400")
+    page = watched.page()
+    page.goto(f"/r/{site.planted['run']}/trees")
+    shown = page.locator("#tree-list")
+    expect(shown).to_have_attribute("data-step", "2")
+    page.locator("#step-bar").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(shown).to_have_attribute("data-step", "1")
+    expect(page).to_have_url(re.compile(r"\?step=1$"))
+    expect(page.locator("#step-bar")).to_have_attribute("aria-valuenow", "1")
+    page.locator("#sort-spread").click()
+    expect(page).to_have_url(re.compile(r"\?step=1&sort=-spread$"))
+    expect(page.locator("#sort-spread")).to_be_focused()
+    expect(page.locator("#step-bar-shade")).to_have_text("shaded by mean A-spread, 4.00 to 5.00")
+    page.locator("#sort-spread").click()
+    expect(page).to_have_url(re.compile(r"sort=spread$"))
+    page.get_by_role("link", name="All steps").click()
+    expect(page.locator(".tree-row")).to_have_count(2)
+    page.keyboard.press("/")
+    page.keyboard.type("tokens:>5 fisnds")
+    page.keyboard.press("Enter")
+    expect(shown).to_contain_text("0 of 2 match.")
+    page.locator("#tree-q").fill("tokns:>5")
+    page.keyboard.press("Enter")
+    expect(page.locator("#filter-error mark")).to_have_text("tokns")
+    expect(page.locator("#tree-q")).to_have_value("tokns:>5")
+    page.get_by_role("link", name="tokens:>5").click()
+    expect(page.locator(".chip")).to_have_count(1)
+    expect(page.locator(".tree-row")).to_have_count(2)
+    for _ in range(2):
+        page.go_back()
+    expect(shown).to_contain_text("0 of 2 match.")
+    page.get_by_role("link", name="Clear filter", exact=True).click()
+    expect(page).to_have_url(re.compile(r"\?scope=all&sort=spread$"))
+    expect(page.locator(".tree-row")).to_have_count(2)
+
+
+def test_a_live_list_follows_but_never_under_the_pointer_or_the_focus(growing: Growing, page: Page) -> None:
+    growing.step(1)
+    page.goto(f"/r/{growing.run}/trees")
+    shown = page.locator("#tree-list")
+    expect(page.locator("#follow")).to_be_checked()
+    expect(page.locator("#live-words, .live-state").first).to_contain_text("Live")
+    page.mouse.move(5, 5)
+    growing.step(2)
+    expect(shown).to_have_attribute("data-step", "2")
+    expect(page).to_have_url(re.compile(r"/trees$"))
+    # j and k move, and what has the focus stays.
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    expect(page.locator(".tree-link").nth(1)).to_be_focused()
+    page.keyboard.press("k")
+    expect(page.locator(".tree-link").nth(0)).to_be_focused()
+    growing.step(3)
+    offer = shown.get_by_role("button", name="step 3 is there · show")
+    expect(offer).to_be_visible()
+    expect(shown).to_have_attribute("data-step", "2")
+    expect(page.locator(".tree-link").nth(0)).to_be_focused()
+    # What somebody types while the list moves on is kept.
+    page.locator("#tree-q").fill("half a fil")
+    growing.step(4)
+    expect(shown).to_have_attribute("data-step", "4")
+    expect(page.locator("#tree-q")).to_have_value("half a fil")
+    # A step chosen stays.
+    page.keyboard.press("Escape")
+    page.locator("#step-back").click()
+    expect(shown).to_have_attribute("data-step", "3")
+    expect(page.locator("#follow")).not_to_be_checked()
+    growing.step(5)
+    expect(page.locator("#step-bar")).to_have_attribute("aria-valuemax", "5")
+    expect(shown).to_have_attribute("data-step", "3")
+    page.locator("#follow").check()
+    expect(shown).to_have_attribute("data-step", "5")
+    page.locator("body").press("j")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile(r"/t/\d+/$"))
+
+
+def test_the_list_works_without_scripts_and_narrow(site: Site, visit: Callable[..., Watched]) -> None:
+    watched = visit(java_script_enabled=False, viewport={"width": 320, "height": 800})
+    watched.expect("status of 400")
+    page = watched.page()
+    run = site.planted["run"]
+    for query in ("", "?scope=all&q=value:0.25", "?from=1&to=2&q=vlaue:1"):
+        page.goto(f"/r/{run}/trees{query}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320, query
+    page.goto(f"/r/{run}/trees")
+    page.get_by_role("link", name="Value cliffs").click()
+    expect(page.locator(".chip")).to_have_text(re.compile("flag:cliff"))
+    page.get_by_role("link", name="clear filter", exact=True).click()
+    page.get_by_role("link", name="All steps").click()
+    expect(page.locator(".tree-row")).to_have_count(2)
+    page.locator("#tree-q").fill("step:1")
+    page.get_by_role("button", name="Filter").click()
+    expect(page.locator(".tree-row")).to_have_count(1)
+    expect(page.locator(".list-head")).to_have_text("1 of 2 trees of all steps matches")
