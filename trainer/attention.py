@@ -167,8 +167,9 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, layout: BlockLayout, scalin
 
     more = layout.length - query.shape[2]
     q, k, v = (functional.pad(x, (0, 0, 0, more)) for x in (query, key, value))
-    compiled: Any = torch.compile(flex_attention, dynamic=False)
-    mixed: Tensor = compiled(
+    # Uncompiled it is slow, and the same.
+    attend: Any = torch.compile(flex_attention, dynamic=False) if q.is_cuda else flex_attention
+    mixed: Tensor = attend(
         q, k, v, block_mask=layout.mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )
     return mixed[:, :, : query.shape[2]].transpose(1, 2)

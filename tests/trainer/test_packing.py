@@ -21,9 +21,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+import trainer.attention
 import trainer.policy
 from tests.trainer.trees import T1, T2, Nested, credit_tree, nested_trees, tree_of
-from trainer.attention import subtree_ends, use_path_attention
+from trainer.attention import BlockLayout, subtree_ends, use_path_attention
 from trainer.config import RunConfig
 from trainer.credit import credit_plan, credit_trees
 from trainer.loss_weights import (
@@ -209,6 +210,20 @@ def test_logits_made_in_parts_are_the_same(
         policy.model.lm_head._forward_hooks.clear()
     assert len(rows) > 4
     assert max(rows) == 5
+
+
+def test_block_attention_sees_ones_own_path(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU computes long rows with, here without its compiler and forwards alone."""
+    trees = [credit_tree(tree, GRPO) for tree in some_trees()]
+    optimiser = Optimiser(policy, TrainingConfig(microbatch_tokens=64), PolicyObjective(), "trajectory")
+    weights = optimiser.data([trees], [], 1)[0].weights
+    gathered = optimiser.logprobs(policy, weights)
+    monkeypatch.setattr(trainer.attention, "FLEX_LENGTH", 16)
+    monkeypatch.setattr(trainer.policy, "layout_of", BlockLayout.of)
+    in_blocks = optimiser.logprobs(policy, weights)
+    for left, right in zip(in_blocks, gathered, strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-6)
+    assert sum(np.isfinite(known).sum() for known in gathered) > 50
 
 
 def test_gradient_of_chosen_logprobs() -> None:
