@@ -235,11 +235,19 @@ def test_probes_are_in_no_count_no_list_and_no_training(run: Run, stored: Stored
         f"/api/v1/trees/{stored.id}/columns", f"/api/v1/trees/{stored.id}/nodes/1",
     ]  # fmt: skip
 
+    def exported(kind: str) -> bytes:
+        asked = json.dumps({"kind": kind, "selection": {"runs": [run.id]}})
+        path = f"/api/v1/projects/{run.project.slug}/exports/preview"
+        answer = client.post(path, asked, content_type="application/json")
+        assert answer.status_code == 200, answer.content
+        return bytes(answer.content)
+
     def seen() -> list[bytes]:
         found = [client.get(path).content for path in paths]
         about = json.loads(found[0])
         about.pop("heartbeat_age_s")
-        return [json.dumps(about).encode(), *found[1:]]
+        kinds = ("trees", "nodes", "pairs", "labels", "chats")
+        return [json.dumps(about).encode(), *found[1:], *map(exported, kinds)]
 
     before, row = seen(), StoredTree.objects.values().get(id=stored.id)
     answer(ask(stored, people), "ccii")
