@@ -20,9 +20,15 @@ const D3 = {
   "d3-array": "3.2.5", "d3-color": "3.1.1", "d3-dispatch": "3.0.2", "d3-drag": "3.0.1", "d3-ease": "3.0.2", "d3-format": "3.1.3",
   "d3-interpolate": "3.0.2", "d3-time": "3.1.1", "d3-time-format": "4.1.1", "d3-timer": "3.0.2", "d3-transition": "3.0.2", internmap: "2.0.3",
 };
+const KATEX_FONTS = [
+  "AMS-Regular", "Caligraphic-Bold", "Caligraphic-Regular", "Fraktur-Bold", "Fraktur-Regular", "Main-Bold", "Main-BoldItalic", "Main-Italic", "Main-Regular",
+  "Math-BoldItalic", "Math-Italic", "SansSerif-Bold", "SansSerif-Italic", "SansSerif-Regular", "Script-Regular", "Size1-Regular", "Size2-Regular", "Size3-Regular",
+  "Size4-Regular", "Typewriter-Regular",
+];
 /** Taken as published: package, version, [file in the package, file here]. uPlot's ES module comes unminified. */
 const COPIED = [
   ["uplot", "1.6.32", [["dist/uPlot.esm.js", "uPlot.js"], ["dist/uPlot.min.css", "uPlot.min.css"], ["dist/uPlot.d.ts", "uPlot.d.ts"]]],
+  ["katex", "0.19.1", [["dist/katex.mjs", "katex.js"], ["dist/katex.min.css", "katex.min.css"], ...KATEX_FONTS.map((face) => [`dist/fonts/KaTeX_${face}.woff2`, `fonts/KaTeX_${face}.woff2`])]],
   ["@fontsource-variable/inter", "5.3.0", [["files/inter-latin-wght-normal.woff2", "fonts/inter.woff2"]]],
   ["@fontsource-variable/jetbrains-mono", "5.3.0", [["files/jetbrains-mono-latin-wght-normal.woff2", "fonts/jetbrains-mono.woff2"]]],
 ];
@@ -61,7 +67,7 @@ try {
   for (const [name, version] of Object.entries(D3)) packages.push({ ...describe(name, version), file: "d3.js" });
   copyFileSync(join(here, "vendor_d3.js"), join(work, "entry.js"));
   bundle("entry.js", "d3.js", "D3, the parts used by Arborist");
-  copyFileSync(join(here, "vendor_d3.d.ts"), join(target, "d3.d.ts"));
+  for (const name of ["d3", "katex"]) copyFileSync(join(here, `vendor_${name}.d.ts`), join(target, `${name}.d.ts`));
   files.push("d3.js");
 
   for (const [name, version, copies] of COPIED) {
@@ -69,9 +75,9 @@ try {
     for (const [from, to] of copies) {
       const source = join(work, "node_modules", name, from);
       if (to.endsWith(".woff2")) copyFileSync(source, join(target, to));
-      else if (from.endsWith(".esm.js")) bundle(source, to, `${name} ${version}`);
-      // Source maps are not shipped, and a comment that names one would be a request that fails.
-      else writeFileSync(join(target, to), readFileSync(source, "utf8").replace(/^\/[/*][#@] sourceMappingURL=.*$/gm, "").trimEnd() + "\n");
+      else if (from.endsWith(".esm.js") || from.endsWith(".mjs")) bundle(source, to, `${name} ${version}`);
+      // Source maps are not shipped, and a comment that names one would be a request that fails; so would fonts of older formats be.
+      else writeFileSync(join(target, to), readFileSync(source, "utf8").replace(/^\/[/*][#@] sourceMappingURL=.*$/gm, "").replace(/,url\([^)]*\.(?:woff|ttf)\) format\("(?:woff|truetype)"\)/g, "").trimEnd() + "\n");
       packages.push({ ...described, file: to });
       files.push(to);
     }

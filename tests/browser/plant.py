@@ -29,6 +29,7 @@ def main() -> None:
 
     from tests.webapp.material import add_metrics, add_tree, next_event, worked_tree
     from tests.webapp.test_audits import trees_for
+    from tests.webapp.token_trees import reading_tree
     from trainer.credit import credit_plan, credit_trees
     from trainer.presets import PRESETS
     from webapp.accounts.models import User
@@ -68,6 +69,9 @@ def main() -> None:
         other = create_run(project, user, preset.config, slug)
         Run.objects.filter(id=other.id).update(status=RunStatus.SUCCEEDED, ended_at=timezone.now())
         kept[name] = add_tree(other, 1, tree).id
+    other = create_run(project, user, config, "reading")
+    Run.objects.filter(id=other.id).update(status=RunStatus.SUCCEEDED, ended_at=timezone.now())
+    kept["reading_tree"] = add_tree(other, 1, reading_tree()).id
     next_event(run, "log", 2, {"level": "error", "message": HOSTILE})
     json.dump(
         {

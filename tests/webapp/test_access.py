@@ -91,6 +91,7 @@ API = {
     "GET /api/v1/probes/{probe_id}": (401, 404, 200, 200),
     "GET /api/v1/probes/{probe_id}/continuations/{number}": (401, 404, 404, 404),
     "POST /api/v1/probes/{probe_id}/cancel": (401, 404, 403, 200),
+    "GET /api/v1/trees/{tree_id}/paths/{name}/tokens": (401, 404, 200, 200),
     "POST /api/v1/configs/validate": (401, 200, 200, 200),
     "GET /api/v1/presets": (401, 200, 200, 200),
     "GET /api/v1/metrics": (401, 200, 200, 200),

@@ -28,6 +28,7 @@ from webapp.trees.opened import open_tree, read_tree
 from webapp.trees.querysets import Scope, icicles_of, steps_with_trees, tree_row, trees_page
 from webapp.trees.scale import advantage_limit
 from webapp.trees.texts import MAX_BLOCKS, MAX_QUERY_LETTERS, find_text, text_starts
+from webapp.trees.tokens import path_tokens
 
 MAX_ICICLES = 100
 
@@ -202,3 +203,13 @@ def read_estimators(request: HttpRequest, tree_id: int, name: str) -> Any:
 def read_tree_estimators(request: HttpRequest, tree_id: int) -> Any:
     stored = get_tree(request, tree_id)
     return {"estimators": tree_rows(compared(open_tree(stored), stored_config(stored.run.config)))}
+
+
+@router.get(
+    "/trees/{int:tree_id}/paths/{str:name}/tokens", summary="A path's tokens, binary", response={200: None}
+)
+def read_path_tokens(request: HttpRequest, tree_id: int, name: str) -> HttpResponse:
+    stored = get_tree(request, tree_id)
+    opened = open_tree(stored)
+    node = find_node(opened.tree, name)
+    return _binary(request, path_tokens(opened, node, stored_config(stored.run.config)))

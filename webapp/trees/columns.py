@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -57,17 +58,9 @@ def columns(tree: RolloutTree) -> bytes:
     mismatch = mean_mismatch(tree)
     if mismatch is not None:
         arrays["mismatch"] = _half(mismatch)
-    listed, parts, offset = [], [], 0
-    for name, array in arrays.items():
-        raw = array.tobytes()
-        raw += b"\0" * (-len(raw) % 4)
-        listed.append({"name": name, "dtype": array.dtype.name, "offset": offset, "length": tree.n_nodes})
-        parts.append(raw)
-        offset += len(raw)
-    header = json.dumps(
+    return packed(
         {
             "n_nodes": tree.n_nodes,
-            "columns": listed,
             "labels": {
                 "verdict": [member.word for member in Verdict],
                 "finish": [member.word for member in FinishReason],
@@ -79,10 +72,24 @@ def columns(tree: RolloutTree) -> bytes:
             "cliff": cliff
             and {"node": cliff.node, "drop": cliff.drop, "probability": round(cliff.probability, 4)},
         },
-        separators=(",", ":"),
-    ).encode()
-    header += b" " * (-len(header) % 4)
-    return struct.pack("<I", len(header)) + header + b"".join(parts)
+        arrays,
+    )
+
+
+def packed(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Header and columns in one answer. The header gains `columns`: each with its name, type, offset from the
+    end of the header, and length.
+    """
+    listed, parts, offset = [], [], 0
+    for name, array in arrays.items():
+        raw = array.tobytes()
+        raw += b"\0" * (-len(raw) % 4)
+        listed.append({"name": name, "dtype": array.dtype.name, "offset": offset, "length": len(array)})
+        parts.append(raw)
+        offset += len(raw)
+    head = json.dumps({**header, "columns": listed}, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 4)
+    return struct.pack("<I", len(head)) + head + b"".join(parts)
 
 
 def encoded(raw: bytes, accepted: str) -> tuple[bytes, str]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trainer.cliffs import probability_less
 from trainer.intervals import difference_interval, wilson_interval
-from trainer.tree import ROOT, RolloutTree, Verdict
+from trainer.tree import ROOT, FinishReason, RolloutTree, Verdict
 from webapp.trees.nodes import are_independent, credit_words, number_of
 from webapp.trees.opened import OpenTree
 from webapp.trees.word_diff import Piece, is_cut, word_diff
@@ -157,12 +157,13 @@ def verdict_mix(tree: RolloutTree, leaves: NDArray[np.int64]) -> list[dict[str, 
 def share_correct(opened: OpenTree, node: int) -> tuple[int, int] | None:
     """Correct and scored answers of a node, where an interval from them is honest; else None."""
     tree, leaves = opened.tree, opened.leaves_below(node)
-    correct, scored = _counts(tree, leaves)
+    correct, scored = counts_of(tree, leaves)
     return (correct, scored) if scored and are_independent(tree, node, leaves) else None
 
 
-def _counts(tree: RolloutTree, leaves: NDArray[np.int64]) -> tuple[int, int]:
-    scored = leaves[np.isfinite(tree.reward[leaves])]
+def counts_of(tree: RolloutTree, leaves: NDArray[np.int64]) -> tuple[int, int]:
+    """Correct answers among these leaves, and those that were scored; merged ones as often as sampled."""
+    scored = leaves[np.isfinite(tree.reward[leaves]) & (tree.finish[leaves] != FinishReason.PRUNED)]
     correct = scored[tree.verdict[scored] == Verdict.CORRECT]
     return int(tree.copies[correct].sum()), int(tree.copies[scored].sum())
 
@@ -197,7 +198,7 @@ def diff_json(opened: OpenTree, a: int, b: int) -> dict[str, Any]:
 def _side(opened: OpenTree, node: int, nodes: list[int], pieces: list[Piece]) -> dict[str, Any]:
     tree = opened.tree
     leaves = opened.leaves_below(node)
-    correct, scored = _counts(tree, leaves)
+    correct, scored = counts_of(tree, leaves)
     share = share_correct(opened, node)
     return {
         "node": opened.name(node),
@@ -237,7 +238,7 @@ def _gap(opened: OpenTree, a: int, b: int) -> dict[str, Any]:
     """
     tree = opened.tree
     sides = [opened.leaves_below(node) for node in (a, b)]
-    (c, n), (d, m) = (_counts(tree, leaves) for leaves in sides)
+    (c, n), (d, m) = (counts_of(tree, leaves) for leaves in sides)
     is_apart = not np.intersect1d(sides[0], sides[1]).size
     both = [share_correct(opened, node) for node in (a, b)]
     is_better = None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from trainer.cliffs import value_cliff
 from trainer.config import RunConfig
+from webapp.trees.comparing import counts_of
 from webapp.trees.estimator_table import MOST_INLINE_NODES, compared, node_rows
 from webapp.trees.nodes import node_json
 from webapp.trees.opened import OpenTree
@@ -26,11 +28,28 @@ def inspector_context(opened: OpenTree, node: int, config: RunConfig) -> dict[st
     return {
         "node": shown,
         "dots": dot_row(shown),
+        "cliff": cliff_of(opened),
         "value_path": shown["path"][-PATH_STEPS:],
         "value_path_cut": len(shown["path"]) > PATH_STEPS,
         "estimators": node_rows(node, compared(opened, config))
         if opened.tree.n_nodes <= MOST_INLINE_NODES
         else None,
+    }
+
+
+def cliff_of(opened: OpenTree) -> dict[str, Any] | None:
+    """The edge that explains the failures, with the share of correct answers on both sides of it."""
+    found = opened.keep("cliff", lambda: value_cliff(opened.tree))
+    if found is None:
+        return None
+    correct, scored = counts_of(opened.tree, opened.leaves_below(found.parent))
+    before = correct / scored
+    return {
+        "node": opened.name(found.node),
+        "parent": opened.name(found.parent),
+        "before": before,
+        "after": before + found.drop,
+        "probability": found.probability,
     }
 
 

@@ -243,8 +243,8 @@ def loss_part(opened: OpenTree, node: int, config: RunConfig) -> dict[str, Any]:
     update of a step, where every ratio is 1; shares are of this tree.
     """
     tree = opened.tree
-    objective, spread = config.objective, config.credit.spread
-    weights, pull = opened.keep(("pull", objective, spread), lambda: _pull(tree, objective, spread))
+    objective = config.objective
+    weights, pull = pull_of(opened, config)
     trained, total = pull.tokens[node], float(pull.mass.sum())
     part: dict[str, Any] = {
         "n_tokens": int(trained),
@@ -285,6 +285,12 @@ class Pull:
     tokens: NDArray[np.int64]
     mass: NDArray[np.float64]
     sides: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+
+
+def pull_of(opened: OpenTree, config: RunConfig) -> tuple[TreeWeights, Pull]:
+    """What trains of the tree, and how hard, under a run's objective."""
+    objective, spread = config.objective, config.credit.spread
+    return opened.keep(("pull", objective, spread), lambda: _pull(opened.tree, objective, spread))
 
 
 def _pull(tree: RolloutTree, objective: Objective, spread: str) -> tuple[TreeWeights, Pull]:

@@ -285,3 +285,35 @@ interface TrustedTypePolicyFactory {
 interface Window {
   trustedTypes?: TrustedTypePolicyFactory;
 }
+
+type Shade = "none" | "advantage" | "entropy" | "logprob" | "mismatch" | "mask";
+/** A segment of a path: its tokens are `start` to `start + count`, its text in UTF-16 units as `end` counts them. */
+interface TokenSegment {
+  node: string;
+  start: number;
+  count: number;
+  text: string;
+  /** False: its tokens do not make its text, or their texts were not recorded; every `end` is then 0. */
+  isPlaced: boolean;
+  isGiven: boolean;
+  /** What its tokens took; null: none. */
+  advantage: number | null;
+  words: string;
+}
+/** The tokens of a path, as they come from `/api/v1/trees/<id>/paths/<name>/tokens`. */
+interface PathTokens {
+  n: number;
+  topK: number;
+  segments: TokenSegment[];
+  /** The text of a token alone, by id. */
+  pieces: Map<number, string>;
+  id: Int32Array;
+  end: Uint32Array;
+  logprob: Float32Array;
+  entropy: Float32Array;
+  trained: Uint8Array;
+  mismatch: Float32Array | null;
+  top_id: Int32Array | null;
+  top_logprob: Float32Array | null;
+  advantageLimit: number;
+}

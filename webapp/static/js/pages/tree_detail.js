@@ -3,9 +3,8 @@ import { byId, setText } from "../core/dom.js";
 import { mountStrip } from "../problems/strip.js";
 import { mountBranching, Probes } from "../tree/branch.js";
 import { mountFrame } from "../tree/frame.js";
-import { Inspector } from "../tree/inspector.js";
 import { openTree } from "../tree/page.js";
-import { colourSegments, interceptNodeLinks } from "../tree/reader.js";
+import { mountTreeReading } from "../tree/reading.js";
 import { mountStage } from "../tree/stage.js";
 
 const root = byId("tree-layout");
@@ -13,7 +12,9 @@ const root = byId("tree-layout");
 try {
   const page = await openTree(root);
   mountStage(page);
-  mountReader(page);
+  const probes = new Probes(page.treeId, (node) => `/t/${page.treeId}/n/${node}`);
+  mountTreeReading(page, () => probes.shown());
+  mountBranching(page, probes);
   mountStrip(page);
   mountFrame(page);
   root.dataset.ready = "";
@@ -24,23 +25,6 @@ try {
   byId("icicle-box").hidden = true;
   banner.hidden = false;
   setText(banner, `The picture of this tree cannot be drawn. ${error.message}`);
-}
-
-/** Inspector, path and probes. @param {TreePage} page */
-function mountReader(page) {
-  const { treeId, selection, colouring } = page;
-  const probes = new Probes(treeId, (node) => `/t/${treeId}/n/${node}`);
-  const paint = () => colourSegments(byId("reader"), colouring.fillOf);
-  const inspector = new Inspector(treeId, () => {
-    paint();
-    probes.shown();
-  });
-  selection.subscribe(({ name }) => inspector.show(name));
-  colouring.subscribe(paint);
-  interceptNodeLinks((name) => selection.chooseName(name));
-  paint();
-  probes.shown();
-  mountBranching(page, probes);
 }
 
 // The list shows this tree, without scrolling the page.

@@ -8,6 +8,7 @@ const PATIENCE_MILLISECONDS = 80;
 
 export class Inspector {
   /** @type {ReturnType<typeof setTimeout> | undefined} */ #timer;
+  /** Parts that were opened or closed by hand stay so from node to node. @type {Map<string, boolean>} */ #open = new Map();
   #tree;
   #onLoaded;
 
@@ -15,6 +16,10 @@ export class Inspector {
   constructor(tree, onLoaded) {
     this.#tree = tree;
     this.#onLoaded = onLoaded;
+    document.addEventListener("toggle", (event) => {
+      const part = /** @type {HTMLDetailsElement} */ (event.target);
+      if (part.dataset?.part) this.#open.set(part.dataset.part, part.open);
+    }, true);
   }
 
   /** Someone who walks with a key held down reads only where they stop. @param {string} name */
@@ -35,8 +40,18 @@ export class Inspector {
       return;
     }
     banner.hidden = true;
+    this.arrange();
+    this.#onLoaded();
+  }
+
+  /** What the server's HTML leaves to scripts. */
+  arrange() {
     revealHidden(byId("inspector"));
     revealHidden(byId("reader"));
-    this.#onLoaded();
+    for (const part of /** @type {NodeListOf<HTMLDetailsElement>} */ (document.querySelectorAll("[data-part]"))) {
+      const wanted = this.#open.get(part.dataset.part ?? "");
+      if (wanted !== undefined) part.open = wanted;
+    }
+    for (const button of document.querySelectorAll("#inspector [data-script][hidden]")) button.removeAttribute("hidden");
   }
 }
