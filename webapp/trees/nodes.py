@@ -7,6 +7,7 @@ functions that trained.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,9 @@ from trainer.config import RunConfig
 from trainer.credit import CreditPlan, credit_plan
 from trainer.explanation import explain
 from trainer.intervals import wilson_interval
-from trainer.loss_weights import TreeWeights, count_trained, weigh
-from trainer.schema.objective import Objective, PolicyObjective, PreferenceObjective
+from trainer.loss_weights import TreeWeights, count_trained, pull, weigh
+from trainer.schema.objective import Objective, PolicyObjective
+from trainer.text import storable
 from trainer.tree import ROOT, CreditState, FinishReason, RolloutTree, Verdict
 from webapp.errors import RequestError
 from webapp.trees.columns import token_means
@@ -131,7 +133,8 @@ def node_json(opened: OpenTree, node: int, config: RunConfig) -> dict[str, Any]:
             "policy_version": tree.policy_version,
             "step": tree.step,
             "seed": config.seed,
-            "temperature": config.sampler.temperature,
+            "temperature": number_of(tree.temperature) or config.sampler.temperature,
+            "stream": None if tree.stream is None else f"{tree.stream:016x}",
         },
     }
 
@@ -168,12 +171,16 @@ def token_figures(tree: RolloutTree, node: int) -> dict[str, Any]:
     most = max(float(entropy.max()), 0.1)
     counts, edges = np.histogram(entropy, bins=HISTOGRAM_BARS, range=(0.0, most))
     highest = np.argsort(-entropy, kind="stable")[:TOP_TOKENS]
+    mismatch = np.zeros(0) if tree.mismatch is None else np.abs(tree.mismatch[first:stop].astype(np.float64))
+    mismatch = mismatch[np.isfinite(mismatch)]
     return {
         "n": stop - first,
         "entropy_mean": number_of(entropy.mean()),
         "entropy_max": number_of(entropy.max()),
         "logprob_mean": number_of(logprob.mean()),
         "logprob_min": number_of(logprob.min()),
+        "mismatch_mean": number_of(mismatch.mean()) if len(mismatch) else None,
+        "mismatch_max": number_of(mismatch.max()) if len(mismatch) else None,
         "bars": [
             {"n": int(count), "low": float(low), "high": float(high)}
             for count, low, high in zip(counts, edges, edges[1:], strict=False)
@@ -184,11 +191,25 @@ def token_figures(tree: RolloutTree, node: int) -> dict[str, Any]:
                 "entropy": float(entropy[place]),
                 "logprob": float(logprob[place]),
                 "probability": math.exp(min(float(logprob[place]), 0.0)),
+                "text": piece(tree.token_bytes, int(tree.tokens[first + place])),
             }
             for place in highest.tolist()
             if entropy[place] > 0
         ],
     }
+
+
+def piece(token_bytes: Mapping[int, bytes], token: int) -> str | None:
+    """The text of a token alone; of one that is only a part of a character its bytes, `⟨E2 88⟩`. None: not
+    recorded.
+    """
+    raw = token_bytes.get(token)
+    if raw is None:
+        return None
+    try:
+        return storable(raw.decode())
+    except UnicodeDecodeError:
+        return f"⟨{raw.hex(' ').upper()}⟩"
 
 
 # ------------------------------------------------------------------------------------------------ audit
@@ -240,18 +261,21 @@ def loss_part(opened: OpenTree, node: int, config: RunConfig) -> dict[str, Any]:
     """What of a node trains: how many of its tokens, with whose advantages, and its share of the tree's pull.
 
     The pull of a token is what its log-probability is multiplied by in the gradient, by size, at the first
-    update of a step, where every ratio is 1; shares are of this tree.
+    update of a step, where every ratio is 1. `share` is of this tree, `share_of_step` of all trees of the
+    step, where that was recorded.
     """
     tree = opened.tree
     objective = config.objective
-    weights, pull = pull_of(opened, config)
-    trained, total = pull.tokens[node], float(pull.mass.sum())
+    weights, pulled = pull_of(opened, config)
+    trained, total = pulled.tokens[node], float(pulled.mass.sum())
+    share = float(pulled.mass[node]) / total if total > 0 else math.nan
     part: dict[str, Any] = {
         "n_tokens": int(trained),
         "n_masked": int(tree.token_offsets[node + 1] - tree.token_offsets[node] - trained)
         if node != ROOT and tree.finish[node] != FinishReason.GIVEN
         else 0,
-        "share": number_of(float(pull.mass[node]) / total) if total > 0 else None,
+        "share": number_of(share),
+        "share_of_step": number_of(share * tree.loss_share),
         "masks": [],
         "clip": "",
         "answers": None,
@@ -266,7 +290,7 @@ def loss_part(opened: OpenTree, node: int, config: RunConfig) -> dict[str, Any]:
         part["masks"].append("answers that were cut off")
     part["clip"] = _clip_words(objective)
     if weights.is_path:
-        held, up, down = (float(column[node]) for column in pull.sides)
+        held, up, down = (float(column[node]) for column in pulled.sides)
         if held > 0:
             part["answers"] = {
                 "mean": number_of((up + down) / held),
@@ -295,23 +319,12 @@ def pull_of(opened: OpenTree, config: RunConfig) -> tuple[TreeWeights, Pull]:
 
 def _pull(tree: RolloutTree, objective: Objective, spread: str) -> tuple[TreeWeights, Pull]:
     (weights,) = weigh([tree], objective, spread)
+    mass = pull(weights, objective)
     trained = count_trained(tree, weights.trains)
-    per_token = np.zeros(tree.n_nodes)
-    if isinstance(objective, PolicyObjective):
-        # A ratio of whole answers carries the whole answer's weight to each of its tokens.
-        of_item = weights.whole if objective.ratio == "sequence" else weights.token
-        per_token = np.abs(weights.over_nodes(of_item * weights.advantage))
-    elif isinstance(objective, PreferenceObjective):
-        for pair in weights.pairs:
-            for segments in (pair.chosen, pair.rejected):
-                per_token[list(segments)] += weights.pair_weight
-    else:
-        per_token = weights.supervised
-    reached = np.where(per_token > 0, trained, 0)
-    if isinstance(objective, PolicyObjective):
-        reached = np.where(weights.held > 0, trained, 0)
+    # An advantage of 0 pulls nowhere, and is trained all the same.
+    is_reached = weights.held > 0 if isinstance(objective, PolicyObjective) else mass > 0
     sides = (weights.held, weights.up, weights.down)
-    return weights, Pull(reached, per_token * trained, sides)
+    return weights, Pull(np.where(is_reached, trained, 0), mass, sides)
 
 
 def _clip_words(objective: PolicyObjective) -> str:

@@ -7,7 +7,6 @@ it is the part of the segment's text that ends with it. The parts of a segment j
 from __future__ import annotations
 
 import codecs
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from trainer.config import RunConfig
 from trainer.text import storable
 from trainer.tree import ROOT, FinishReason, RolloutTree
 from webapp.trees.columns import packed
-from webapp.trees.nodes import credit_words, number_of, pull_of
+from webapp.trees.nodes import credit_words, number_of, piece, pull_of
 from webapp.trees.opened import OpenTree
 
 TOKENS_VERSION = 1  # as `js/tree/tokens.js`
@@ -82,22 +81,14 @@ def path_tokens(opened: OpenTree, node: int, config: RunConfig) -> bytes:
         "n_tokens": len(at),
         "top_k": top_k,
         "segments": segments,
-        "pieces": pieces_of(tree.token_bytes, np.unique(shown)),
+        "pieces": {
+            str(token): text
+            for token in np.unique(shown).tolist()
+            if (text := piece(tree.token_bytes, token)) is not None
+        },
         "advantage_limit": float(np.percentile(sizes, 98)) if len(sizes) and sizes.max() > 0 else 1.0,
     }
     return packed(header, arrays)
-
-
-def pieces_of(token_bytes: Mapping[int, bytes], ids: NDArray[np.integer[Any]]) -> dict[str, str]:
-    """The text of each token alone; one that is only a part of a character as its bytes, `⟨E2 88⟩`."""
-    return {str(token): _piece(token_bytes[token]) for token in ids.tolist() if token in token_bytes}
-
-
-def _piece(raw: bytes) -> str:
-    try:
-        return storable(raw.decode())
-    except UnicodeDecodeError:
-        return f"⟨{raw.hex(' ').upper()}⟩"
 
 
 def token_ends(
