@@ -108,6 +108,12 @@ _open: OrderedDict[tuple[int, str | None], tuple[OpenTree, int]] = OrderedDict()
 _lock = Lock()
 
 
+def forget() -> None:
+    """Close all trees."""
+    with _lock:
+        _open.clear()
+
+
 def read_tree(stored: StoredTree) -> RolloutTree:
     """As `open_tree`, the tree alone."""
     return open_tree(stored).tree
