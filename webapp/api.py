@@ -32,9 +32,12 @@ from webapp.accounts.models import User
 from webapp.errors import DATABASE_AWAY, RequestError, error_response
 from webapp.exports.api import router as exports_router
 from webapp.limits import API_CALLS, API_WINDOW_SECONDS, MAX_BODY_BYTES
+from webapp.notes.api import router as notes_router
 from webapp.probes.api import router as probes_router
 from webapp.projects.access import user_of
 from webapp.runs.api import router as runs_router
+from webapp.saved.api import router as saved_router
+from webapp.search.api import router as search_router
 from webapp.trees.api import router as trees_router
 
 log = logging.getLogger(__name__)
@@ -110,6 +113,9 @@ api.add_router("", runs_router)
 api.add_router("", trees_router)
 api.add_router("", exports_router)
 api.add_router("", probes_router)
+api.add_router("", search_router)
+api.add_router("", saved_router)
+api.add_router("", notes_router)
 
 
 @api.exception_handler(RequestError)

@@ -68,3 +68,14 @@ PROBES_PER_TREE = 500  # kept
 PROBE_LEASE_SECONDS = 30
 PROBE_SECONDS = 600  # of sampling
 PROBE_LOSSES = 2  # workers that may be lost over one probe
+
+SEARCH_INDEX_SECONDS = 10  # how far the search may be behind a run, at rest
+SEARCH_BATCH_NODES = 20_000  # of one transaction of the indexer
+SEARCH_BATCH_BYTES = 16_000_000  # of payloads in it
+SEARCH_TEXT_LETTERS = 65_536  # of a node that can be found
+SEARCH_PAGE = 25
+SEARCH_SECONDS = 0.25  # of walking back through nodes for one page; then it says how far it came
+SEARCH_STATEMENT_SECONDS = 4.0
+SEARCH_PATTERN_SECONDS = 3.0
+SEARCH_PATTERN_NODES = 100_000
+SEARCH_COUNTED = 10_000  # matches that are counted one by one; of more a share is counted

@@ -128,6 +128,9 @@ INSTALLED_APPS = [
     "webapp.problems",
     "webapp.exports",
     "webapp.probes",
+    "webapp.search",
+    "webapp.saved",
+    "webapp.notes",
     "webapp.live",
     "webapp.embedded",
 ]
@@ -159,7 +162,11 @@ TEMPLATES = [
                 "django.contrib.messages.context_processors.messages",
                 "webapp.context.shell",
             ],
-            "libraries": {"arborist": "webapp.formatting", "problems": "webapp.problems.strip"},
+            "libraries": {
+                "arborist": "webapp.formatting",
+                "notes": "webapp.notes.tags",
+                "problems": "webapp.problems.strip",
+            },
         },
     }
 ]

@@ -20,5 +20,8 @@ urlpatterns = [
     path("", include("webapp.problems.urls")),
     path("", include("webapp.exports.urls")),
     path("", include("webapp.probes.urls")),
+    path("", include("webapp.search.urls")),
+    path("", include("webapp.saved.urls")),
+    path("", include("webapp.notes.urls")),
     path("api/v1/", api.urls),
 ]

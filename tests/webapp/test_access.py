@@ -16,9 +16,11 @@ from tests.webapp.material import People
 from webapp.accounts.models import User
 from webapp.api import api
 from webapp.exports.models import Export
+from webapp.notes.models import Note
 from webapp.probes.models import Probe
 from webapp.projects.models import Project
 from webapp.runs.models import Run
+from webapp.saved.models import SavedView
 from webapp.trees.models import StoredTree
 
 ROLES = ("anonymous", "stranger", "viewer", "editor")
@@ -56,6 +58,14 @@ PAGES = {
     "node-diff": ("GET", 302, 404, 200, 200),
     "branch": ("GET", 302, 404, 200, 200),
     "probe-cancel": ("POST", 302, 404, 403, 302),
+    "search": ("GET", 302, 404, 200, 200),
+    "view-list": ("GET", 302, 404, 200, 200),
+    "view-save": ("POST", 302, 404, 302, 302),  # nothing was sent, which the next page says
+    "view-remove": ("POST", 302, 404, 403, 302),  # it is the editor's
+    "note-list": ("GET", 302, 404, 200, 200),
+    "note-new": ("GET", 302, 404, 200, 200),
+    "note-edit": ("GET", 302, 404, 200, 200),
+    "note-remove": ("POST", 302, 404, 403, 302),
 }
 OPEN = {"healthz", "login", "login-link"}
 
@@ -92,6 +102,16 @@ API = {
     "GET /api/v1/probes/{probe_id}/continuations/{number}": (401, 404, 404, 404),
     "POST /api/v1/probes/{probe_id}/cancel": (401, 404, 403, 200),
     "GET /api/v1/trees/{tree_id}/paths/{name}/tokens": (401, 404, 200, 200),
+    "GET /api/v1/projects/{slug}/search": (401, 404, 200, 200),
+    "GET /api/v1/projects/{slug}/search/counts": (401, 404, 200, 200),
+    "GET /api/v1/projects/{slug}/views": (401, 404, 200, 200),
+    "POST /api/v1/projects/{slug}/views": (401, 404, 201, 201),
+    "DELETE /api/v1/projects/{slug}/views/{view_id}": (401, 404, 403, 204),  # it is the editor's
+    "GET /api/v1/projects/{slug}/notes": (401, 404, 200, 200),
+    "GET /api/v1/trees/{tree_id}/notes": (401, 404, 200, 200),
+    "POST /api/v1/trees/{tree_id}/notes": (401, 404, 403, 201),
+    "PATCH /api/v1/notes/{note_id}": (401, 404, 403, 200),
+    "DELETE /api/v1/notes/{note_id}": (401, 404, 403, 204),
     "POST /api/v1/configs/validate": (401, 200, 200, 200),
     "GET /api/v1/presets": (401, 200, 200, 200),
     "GET /api/v1/metrics": (401, 200, 200, 200),
@@ -124,7 +144,18 @@ def fill(route: str, run: Run) -> str:
             "max_tokens": 1, "seed": 1, "queue": "probes.cpu",
         },
     )  # fmt: skip
+    note, _ = Note.objects.get_or_create(
+        tree=tree, defaults={"project": run.project, "author": run.created_by, "text": "a note"}
+    )
+    view, _ = SavedView.objects.get_or_create(
+        project=run.project,
+        defaults={"owner": run.created_by, "name": "a view", "page": "search", "query": "q=a"},
+    )
     values = {
+        "int:note_id": note.id,
+        "note_id": note.id,
+        "int:view_id": view.id,
+        "view_id": view.id,
         "int:probe_id": probe.id,
         "probe_id": probe.id,
         "int:number": 0,
@@ -175,6 +206,7 @@ def test_page_by_role(name: str, run: Run, people: People) -> None:
 # What some operations cannot do without.
 QUERIES = {
     "icicles": "?trees=1", "texts": "?blocks=0", "find": "?q=books", "advantages": "?under=grpo",
+    "search": "?q=books", "counts": "?q=books",
 }  # fmt: skip
 
 
@@ -189,6 +221,10 @@ def test_api_operation_by_role(operation: str, run: Run, people: People, config:
         body = json.dumps({"kind": "trees", "selection": {"runs": [run.id]}})
     if route.endswith("/branch"):
         path, body = path.replace("1.1", "1"), json.dumps({"n": 1, "max_tokens": 4})
+    if route.endswith("/views"):
+        body = json.dumps({"name": "new", "page": "search", "query": "q=books"})
+    if "/notes" in route:
+        body = json.dumps({"text": "new", "tags": []})
     if "validate" in route:
         body = json.dumps({"config": {}})
     found = []

@@ -9,11 +9,13 @@ from django.core.management.base import BaseCommand
 
 from webapp.exports.sweeper import sweep_exports
 from webapp.runs.sweeper import sweep, sweep_until
+from webapp.search.indexer import Indexer
 
 
 class Command(BaseCommand):
     help = (
-        "Bring back runs whose worker was lost, and runs that nobody was told of. Runs until it is stopped."
+        "Bring back runs whose worker was lost, and runs that nobody was told of; index texts for the "
+        "search. Runs until it is stopped."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -29,4 +31,5 @@ class Command(BaseCommand):
         leave = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: leave.set())
+        Indexer(leave).start()
         sweep_until(leave.wait, (sweep, sweep_exports))

@@ -1,0 +1,27 @@
+"""The notes of a node in a template: `{% load notes %}{% notes_of_node tree.id node.node %}`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import template
+from django.template.context import RequestContext
+
+from webapp.notes.querysets import notes_of
+from webapp.projects.access import Role, may
+
+register = template.Library()
+
+
+@register.inclusion_tag("notes/_of_node.html", takes_context=True)
+def notes_of_node(context: RequestContext, tree_id: int, name: str) -> dict[str, Any]:
+    """One query. `role` comes from the page."""
+    role = context.get("role")
+    return {
+        "tree_id": tree_id,
+        "name": name,
+        "notes": notes_of(tree_id, name),
+        "user_id": context["request"].user.id,
+        "may_write": may(role, Role.EDITOR),
+        "may_remove_any": may(role, Role.ADMIN),
+    }

@@ -1,0 +1,37 @@
+// Search in nodes. The page is the server's; here the counts are fetched after the first matches, so that nobody waits
+// for them, and the keyboard walks the matches.
+import { byId, revealScripted, setText } from "../core/dom.js";
+import { onKeys } from "../core/keys.js";
+import { load } from "../core/regions.js";
+import { revealHidden } from "../core/text.js";
+
+async function count() {
+  const counts = document.getElementById("counts");
+  if (!counts || "done" in counts.dataset || !document.getElementById("counting")) return;
+  try {
+    if (!(await load(counts.dataset.url ?? "", ["counts"]))) return;
+  } catch (error) {
+    if (!(error instanceof Error)) throw error;
+    setText(document.getElementById("counting"), `The matches could not be counted. ${error.message}`);
+    return;
+  }
+  revealScripted(byId("counts"));
+  revealHidden(byId("counts"));
+}
+void count();
+
+/** @param {number} by */
+function walk(by) {
+  const links = /** @type {HTMLElement[]} */ ([...document.querySelectorAll(".hit-link")]);
+  const at = links.indexOf(/** @type {HTMLElement} */ (document.activeElement));
+  links[at === -1 ? 0 : Math.min(links.length - 1, Math.max(0, at + by))]?.focus();
+}
+onKeys({
+  j: () => walk(1),
+  k: () => walk(-1),
+  "/": () => {
+    const box = /** @type {HTMLInputElement} */ (byId("search-text"));
+    box.focus();
+    box.select();
+  },
+});
