@@ -37,3 +37,12 @@ def test_what_would_be_pushed_the_other_way_is_counted_and_named(run: Run, peopl
     page = client.get(f"/t/{flipped.id}/estimators?n=1.1&under=dr-grpo")
     assert [row["node"] for row in page.context["flips"]["rows"]] == ["1.1", "1.2", "1", "2"]
     assert client.get(f"/t/{tree.id}/estimators?under=<b>").status_code == 404
+
+
+def test_the_inspector_beside_the_tree_lists_them_too(run: Run, people: People) -> None:
+    tree, client = add_tree(run, 5, worked_tree(5)), people.client("viewer")
+    for path in (f"/t/{tree.id}/?n=1", f"/t/{tree.id}/n/1"):
+        page = client.get(path).content.decode()
+        inspector = page[page.index('id="inspector"') :]
+        assert "Dr. GRPO" in inspector, path
+        assert "+0.25" in inspector, path  # what Dr. GRPO would have given node 1

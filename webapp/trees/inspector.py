@@ -31,7 +31,7 @@ def inspector_context(opened: OpenTree, node: int, config: RunConfig) -> dict[st
         "cliff": cliff_of(opened),
         "value_path": shown["path"][-PATH_STEPS:],
         "value_path_cut": len(shown["path"]) > PATH_STEPS,
-        "estimators": node_rows(node, compared(opened, config))
+        "node_estimators": node_rows(node, compared(opened, config))
         if opened.tree.n_nodes <= MOST_INLINE_NODES
         else None,
     }
