@@ -234,7 +234,7 @@ def sample_probe(
 def _refuse_misfit(policy: Policy, beginning: Sequence[int], max_tokens: int) -> None:
     vocabulary: int = policy.model.config.vocab_size
     if not beginning:
-        raise ProbeError("There is nothing to continue: the beginning has no tokens.")
+        raise ProbeError("There is nothing to continue: the tree holds no tokens of this beginning.")
     if max(beginning) >= vocabulary or min(beginning) < 0:
         raise ProbeError(
             f"The tree has token {max(beginning)} and this model knows {vocabulary}: it is another model "

@@ -7,8 +7,7 @@ from typing import Any
 
 from django import forms
 
-from webapp.limits import PROBE_CONTINUATIONS, PROBE_TOKENS
-from webapp.probes.services import MAX_TEMPERATURE, Ask
+from webapp.probes.services import Ask
 
 
 class BranchForm(forms.Form):
@@ -16,11 +15,11 @@ class BranchForm(forms.Form):
     beginning = forms.CharField(  # a form has a `prefix` of its own
         label="Beginning", required=False, strip=False, empty_value=""
     )
-    n = forms.IntegerField(label="Continuations", min_value=1, max_value=PROBE_CONTINUATIONS)
-    temperature = forms.FloatField(label="Temperature", min_value=0, max_value=MAX_TEMPERATURE)
-    max_tokens = forms.IntegerField(label="Max tokens", min_value=1, max_value=PROBE_TOKENS)
+    n = forms.IntegerField(label="Continuations")
+    temperature = forms.FloatField(label="Temperature")
+    max_tokens = forms.IntegerField(label="Max tokens")
     verify = forms.BooleanField(label="Verify", required=False)
-    seed = forms.IntegerField(label="Seed", required=False, min_value=0)
+    seed = forms.IntegerField(label="Seed", required=False)
     idempotency_key = forms.CharField(required=False, max_length=64)
 
     def ask(self) -> Ask:
