@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from datetime import timedelta
 from typing import Any
 
@@ -224,6 +225,13 @@ def test_checkpoints_are_compared_from_the_same_beginning(stored: StoredTree, pe
         "1/1 ✓ from here at v0",
     ]
     assert (found[0].shares[0].low, found[0].shares[0].high) == pytest.approx((0.3006, 0.9544), abs=1e-4)
+    # Newcombe's interval from the two Wilson intervals (.3006, .9544) and (.0945, .9055).
+    change = found[0].change
+    assert change is not None
+    expected = (-0.25, -0.25 - math.hypot(0.5 - 0.0945, 0.9544 - 0.75), -0.25 + math.hypot(0.4055, 0.4494))
+    assert (change.difference, change.low, change.high) == pytest.approx(expected, abs=1e-3)
+    assert change.is_open
+    assert found[1].change is None
     assert compare(stored.id, "2") == []
 
 

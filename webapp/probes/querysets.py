@@ -10,7 +10,7 @@ from typing import Any
 from django.db.models import Count, Q, QuerySet
 from django.db.models.functions import Now
 
-from trainer.intervals import wilson_interval
+from trainer.intervals import difference_interval, wilson_interval
 from webapp.probes.models import ACTIVE, Continuation, Probe, ProbeStatus
 from webapp.runs.models import Worker
 from webapp.trees.nodes import text_start
@@ -213,6 +213,22 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """From the oldest policy to the newest: the difference of their shares, and Newcombe's 95 % interval."""
+
+    before: int
+    after: int
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def is_open(self) -> bool:
+        """Whether no change at all would fit as well."""
+        return self.low <= 0 <= self.high
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Policies side by side, oldest first, from the same beginning with the same temperature and limit."""
 
@@ -220,6 +236,15 @@ class Comparison:
     temperature: float
     max_tokens: int
     shares: tuple[Share, ...]
+
+    @property
+    def change(self) -> Change | None:
+        """None with a single policy."""
+        if len(self.shares) < 2:
+            return None
+        old, new = self.shares[0], self.shares[-1]
+        low, high = difference_interval(new.n_correct, new.n, old.n_correct, old.n)
+        return Change(old.policy_version, new.policy_version, new.share - old.share, low, high)
 
     @property
     def beginning(self) -> str:
