@@ -243,6 +243,37 @@ def test_trees_laid_over_each_other() -> None:
         assert cut.n_left_out == 8
 
 
+def test_laying_trees_over_each_other_agrees_with_a_slow_obvious_way() -> None:
+    """Ways as tuples of bins, one node after the other."""
+    rng = np.random.default_rng(4)
+    trees = []
+    for n in (1, 2, 30, 200):
+        parents = np.sort([int(rng.integers(0, node)) for node in range(1, n)])
+        trees.append(grown([-1, *np.minimum(parents, np.arange(n - 1)).tolist()]))
+    ways: Counter[tuple[int, ...]] = Counter()
+    leaves: Counter[tuple[int, ...]] = Counter()
+    for tree in trees:
+        places, counts = Bins().of(tree.value), np.maximum(tree.answer_counts(), 1)
+        for node in range(tree.n_nodes):
+            way = tuple(int(places[above]) for above in tree.path(node))
+            ways[way] += 1
+            leaves[way] += int(counts[node])
+    merged = merge(trees, Bins())
+    found: list[tuple[int, ...]] = [()]
+    for parent, place in zip(merged.parent[1:], merged.bin[1:], strict=True):
+        found.append((*found[parent], place))
+    assert merged.n_left_out == 0
+    assert dict(zip(found[1:], merged.nodes[1:], strict=True)) == ways
+    assert dict(zip(found[1:], merged.leaves[1:], strict=True)) == leaves
+    # By depth, then by parent, then the highest value first and no value last.
+    order = [
+        (len(way), parent, way[-1] == NO_VALUE, -way[-1])
+        for way, parent in zip(found, merged.parent, strict=True)
+        if way
+    ]
+    assert order == sorted(order)
+
+
 def test_a_tree_as_deep_as_it_has_nodes_is_counted_in_no_time() -> None:
     """Ten thousand nodes one below the other: quadratic work would be a hundred million numbers."""
     tree = grown([-1, *range(9_999)])

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,42 +90,72 @@ def by_depth(trees: Sequence[RolloutTree], bins: Bins) -> list[DepthRow]:
         depths = tree.depths()
         deepest = int(depths.max())
         rows += [DepthRow(depth) for depth in range(len(rows), deepest + 1)]
-        counts, first = tree.child_counts(), tree.first_children()
+        per_depth = partial(_per_depth, depths)
         cells = depths * (N_BINS + 1) + bins.of(tree.value)
         table = np.bincount(cells, minlength=(deepest + 1) * (N_BINS + 1)).reshape(-1, N_BINS + 1)
-        valued, credited = np.isfinite(tree.value), np.isfinite(tree.advantage)
-        sums = np.bincount(depths[valued], tree.value[valued], minlength=deepest + 1)
-        n_credited = np.bincount(depths[credited], minlength=deepest + 1)
-        for row, of_bins, value_sum, with_credit in zip(rows, table, sums, n_credited, strict=False):
-            row.bins += of_bins
-            row.n_nodes += int(of_bins.sum())
-            row.n_valued += int(of_bins[:NO_VALUE].sum())
-            row.value_sum += float(value_sum)
-            row.n_credited += int(with_credit)
-        for node in np.flatnonzero(counts):
-            children = slice(int(first[node]), int(first[node] + counts[node]))
-            row = rows[int(depths[node]) + 1]
-            values = tree.value[children]
-            values = values[np.isfinite(values)]
-            if len(values) >= 2:
-                row.n_groups += 1
-                row.n_flat += bool(values.max() - values.min() <= EQUAL_WITHIN)
-            sampled, different = _repeats(tree, children)
-            if sampled >= 2:
-                row.n_siblings += sampled
-                row.n_repeats += sampled - different
+        valued = np.isfinite(tree.value)
+        sums = per_depth(valued, tree.value)
+        credited = per_depth(np.isfinite(tree.advantage))
+        groups, flat = _groups(tree)
+        n_groups, n_flat = per_depth(groups), per_depth(flat)
+        siblings, different = _siblings(tree)
+        n_siblings, n_different = per_depth(siblings > 0, siblings), per_depth(different)
+        for depth in range(deepest + 1):
+            row = rows[depth]
+            row.bins += table[depth]
+            row.n_nodes += int(table[depth].sum())
+            row.n_valued += int(table[depth, :NO_VALUE].sum())
+            row.value_sum += float(sums[depth])
+            row.n_credited += int(credited[depth])
+            row.n_groups += int(n_groups[depth])
+            row.n_flat += int(n_flat[depth])
+            row.n_siblings += int(n_siblings[depth])
+            row.n_repeats += int(n_siblings[depth] - n_different[depth])
     return rows
 
 
-def _repeats(tree: RolloutTree, children: slice) -> tuple[int, int]:
-    """How many segments were sampled as these children (a merged leaf as often as it was, given text not),
-    and how many of them are different, token by token. As `trainer.summary.duplicate_share`.
+def _per_depth(
+    depths: NDArray[np.int32], which: NDArray[np.bool_], weights: NDArray[np.float64] | None = None
+) -> NDArray[Any]:
+    """[depths] how many of the nodes `which` [N], or the sum of their `weights` [N]."""
+    n = int(depths.max()) + 1
+    return np.bincount(depths[which], None if weights is None else weights[which], minlength=n)
+
+
+def _groups(tree: RolloutTree) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """[N], [N] true at the first child of a group with two scored children or more, and of those whose values
+    are all equal. As `trainer.summary.zero_variance_share`.
     """
-    offsets = tree.token_offsets
-    sampled = np.arange(children.start, children.stop)
-    sampled = sampled[tree.finish[children] != FinishReason.GIVEN]
-    texts = {tree.tokens[offsets[child] : offsets[child + 1]].tobytes() for child in sampled}
-    return int(np.maximum(tree.copies[sampled], 1).sum()), len(texts)
+    groups, flat = np.zeros(tree.n_nodes, np.bool_), np.zeros(tree.n_nodes, np.bool_)
+    if tree.n_nodes > 1:
+        starts = 1 + np.flatnonzero(np.diff(tree.parent[1:], prepend=-1))  # children are contiguous
+        values = tree.value
+        scored = np.add.reduceat(np.isfinite(values).astype(np.int64), starts)
+        values = np.where(np.isfinite(values), values, np.nan)
+        spread = np.fmax.reduceat(values, starts) - np.fmin.reduceat(values, starts)
+        groups[starts] = scored >= 2
+        flat[starts] = (scored >= 2) & (spread <= EQUAL_WITHIN)
+    return groups, flat
+
+
+def _siblings(tree: RolloutTree) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """[N] how many sampled segments with a sibling a node stands for: a merged leaf as often as it was
+    sampled, given text not at all; [N] true where no earlier sibling has the same tokens. As
+    `trainer.summary.duplicate_share`.
+    """
+    weights = np.where(tree.finish == FinishReason.GIVEN, 0.0, np.maximum(tree.copies, 1))
+    weights[ROOT] = 0
+    of_group = np.bincount(tree.parent[1:], weights[1:], minlength=tree.n_nodes)
+    weights[1:][of_group[tree.parent[1:]] < 2] = 0
+    different = np.zeros(tree.n_nodes, np.bool_)
+    raw, ends = tree.tokens.tobytes(), (tree.tokens.itemsize * tree.token_offsets).tolist()
+    parents: list[int] = tree.parent.tolist()
+    seen: set[tuple[int, bytes]] = set()
+    for node in np.flatnonzero(weights).tolist():
+        text = (parents[node], raw[ends[node] : ends[node + 1]])
+        different[node] = text not in seen
+        seen.add(text)
+    return weights, different
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,36 +181,48 @@ def merge(
     most_rows: int = MAX_MERGED_ROWS,
 ) -> Merged:
     """Children stand in the order of their bins, the highest values first; what has no value is last."""
-    ways: dict[tuple[int, ...], list[int]] = {}
-    for tree in trees:
-        places = bins.of(tree.value)
-        below = np.maximum(tree.answer_counts(), 1)
-        n_drawn = int(np.searchsorted(tree.depths(), most_rows))  # breadth-first
-        way: list[tuple[int, ...]] = [()] * n_drawn
-        for node in range(n_drawn):
-            up = () if node == ROOT else way[int(tree.parent[node])]
-            way[node] = (*up, int(places[node]))
-            there = ways.setdefault(way[node], [0, 0])
-            there[0] += int(below[node])
-            there[1] += 1
-    # Level by level: a level that does not fit is left out, and so are those below it.
-    order: list[tuple[int, ...]] = []
-    depth = 1
-    while level := [way for way in ways if len(way) == depth]:
-        if len(order) + len(level) > most:
+    # Of every tree: where each row starts, the bin as its place from the left, leaves below, and the way of
+    # each node: its number in the merged row. In the next row ways differ by (way of the parent, place).
+    shapes = [
+        (
+            tree,
+            np.searchsorted(tree.depths(), np.arange(most_rows + 1)),
+            np.where((places := bins.of(tree.value)) == NO_VALUE, N_BINS, N_BINS - 1 - places),
+            np.maximum(tree.answer_counts(), 1),
+            np.zeros(tree.n_nodes, np.int64),
+        )
+        for tree in trees
+    ]
+    merged = Merged([-1], [-1], [0], [0], 0)
+    above = 0  # the first node of the row above, in the merged tree
+    for row in range(most_rows):
+        parts = [slice(int(starts[row]), int(starts[row + 1])) for _, starts, *_ in shapes]
+        keys = [
+            (way[tree.parent[part]] if row else 0) * (N_BINS + 1) + place[part]
+            for part, (tree, _, place, _, way) in zip(parts, shapes, strict=True)
+        ]
+        found, number = np.unique(np.concatenate([*keys, np.empty(0, np.int64)]), return_inverse=True)
+        if not len(found) or len(merged.parent) - 1 + len(found) > most:
             break
-        order += level
-        depth += 1
-    rank = {NO_VALUE: N_BINS} | {place: N_BINS - 1 - place for place in range(N_BINS)}
-    order.sort(key=lambda way: (len(way), [rank[place] for place in way]))
-    index = {way: place for place, way in enumerate(order, 1)} | {(): 0}
-    return Merged(
-        parent=[-1, *(index[way[:-1]] for way in order)],
-        bin=[-1, *(way[-1] for way in order)],
-        leaves=[sum(ways[way][0] for way in order if len(way) == 1), *(ways[way][0] for way in order)],
-        nodes=[sum(ways[way][1] for way in order if len(way) == 1), *(ways[way][1] for way in order)],
-        n_left_out=sum(tree.n_nodes for tree in trees) - sum(ways[way][1] for way in order),
-    )
+        below = np.concatenate(
+            [leaves[part] for part, (_, _, _, leaves, _) in zip(parts, shapes, strict=True)]
+        )
+        done = 0
+        for part, (*_, way) in zip(parts, shapes, strict=True):
+            way[part] = number[done : done + part.stop - part.start]
+            done += part.stop - part.start
+        place = found % (N_BINS + 1)
+        first = len(merged.parent)
+        merged.parent.extend((above + found // (N_BINS + 1)).tolist())
+        merged.bin.extend(np.where(place == N_BINS, NO_VALUE, N_BINS - 1 - place).tolist())
+        merged.leaves.extend(np.bincount(number, below).astype(np.int64).tolist())
+        merged.nodes.extend(np.bincount(number).tolist())
+        above = first
+    n_prompts = merged.parent.count(0)
+    merged.leaves[0] = sum(merged.leaves[1 : n_prompts + 1])
+    merged.nodes[0] = sum(merged.nodes[1 : n_prompts + 1])
+    drawn = sum(merged.nodes[1:])
+    return replace(merged, n_left_out=sum(tree.n_nodes for tree in trees) - drawn)
 
 
 def nodes_in(tree: RolloutTree, bins: Bins, depth: int, place: int) -> list[int]:
