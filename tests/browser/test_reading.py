@@ -18,7 +18,7 @@ def test_tokens_are_shaded_told_and_read_by_keyboard(site: Site, page: Page) -> 
     open_tree(page, f"/t/{site.planted['reading_tree']}/?n=1.2")
     text = page.locator('#reader [data-segment="1.2"] .text')
     token = text.locator(".tok")
-    expect(token).to_have_count(8)
+    expect(token).to_have_count(9)  # eight words and a line break
     # One token after the other is the text; the formula of another segment is plain text.
     expect(text).to_have_text("We must not take any power of 3.")
     expect(page.locator('#reader [data-segment="1"] .text')).to_contain_text("$360 = 2^3")

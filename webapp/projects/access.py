@@ -145,7 +145,7 @@ def get_tree(request: HttpRequest, tree_id: int) -> TreeSeen:
     """
     tree = (
         trees_for(request.user)
-        .annotate(version=RawSQL("arborist_tree.xmin::text", (), CharField()))
+        .annotate(version=RawSQL("concat(arborist_tree.xmin, arborist_tree.ctid)", (), CharField()))
         .select_related("run__project", "run__created_by")
         .filter(id=tree_id)
         .first()

@@ -25,6 +25,9 @@ def inspector_context(opened: OpenTree, node: int, config: RunConfig) -> dict[st
     for bar in bars:
         height = max(round(HISTOGRAM_HEIGHT * bar["n"] / most), 1 if bar["n"] else 0)
         bar |= {"height": height, "top": HISTOGRAM_HEIGHT - height}
+    for token in shown["token_figures"]["top"]:
+        if token["text"] is not None:  # a blank is to be seen
+            token["text"] = token["text"].replace(" ", "·").replace("\n", "↵")
     return {
         "node": shown,
         "dots": dot_row(shown),
