@@ -1,7 +1,6 @@
 """Search over many nodes: how long the first page, the counts and a pattern take, and what the index weighs.
 
     python -m benchmarks.search --nodes 10000000
-    python -m benchmarks.search --keep FOLDER         fills FOLDER once and searches it again the next time
 
 The index table is filled directly (COPY, logged, then its index is made), with generated text: words of a
 Zipf distribution, arithmetic, and some rare words; 20 runs of one project, four of them at a time. PostgreSQL
@@ -13,15 +12,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
+import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
-from pathlib import Path
+
+from benchmarks import parts
 
 parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
 parser.add_argument("--nodes", type=int, default=10_000_000)
 parser.add_argument("--turns", type=int, default=5)
-parser.add_argument("--keep", type=Path, help="a folder for the database, that is not removed")
 
 RUNS = 20
 NODES_PER_TREE = 40
@@ -144,3 +144,66 @@ def weigh() -> None:
         f"{n:,} nodes, text {text:.0f} bytes each; bytes per node: table {table / n:.0f}, key {key / n:.0f}, "
         f"words and marks {index / n:.0f}; in all {(table + key + index) / n:.0f}"
     )
+
+
+def measure(turns: int, cpu_of: Callable[[], float]) -> None:
+    """Each query's first page, as the page asks for it, in `turns` turns; then its counts, once."""
+    from webapp.projects.models import Project
+    from webapp.runs.models import Run
+    from webapp.search import finding
+
+    # The trees themselves are not there: what a page shows of them is one query for 25 rows more.
+    finding._with_trees = lambda rows: list(rows)  # type: ignore[assignment]
+    project = Project.objects.get(slug="bench")
+    runs = list(Run.objects.order_by("id").values_list("id", flat=True))
+    walls: list[float] = []
+    works: list[float] = []
+    for kind, queries in QUERIES.items():
+        for query in queries:
+            text = query.format(first=runs[0], last=runs[-1])
+            taken, worked = [], []
+            for _ in range(turns):
+                work, began = cpu_of(), time.perf_counter()
+                page = finding.find(finding.ask(project, text))
+                taken.append(1000 * (time.perf_counter() - began))
+                worked.append(1000 * (cpu_of() - work))
+            walls += taken
+            works += worked
+            began = time.perf_counter()
+            tally = finding.tally(project, finding.ask(project, text))
+            counting = 1000 * (time.perf_counter() - began)
+            far = f"stopped after {page.looked:,} nodes" if page.stopped else ""
+            n = "too slow" if tally is None else f"{'about ' if tally.every > 1 else ''}{tally.n:,}"
+            print(
+                f"{kind:31} {text:41} {statistics.median(taken):4.0f} ms, "
+                f"CPU {statistics.median(worked):4.0f} ms  {len(page.nodes):2} found {far:30} "
+                f"counts {counting:5.0f} ms: {n}",
+                flush=True,
+            )
+    print(
+        f"first page: p50 {parts.quantile(walls, 0.5):.0f} ms, p95 {parts.quantile(walls, 0.95):.0f} ms, "
+        f"largest {max(walls):.0f} ms; CPU p50 {parts.quantile(works, 0.5):.0f} ms, "
+        f"p95 {parts.quantile(works, 0.95):.0f} ms"
+    )
+    for pattern in (r"/(\d)\1\1/", r"/zug+zwang/", r"/(\d+)\+\1=/ adv:<-3", r"/(a+)(a+)(a+)\1\2\3b$/"):
+        began = time.perf_counter()
+        page = finding.find(finding.ask(project, pattern))
+        took = 1000 * (time.perf_counter() - began)
+        print(f"pattern {pattern}: {took:.0f} ms, {len(page.nodes)} found, {page.looked:,} nodes looked at")
+
+
+def main() -> None:
+    print(parts.machine())
+    arguments = parser.parse_args()
+    with parts.database() as server:
+        from webapp.search.models import IndexedNode
+
+        if not IndexedNode.objects.exists():
+            fill(arguments.nodes)
+        weigh()
+        # Of the server with its backends, and of this process, which does the page's part.
+        measure(arguments.turns, lambda: parts.cpu_seconds(server.popen.pid) + time.process_time())
+
+
+if __name__ == "__main__":
+    main()

@@ -69,7 +69,8 @@ PROBE_LEASE_SECONDS = 30
 PROBE_SECONDS = 600  # of sampling
 PROBE_LOSSES = 2  # workers that may be lost over one probe
 
-SEARCH_INDEX_SECONDS = 10  # how far the search may be behind a run, at rest
+SEARCH_INDEX_SECONDS = 5  # how often the indexer looks
+SEARCH_DEMAND_SECONDS = 900  # after a search, its project's runs are indexed while they train
 SEARCH_BATCH_NODES = 20_000  # of one transaction of the indexer
 SEARCH_BATCH_BYTES = 16_000_000  # of payloads in it
 SEARCH_TEXT_LETTERS = 65_536  # of a node that can be found

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from django.db import connection
 
-from tests.webapp.material import People, add_tree, next_event
+from tests.webapp.material import MORNING, People, add_tree, next_event
 from trainer.tree import CreditState, RolloutTree, Verdict, sampled_tree
 from webapp.filters import Between, Equals, FilterError, Missing, Pattern, Term, Words, parse
 from webapp.runs import services
+from webapp.runs.models import Run
 from webapp.search import finding, indexer
 from webapp.search.models import IndexCursor, IndexedNode
 from webapp.trees.models import StoredTree
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from trainer.config import RunConfig
     from webapp.filters import Part
     from webapp.projects.models import Project
-    from webapp.runs.models import Run
 
 WORDS = (
     "so",
@@ -273,6 +273,19 @@ def test_the_page_knows_how_far_the_index_is(run: Run) -> None:
 
     add_tree(run, 3, worked_tree(3))
     assert [one["indexed_step"] for one in finding.behind(run.project)] == [2]
+
+
+def test_a_run_that_trains_is_indexed_only_while_somebody_searches(run: Run, people: People) -> None:
+    assert run.is_active
+    assert indexer.index_all(only_wanted=True) == 0
+    people.client("viewer").get("/p/lab/search")
+    assert indexer.index_all(only_wanted=True) == 12
+    indexer.forget_all()
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE arborist_search_demand SET asked_at = asked_at - interval '16 minutes'")
+    assert indexer.index_all(only_wanted=True) == 0
+    Run.objects.filter(id=run.id).update(status="succeeded", ended_at=MORNING, lease_until=None)
+    assert indexer.index_all(only_wanted=True) == 12
 
 
 # ---- what is asked

@@ -15,6 +15,7 @@ from webapp.filters import FilterError
 from webapp.projects.access import get_project
 from webapp.runs.api import Id
 from webapp.search.finding import ask, behind, find, tally
+from webapp.search.indexer import note_demand
 from webapp.search.snippets import finds
 
 router = Router(tags=["search"])
@@ -36,6 +37,7 @@ def search_nodes(
     limit: Annotated[int, Field(ge=1, le=100)] = 25,
 ) -> Any:
     project = get_project(request, slug)
+    note_demand(project.id)
     try:
         asked = ask(project, q)
         page = find(asked, before=before, limit=limit)

@@ -1,9 +1,10 @@
 """Fills the index of node texts, behind the recorder: reads the trees of a run's new events, copies their
 nodes.
 
-Recording never waits for it. A run's cursor moves in the transaction that brings the rows, so a crash repeats
-nothing and leaves nothing out; several indexers may run, one works at a time. It lives in the sweeper's
-process, as a thread of low priority.
+Recording never waits for it, and training hardly: a run is indexed when it has ended, or while somebody
+searches its project. A run's cursor moves in the transaction that brings the rows, so a crash repeats nothing
+and leaves nothing out; several indexers may run, one works at a time. It lives in the sweeper's process, as a
+thread of low priority.
 """
 
 from __future__ import annotations
@@ -20,8 +21,14 @@ from django.db.models import F, Func, IntegerField
 from django.db.models.functions import Now
 
 from trainer.tree import ROOT, RolloutTree
-from webapp.limits import SEARCH_BATCH_BYTES, SEARCH_BATCH_NODES, SEARCH_INDEX_SECONDS, SEARCH_TEXT_LETTERS
-from webapp.runs.models import Event, Run
+from webapp.limits import (
+    SEARCH_BATCH_BYTES,
+    SEARCH_BATCH_NODES,
+    SEARCH_DEMAND_SECONDS,
+    SEARCH_INDEX_SECONDS,
+    SEARCH_TEXT_LETTERS,
+)
+from webapp.runs.models import ENDED, Event, Run
 from webapp.search.marks import any_of
 from webapp.search.models import IndexCursor, IndexedNode, IndexedPart
 from webapp.trees.models import StoredTree
@@ -53,7 +60,7 @@ _TYPES = (
 logger = logging.getLogger(__name__)
 
 
-def index_once() -> int | None:
+def index_once(*, only_wanted: bool = False) -> int | None:
     """One transaction: some trees of the run that waited longest. Returns how many nodes, or None when
     nothing waits or another process is at it. Raises the database's errors.
     """
@@ -62,13 +69,13 @@ def index_once() -> int | None:
             cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK])
             if not cursor.fetchone()[0]:
                 return None
-        run = _behind()
+        run = _behind(only_wanted=only_wanted)
         if run is None:
             return None
         return _index(*run)
 
 
-def _behind() -> tuple[int, int, int, int] | None:
+def _behind(*, only_wanted: bool) -> tuple[int, int, int, int] | None:
     """Run, project, seq indexed, seq recorded."""
     with connection.cursor() as cursor:
         cursor.execute(
@@ -76,8 +83,13 @@ def _behind() -> tuple[int, int, int, int] | None:
             SELECT r.id, r.project_id, coalesce(c.seq, 0), r.last_seq
             FROM arborist_run r LEFT JOIN arborist_search_cursor c ON c.run_id = r.id
             WHERE r.last_seq > coalesce(c.seq, 0)
+            AND (%s OR r.status = ANY(%s) OR EXISTS (
+                SELECT 1 FROM arborist_search_demand d
+                WHERE d.project_id = r.project_id AND d.asked_at > now() - make_interval(secs => %s)
+            ))
             ORDER BY c.updated_at NULLS FIRST, r.id LIMIT 1
-            """
+            """,
+            [not only_wanted, [status.value for status in ENDED], SEARCH_DEMAND_SECONDS],
         )
         found: tuple[int, int, int, int] | None = cursor.fetchone()
     return found
@@ -215,11 +227,11 @@ def tidy() -> None:
         cursor.execute("SELECT gin_clean_pending_list('search_words_and_marks')")
 
 
-def index_all(told_to_stop: Callable[[], bool] = lambda: False) -> int:
-    """Until nothing waits. Returns how many nodes."""
+def index_all(told_to_stop: Callable[[], bool] = lambda: False, *, only_wanted: bool = False) -> int:
+    """Until nothing waits. Returns how many nodes. `only_wanted`: leave runs alone that train unwatched."""
     total = 0
     while not told_to_stop():
-        written = index_once()
+        written = index_once(only_wanted=only_wanted)
         if written is None:
             break
         total += written
@@ -250,7 +262,7 @@ class Indexer(threading.Thread):
         is_away = False
         while not self.leave.wait(SEARCH_INDEX_SECONDS):
             try:
-                index_all(self.leave.is_set)
+                index_all(self.leave.is_set, only_wanted=True)
                 is_away = False
             except (OperationalError, InterfaceError) as error:
                 if not is_away:
@@ -258,6 +270,17 @@ class Indexer(threading.Thread):
                 is_away = True
             finally:
                 connection.close()
+
+
+def note_demand(project_id: int) -> None:
+    """Somebody searches. Written down once a minute at most."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO arborist_search_demand AS d (project_id, asked_at) VALUES (%s, now()) "
+            "ON CONFLICT (project_id) DO UPDATE SET asked_at = now() "
+            "WHERE d.asked_at < now() - interval '1 minute'",
+            [project_id],
+        )
 
 
 def is_caught_up() -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from django.db import models
 from django.db.models.functions import Now
 
+from webapp.projects.models import Project
 from webapp.runs.models import Run
 
 
@@ -51,6 +52,16 @@ class IndexCursor(models.Model):
 
     class Meta:
         db_table = "arborist_search_cursor"
+
+
+class IndexDemand(models.Model):
+    """When somebody last searched a project: until some time after, its runs are indexed while they train."""
+
+    project = models.OneToOneField(Project, on_delete=models.CASCADE, primary_key=True, related_name="+")
+    asked_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "arborist_search_demand"
 
 
 class IndexedPart(models.Model):

@@ -17,6 +17,7 @@ from webapp.projects.models import Project
 from webapp.runs.views import page_cursor
 from webapp.saved.querysets import views_of
 from webapp.search.finding import EXAMPLES, LANGUAGE, Asked, Page, Tally, ask, behind, find, tally
+from webapp.search.indexer import note_demand
 from webapp.search.snippets import finds, snippet
 from webapp.trees.words import CREDIT_WORDS
 
@@ -29,6 +30,7 @@ Row = tuple[Test, str, int, int]  # what it asks for, how it reads, matches, a r
 def search(request: HttpRequest, slug: str) -> HttpResponse:
     """Matches of `q`, newest first. `counts`: also how many there are, which takes longer."""
     project = get_project(request, slug)
+    note_demand(project.id)
     text = request.GET.get("q", "")
     before = page_cursor(request, "before")
     context: dict[str, Any] = {

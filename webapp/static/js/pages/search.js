@@ -20,6 +20,17 @@ async function count() {
 }
 void count();
 
+// What is behind catches up while somebody looks.
+const behind = setInterval(async () => {
+  if (document.hidden) return;
+  if (!byId("behind").textContent?.trim()) return clearInterval(behind);
+  try {
+    await load(byId("search-page").dataset.empty ?? "", ["behind"]);
+  } catch (error) {
+    if (!(error instanceof Error)) throw error; // the next look may succeed
+  }
+}, 8000);
+
 /** @param {number} by */
 function walk(by) {
   const links = /** @type {HTMLElement[]} */ ([...document.querySelectorAll(".hit-link")]);
