@@ -54,14 +54,30 @@ class Started(_Event):
     evaluation_problems: int = Field(ge=0)
 
 
+class GrowingTree(BaseModel):
+    """A tree while it is sampled, as far as it is known: breadth-first, node 0 the prompt. parent: -1 for the
+    prompt; tokens: 0 while a segment is being written; finish: FinishReason, 0 until then.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    problem_id: str = Field(max_length=200)
+    parent: list[int]
+    tokens: list[int]
+    finish: list[int]
+
+
 class Progress(_Event):
-    """Where inside a step the trainer is; a hint for people, at most a few per second."""
+    """Where inside a step the trainer is; a hint for people, at most a few per second. It is no part of the
+    log: the next one replaces it.
+    """
 
     kind: Literal["progress"] = "progress"
     step: int = Field(ge=0)
     phase: Literal["loading", "sampling", "verifying", "training", "evaluating", "saving"]
     done: int = Field(ge=0)
     total: int = Field(ge=0)
+    growing: list[GrowingTree] = Field([], description="The first trees of the step, while it samples.")
 
 
 class Metrics(_Event):

@@ -32,6 +32,7 @@ from trainer.evaluation import evaluate
 from trainer.events import (
     CheckpointSaved,
     Event,
+    GrowingTree,
     LogLine,
     Metrics,
     PackingChecked,
@@ -49,6 +50,7 @@ from trainer.rollouts import Rollouts, collect
 from trainer.sampling.agreement import check_against_policy
 from trainer.sampling.engine import SamplingStopped, TopK, plan_from_config
 from trainer.sampling.local_engine import LocalEngine
+from trainer.sampling.watch import GrowthWatch
 from trainer.schema.data import ChainData, GraphData
 from trainer.seeding import named_seed
 from trainer.summary import summarise
@@ -253,16 +255,19 @@ class _Run:
 
     def grow(self, problems: Sequence[Problem], step: int) -> list[RolloutTree]:
         """One verified tree with rewards per problem."""
-        before = self.engine.spent
+        before, watch = self.engine.spent, GrowthWatch()
         trees = self.engine.sample(
             problems,
             self.plan,
             seed=self.seed,
             step=step,
             should_stop=self.should_stop,
-            on_progress=self.progress(step, "sampling"),
+            on_progress=self.progress(step, "sampling", watch.trees),
             top_k=self.top_k,
+            watch=watch,
         )
+        segments = sum(tree.n_nodes - 1 for tree in trees)
+        self.progress(step, "sampling", watch.trees)(segments, segments)  # all of them are there
         self.sampled_tokens += (self.engine.spent - before).sampled
         trees = verify_trees(
             trees,
@@ -465,7 +470,9 @@ class _Run:
     def say(self, level: Literal["info", "warning", "error"], message: str) -> None:
         self.emit(LogLine(time=time.time(), level=level, message=message[:8192]))
 
-    def progress(self, step: int, phase: Phase) -> Callable[[int, int], None]:
+    def progress(
+        self, step: int, phase: Phase, growing: Callable[[], list[GrowingTree]] = list
+    ) -> Callable[[int, int], None]:
         """A reporter that speaks at most once per `PROGRESS_SECONDS`."""
         last = 0.0
 
@@ -474,7 +481,11 @@ class _Run:
             now = time.monotonic()
             if now - last >= PROGRESS_SECONDS:
                 last = now
-                self.emit(Progress(time=time.time(), step=step, phase=phase, done=done, total=total))
+                self.emit(
+                    Progress(
+                        time=time.time(), step=step, phase=phase, done=done, total=total, growing=growing()
+                    )
+                )
 
         return report
 

@@ -81,7 +81,12 @@ class Drain(threading.Thread):
         self._wake.set()
 
     def show(self, progress: Progress) -> None:
-        """Where the trainer is; only the latest counts."""
+        """Where the trainer is; only the latest counts, and of the trees that grow the latest that tells
+        any.
+        """
+        waiting = self._progress
+        if waiting is not None and waiting.growing and not progress.growing and waiting.step == progress.step:
+            progress = progress.model_copy(update={"growing": waiting.growing})
         self._progress = progress
         self._wake.set()
 

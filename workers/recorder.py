@@ -138,7 +138,7 @@ class _Rows:
         return self.seq
 
 
-def _dump(body: dict[str, Any]) -> str:
+def _dump(body: dict[str, Any] | list[Any]) -> str:
     return json.dumps(storable_json(body), allow_nan=False, ensure_ascii=False)
 
 
@@ -329,17 +329,28 @@ class Recorder:
         return Recorded(through, last_seq, ended)
 
     def show(self, progress: Progress) -> None:
-        """Where the trainer is inside its step; no event. One statement. Raises LeaseLostError."""
+        """Where the trainer is inside its step, and the trees that grow there; no event. One statement.
+        Raises LeaseLostError.
+        """
+        growing = [tree.model_dump(mode="json") for tree in progress.growing]
         with connection.cursor() as cursor:
             cursor.execute(
                 """
-                UPDATE arborist_run SET
-                    phase = %s, phase_done = %s, phase_total = %s, progress_at = statement_timestamp()
-                WHERE id = %s AND lease_epoch = %s AND status = ANY(%s)
-                RETURNING pg_notify(
+                WITH shown AS (
+                    UPDATE arborist_run SET
+                        phase = %s, phase_done = %s, phase_total = %s, progress_at = statement_timestamp()
+                    WHERE id = %s AND lease_epoch = %s AND status = ANY(%s)
+                    RETURNING id, project_id, last_seq
+                ), grown AS (
+                    INSERT INTO arborist_growing (run_id, step, at, trees)
+                    SELECT id, %s, statement_timestamp(), %s::jsonb FROM shown WHERE %s
+                    ON CONFLICT (run_id) DO UPDATE SET
+                        step = excluded.step, at = excluded.at, trees = excluded.trees
+                )
+                SELECT pg_notify(
                     'arborist_poke',
                     json_build_object('run', id, 'project', project_id, 'last_seq', last_seq)::text
-                )
+                ) FROM shown
                 """,
                 [
                     progress.phase,
@@ -348,6 +359,9 @@ class Recorder:
                     self.lease.run_id,
                     self.lease.epoch,
                     [str(status) for status in LEASED],
+                    min(progress.step, _INT64_MAX),
+                    _dump(growing),
+                    bool(growing),
                 ],
             )
             shown = cursor.rowcount

@@ -33,6 +33,7 @@ from trainer.sampling.lookahead import (
 from trainer.sampling.scripted_engine import Distribution, Letters, ScriptedEngine
 from trainer.sampling.search_tree import SearchNode, SearchTreeGrowth, committed, puct, uct_best
 from trainer.sampling.segment_tree import repeats_itself
+from trainer.sampling.watch import GrowthWatch
 from trainer.schema.sampler import (
     EntropyForks,
     FlatSampler,
@@ -164,6 +165,35 @@ def test_alternatives_stand_beside_their_tokens_whatever_grows(name: str) -> Non
             np.testing.assert_allclose(tree.top_logprobs[place], np.log(chances[likely]), rtol=1e-3)
             seen += 1
     assert seen
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_whoever_watches_sees_what_was_asked_for_and_written_and_changes_nothing(name: str) -> None:
+    plan, problems = plan_from_config(SAMPLERS[name], judge_one), [PROBLEM] * 8
+    engine = ScriptedEngine(LETTERS, anything, value=guessed, shuffle=3)
+    watch, usual = GrowthWatch(), grow(plan, problems=problems, shuffle=3)
+    trees = engine.sample(
+        problems, plan, seed=1, step=1, should_stop=lambda: False,
+        on_progress=lambda _done, _total: None, watch=watch,
+    )  # fmt: skip
+    assert [tree.to_payload() for tree in trees] == [tree.to_payload() for tree in usual]
+    assert len(watch.trees()) == 6  # the first ones
+    for place, sketch in enumerate(watch.trees()):
+        written = [segment for number, _, segment in engine.trace if number == place]
+        assert sum(sketch.tokens) == sum(len(segment.tokens) for segment in written)
+        assert sum(reason > 0 for reason in sketch.finish) == len(written)
+        assert sketch.parent == sorted(sketch.parent)  # breadth-first
+        assert all(parent < node for node, parent in enumerate(sketch.parent))
+
+
+def test_a_large_tree_is_watched_up_to_a_bound() -> None:
+    sampler = FlatSampler(group_size=300, max_tokens=2)
+    watch = GrowthWatch()
+    ScriptedEngine(LETTERS, anything).sample(
+        [PROBLEM], plan_from_config(sampler), seed=1, step=1, should_stop=lambda: False,
+        on_progress=lambda _done, _total: None, watch=watch,
+    )  # fmt: skip
+    assert len(watch.trees()[0].parent) == 200
 
 
 def spelled(*answers: str) -> Distribution:

@@ -80,6 +80,7 @@ API = {
     "GET /api/v1/runs/{run_id}/steps": (401, 404, 200, 200),
     "GET /api/v1/runs/{run_id}/trees": (401, 404, 200, 200),
     "GET /api/v1/runs/{run_id}/icicles": (401, 404, 200, 200),
+    "GET /api/v1/runs/{run_id}/growing": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}/columns": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}/texts": (401, 404, 200, 200),

@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 import struct
+from datetime import UTC, datetime
 from typing import Any
 
 import msgpack
@@ -22,9 +23,9 @@ from trainer.credit import credit_plan
 from trainer.presets import PRESETS
 from trainer.schema.credit import CreditConfig
 from trainer.tree import FinishReason, RolloutTree, sampled_tree
-from webapp.runs.models import Run
+from webapp.runs.models import Run, RunStatus
 from webapp.trees.columns import columns
-from webapp.trees.models import StoredTree
+from webapp.trees.models import GrowingTrees, StoredTree
 from webapp.trees.nodes import MAX_OUTLINE_ROWS, MAX_SIBLINGS, node_json, outline, text_start
 from webapp.trees.opened import OpenTree
 from webapp.trees.querysets import icicles_of
@@ -461,3 +462,23 @@ def test_numbers_are_strict_json(run: Run, client: Client) -> None:
     for path in ("/nodes/1", "/nodes/0", ""):
         content = client.get(f"/api/v1/trees/{stored.id}{path}").content
         json.loads(content, parse_constant=lambda word: pytest.fail(f"{word} in JSON"))
+
+
+def test_growing_trees_are_told_while_the_run_is_active(run: Run, client: Client) -> None:
+    def told() -> dict[str, Any]:
+        return dict(client.get(f"/api/v1/runs/{run.id}/growing").json())
+
+    page = f"/r/{run.id}/trees"
+    hint = {"problem_id": "p", "parent": [-1, 0], "tokens": [0, 3], "finish": [0, 1]}
+    assert (told()["step"], told()["trees"]) == (None, [])
+    GrowingTrees.objects.create(run=run, step=4, at=datetime.now(UTC), trees=[hint])
+    assert (told()["step"], told()["is_recorded"], told()["trees"]) == (4, False, [hint])
+    assert told()["branching"] == [4, 2, 2]
+    assert b'id="growing"' in client.get(page).content
+    Run.objects.filter(id=run.id).update(step=4)
+    assert told()["is_recorded"]
+    Run.objects.filter(id=run.id).update(
+        status=RunStatus.SUCCEEDED, ended_at=datetime.now(UTC), lease_until=None, lease_owner=""
+    )
+    assert (told()["is_active"], told()["trees"]) == (False, [])
+    assert b'id="growing"' not in client.get(page).content

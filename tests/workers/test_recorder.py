@@ -20,10 +20,10 @@ from tests.workers.factories import (
     started,
     tree,
 )
-from trainer.events import PackingChecked, Progress
+from trainer.events import GrowingTree, PackingChecked, Progress
 from webapp import limits
 from webapp.runs.models import Attempt, Checkpoint, Event, Point, Run, Series
-from webapp.trees.models import StoredTree
+from webapp.trees.models import GrowingTrees, StoredTree
 from workers import lease, recorder
 from workers.lease import Lease, LeaseLostError
 from workers.output import Preempted
@@ -397,3 +397,27 @@ def test_forty_events_cost_few_queries(django_assert_max_num_queries: Any) -> No
     batch = [metrics(i, reward__mean=0.5) if i % 2 else tree(i) for i in range(40)]
     with django_assert_max_num_queries(12):
         ours.record(numbered(batch, 2))
+
+
+def test_trees_that_grow_are_shown_and_are_no_event() -> None:
+    run = make_run()
+    recorder = Recorder(claimed(run))
+    recorder.record(numbered([started()]))
+    before = Run.objects.get(id=run.id).last_seq
+
+    def told(step: int, trees: int) -> Progress:
+        growing = [GrowingTree(problem_id="p", parent=[-1, 0], tokens=[0, 3], finish=[0, 1])] * trees
+        return Progress(time=1.0, step=step, phase="sampling", done=1, total=2, growing=growing)
+
+    recorder.show(told(1, 2))
+    assert [len(row.trees) for row in GrowingTrees.objects.filter(run=run)] == [2]
+    recorder.show(told(2, 1))
+    recorder.show(told(3, 0))  # says nothing of trees: what is known stays
+    (row,) = GrowingTrees.objects.filter(run=run)
+    assert row.step == 2
+    assert row.trees == [{"problem_id": "p", "parent": [-1, 0], "tokens": [0, 3], "finish": [0, 1]}]
+    assert Run.objects.get(id=run.id).last_seq == before
+    Run.objects.filter(id=run.id).update(lease_epoch=9)
+    with pytest.raises(LeaseLostError):
+        recorder.show(told(4, 1))
+    assert GrowingTrees.objects.get(run=run).step == 2

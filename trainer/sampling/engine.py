@@ -18,6 +18,7 @@ from trainer.sampling.growth import Ground, Growth, Vocabulary
 from trainer.sampling.lookahead import LookaheadGrowth
 from trainer.sampling.search_tree import SearchTreeGrowth
 from trainer.sampling.segment_tree import SegmentTreeGrowth
+from trainer.sampling.watch import GrowthWatch
 from trainer.sampling.width_tree import WidthTreeGrowth
 from trainer.schema.sampler import Sampler
 from trainer.seeding import named_seed
@@ -207,8 +208,9 @@ class Engine(Protocol):
         should_stop: Callable[[], bool],
         on_progress: Callable[[int, int], None],
         top_k: TopK = NO_ALTERNATIVES,
+        watch: GrowthWatch | None = None,
     ) -> list[RolloutTree]:
-        """One tree per problem, in their order; not verified, no credit. `top_k` changes no token.
+        """One tree per problem, in their order; not verified, no credit. `top_k` and `watch` change no token.
 
         A tree depends on (seed, step, its problem, how often that problem came earlier in `problems`) and the
         weights, not on the other problems (up to rounding in the last bits of logits). `on_progress(done,

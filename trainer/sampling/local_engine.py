@@ -26,6 +26,7 @@ from trainer.policy import Policy
 from trainer.sampling.decoder import CachedDecoder
 from trainer.sampling.engine import NO_ALTERNATIVES, Plan, SamplingStopped, Spent, TopK, grounds
 from trainer.sampling.growth import END, PROMPT, Alternatives, Growth, Keep, Orders, Request, Segment
+from trainer.sampling.watch import GrowthWatch
 from trainer.seeding import uniforms
 from trainer.tree import FinishReason, RolloutTree
 
@@ -136,6 +137,7 @@ class LocalEngine:
         should_stop: Callable[[], bool],
         on_progress: Callable[[int, int], None],
         top_k: TopK = NO_ALTERNATIVES,
+        watch: GrowthWatch | None = None,
     ) -> list[RolloutTree]:
         prompts = [self._policy.encode(problem.prompt) for problem in problems]
         return self.sample_from(
@@ -147,6 +149,7 @@ class LocalEngine:
             should_stop=should_stop,
             on_progress=on_progress,
             top_k=top_k,
+            watch=watch,
         )
 
     def sample_from(
@@ -160,6 +163,7 @@ class LocalEngine:
         should_stop: Callable[[], bool],
         on_progress: Callable[[int, int], None],
         top_k: TopK = NO_ALTERNATIVES,
+        watch: GrowthWatch | None = None,
     ) -> list[RolloutTree]:
         """As `sample`, but from these token ids in the place of each problem's own prompt: a prompt with the
         beginning of an answer behind it.
@@ -186,6 +190,7 @@ class LocalEngine:
             most_rows,
             should_stop,
             on_progress,
+            watch,
         )
         try:
             for start in range(0, len(prompts), most_rows):
@@ -225,7 +230,9 @@ class _Drive:
         most_rows: int,
         should_stop: Callable[[], bool],
         on_progress: Callable[[int, int], None],
+        watch: GrowthWatch | None,
     ) -> None:
+        self._watch = watch
         self._decoder, self._ends, self._newlines = decoder, ends, newlines
         self._temperature, self._trees, self._most_rows = temperature, trees, most_rows
         self._should_stop, self._on_progress = should_stop, on_progress
@@ -269,6 +276,8 @@ class _Drive:
             for start, segment, index in group:
                 tree.outstanding.discard(segment.chain)
                 news.append(segment)
+                if self._watch is not None:
+                    self._watch.wrote(problem, segment)
                 if start.request.keep:
                     first = start.chain.first + start.kept
                     tree.chains[segment.chain] = _Chain(shelf, index, first, segment.tokens)
@@ -299,6 +308,8 @@ class _Drive:
                 )
             starts.append(_Start(problem, request, chain, kept))
             tree.outstanding.add(request.chain)
+            if self._watch is not None:
+                self._watch.asked(problem, tree.problem_id, request)
         tree.outstanding.difference_update(orders.cancel)
         for chain_name in orders.release:
             tree.chains.pop(chain_name, None)

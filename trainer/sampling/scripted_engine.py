@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from trainer.data import Problem
 from trainer.sampling.engine import NO_ALTERNATIVES, Plan, SamplingStopped, Spent, TopK, grounds
 from trainer.sampling.growth import END, PROMPT, Alternatives, Growth, Keep, Orders, Request, Segment
+from trainer.sampling.watch import GrowthWatch
 from trainer.seeding import generator, uniforms
 from trainer.tree import FinishReason, RolloutTree
 
@@ -96,14 +97,21 @@ class ScriptedEngine:
         should_stop: Callable[[], bool],
         on_progress: Callable[[int, int], None],
         top_k: TopK = NO_ALTERNATIVES,
+        watch: GrowthWatch | None = None,
     ) -> list[RolloutTree]:
         prompts = [self._vocabulary.encode(problem.prompt) for problem in problems]
-        trees = []
-        for ground in grounds(problems, prompts, self._vocabulary, seed, step):
+        trees: list[_Tree] = []
+
+        def obey(place: int, orders: Orders) -> None:
+            _obey(trees[place], orders)
+            if watch is not None:
+                for request in orders.requests:
+                    watch.asked(place, problems[place].problem_id, request)
+
+        for place, ground in enumerate(grounds(problems, prompts, self._vocabulary, seed, step)):
             start = (tuple(ground.prompt), 0, Keep.END)
-            tree = _Tree(plan.growth(ground), ground.key, {PROMPT: start})
-            trees.append(tree)
-            _obey(tree, tree.growth.begin())
+            trees.append(_Tree(plan.growth(ground), ground.key, {PROMPT: start}))
+            obey(place, trees[place].growth.begin())
         chance = None if self._shuffle is None else generator(self._shuffle, "completion")
         total = sum(tree.growth.total for tree in trees)
         open_places = [place for place, tree in enumerate(trees) if tree.pending]
@@ -118,7 +126,9 @@ class ScriptedEngine:
             request, path = tree.pending.pop(index)
             segment = self._write(tree, request, path, plan.temperature, top_k.of(tree.key))
             self.trace.append((place, request, segment))
-            _obey(tree, tree.growth.take([segment]))
+            if watch is not None:
+                watch.wrote(place, segment)
+            obey(place, tree.growth.take([segment]))
             if not tree.pending:
                 open_places.remove(place)
                 on_progress(sum(tree.growth.done for tree in trees), total)

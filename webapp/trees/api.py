@@ -21,6 +21,7 @@ from webapp.runs.models import Run
 from webapp.trees.columns import columns, encoded
 from webapp.trees.estimator_table import compared, node_rows, tree_rows
 from webapp.trees.estimators import plan_of
+from webapp.trees.growing import growing
 from webapp.trees.lists import check_sort, read_filter
 from webapp.trees.models import StoredTree
 from webapp.trees.nodes import audit_json, find_node, node_json, number_of
@@ -107,6 +108,11 @@ def _unless_known(request: HttpRequest, run: Run, make: Callable[[], Any]) -> Ht
     response["ETag"] = tag
     response["Cache-Control"] = "private, no-cache"
     return response
+
+
+@router.get("/runs/{int:run_id}/growing", summary="The first trees of the step that is sampled just now")
+def read_growing(request: HttpRequest, run_id: int) -> Any:
+    return growing(get_run(request, run_id))
 
 
 @router.get("/trees/{int:tree_id}", summary="One tree")

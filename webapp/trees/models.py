@@ -78,6 +78,20 @@ class StoredTree(models.Model):
         ]
 
 
+class GrowingTrees(models.Model):
+    """The first trees of the step that a run samples just now: `trainer.events.GrowingTree`. A hint, no
+    record: the next one replaces it, and what is stored of the step is in `StoredTree`.
+    """
+
+    run = models.OneToOneField(Run, on_delete=models.CASCADE, primary_key=True, related_name="growing")
+    step = models.BigIntegerField()
+    at = models.DateTimeField()
+    trees = models.JSONField()
+
+    class Meta:
+        db_table = "arborist_growing"
+
+
 def summary_columns(summary: TreeSummary) -> dict[str, float | str | None]:
     """The summary columns of a `StoredTree`: NULL for what is not there."""
     return {name: _or_null(value) for name, value in summary}
