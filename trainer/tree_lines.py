@@ -12,7 +12,7 @@ import math
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Final, NoReturn
+from typing import Any, Final, NoReturn, Protocol
 
 import numpy as np
 import orjson
@@ -22,7 +22,7 @@ from trainer.config import RunConfig
 from trainer.credit import CreditPlan, RewardRangeError, credit_of, credit_plan
 from trainer.presets import PRESETS
 from trainer.text import storable
-from trainer.tree import ROOT, CreditState, FinishReason, RolloutTree, Verdict
+from trainer.tree import MOST_TOP, ROOT, CreditState, FinishReason, RolloutTree, Verdict
 from trainer.tree_json import TreeJsonError, breadth_first
 
 FORMAT: Final = "arborist.tree"
@@ -40,16 +40,23 @@ AGREES_WITHIN: Final = 1e-6  # absolute and relative
 
 _TREE_KEYS: Final = (
     "format", "version", "run", "step", "index", "problem_id", "reference_answer", "policy_version",
-    "estimator", "batch_mean", "batch_std", "nodes",
+    "temperature", "stream", "estimator", "batch_mean", "batch_std", "loss_share", "token_texts", "nodes",
 )  # fmt: skip
 _NODE_KEYS: Final = (
-    "parent", "text", "tokens", "logprobs", "entropies", "finish", "verdict", "answer", "reward", "value",
-    "advantage", "credit_state", "copies", "visits", "subgroup",
+    "parent", "text", "tokens", "logprobs", "entropies", "mismatch", "top_tokens", "top_logprobs", "finish",
+    "verdict", "answer", "reward", "value", "advantage", "credit_state", "copies", "visits", "subgroup",
 )  # fmt: skip
+_OPTIONAL: Final = ("mismatch", "top_tokens", "top_logprobs")  # that not every tree has
 _ESTIMATOR_KEYS: Final = ("preset", "seed", "formula")
 _FINISH: Final = {one.word: one for one in FinishReason}
 _VERDICTS: Final = {one.word: one for one in Verdict}
 _CREDIT_STATES: Final = {one.word: one for one in CreditState}
+
+
+class Readable(Protocol):
+    """What lines are read from: an open file, or something like one."""
+
+    def readline(self, limit: int, /) -> bytes: ...
 
 
 class TreeLineError(ValueError):
@@ -122,6 +129,7 @@ def tree_object(line: TreeLine) -> dict[str, Any]:
         tree.parent.tolist(), tree.finish.tolist(), tree.verdict.tolist(), tree.credit_state.tolist(),
         tree.copies.tolist(), tree.visits.tolist(), tree.subgroup.tolist(), strict=True,
     )  # fmt: skip
+    optional = {name: column for name in _OPTIONAL if (column := getattr(tree, name)) is not None}
     finish, verdicts, states = ([one.word for one in words] for words in (FinishReason, Verdict, CreditState))
     return {
         "format": FORMAT,
@@ -132,6 +140,8 @@ def tree_object(line: TreeLine) -> dict[str, Any]:
         "problem_id": storable(tree.problem_id),
         "reference_answer": storable(tree.reference_answer),
         "policy_version": tree.policy_version,
+        "temperature": _null(tree.temperature),
+        "stream": None if tree.stream is None else str(tree.stream),
         "estimator": None
         if estimator is None
         else {
@@ -141,6 +151,8 @@ def tree_object(line: TreeLine) -> dict[str, Any]:
         },
         "batch_mean": _null(tree.batch_mean),
         "batch_std": _null(tree.batch_std),
+        "loss_share": _null(tree.loss_share),
+        "token_texts": {str(token): _text_of(raw) for token, raw in sorted(tree.token_bytes.items())},
         "nodes": [
             {
                 "parent": None if node == ROOT else parent,
@@ -148,6 +160,7 @@ def tree_object(line: TreeLine) -> dict[str, Any]:
                 "tokens": tree.tokens[offsets[node] : offsets[node + 1]],
                 "logprobs": tree.logprobs[offsets[node] : offsets[node + 1]],
                 "entropies": tree.entropies[offsets[node] : offsets[node + 1]],
+                **{name: column[offsets[node] : offsets[node + 1]] for name, column in optional.items()},
                 "finish": finish[end],
                 "verdict": verdicts[verdict],
                 "answer": storable(tree.answers[node]),
@@ -164,6 +177,14 @@ def tree_object(line: TreeLine) -> dict[str, Any]:
     }
 
 
+def _text_of(raw: bytes) -> str | dict[str, str]:
+    """A token's text; a part of a character is no text, so its bytes are written."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return {"hex": raw.hex()}
+
+
 def _null(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
@@ -175,7 +196,7 @@ def _nulls(numbers: NDArray[np.float64]) -> list[float | None]:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def read_lines(stream: BinaryIO) -> Iterator[tuple[int, TreeLine]]:
+def read_lines(stream: Readable) -> Iterator[tuple[int, TreeLine]]:
     """(line number from 1, the tree of it) of every line that is not blank; one line at a time is in memory.
 
     Raises TreeLineError at the first that cannot be used.
@@ -295,7 +316,90 @@ def _tree(given: Mapping[str, Any], nodes: list[Any], problem_id: str) -> Rollou
         answers=tuple(row.answer for row in rows),
         batch_mean=_number("", given, "batch_mean"),
         batch_std=_number("", given, "batch_std"),
+        temperature=_number("", given, "temperature"),
+        stream=_stream(given.get("stream")),
+        loss_share=_number("", given, "loss_share"),
+        token_bytes=_token_texts(given.get("token_texts")),
+        **_optional(order, nodes, counts),
     )
+
+
+def _optional(order: list[int], nodes: list[Any], counts: list[int]) -> dict[str, NDArray[Any]]:
+    """The columns that a tree may be without: those that any of its nodes has. `Any`: JSON."""
+    found: dict[str, NDArray[Any]] = {}
+    has = {name for node in nodes for name in _OPTIONAL if node.get(name) is not None}
+    if "mismatch" in has:
+        parts = [
+            _per_token(f", node {old}", nodes[old], "mismatch", n)
+            for old, n in zip(order, counts, strict=True)
+        ]
+        found["mismatch"] = np.concatenate(parts).astype(np.float16)
+    if has & {"top_tokens", "top_logprobs"}:
+        width = _width(nodes)
+        tokens, logprobs = [], []
+        for old, n in zip(order, counts, strict=True):
+            tokens.append(_table(f", node {old}", nodes[old], "top_tokens", n, width))
+            logprobs.append(_table(f", node {old}", nodes[old], "top_logprobs", n, width))
+        found["top_tokens"] = np.nan_to_num(np.concatenate(tokens), nan=-1).astype(np.int32)
+        found["top_logprobs"] = np.concatenate(logprobs).astype(np.float16)
+    return found
+
+
+def _width(nodes: list[Any]) -> int:
+    """How many alternatives each token has, by the first that has any."""
+    for number, node in enumerate(nodes):
+        rows = node.get("top_tokens")
+        if rows and isinstance(rows, list):
+            if not isinstance(rows[0], list) or not 1 <= len(rows[0]) <= MOST_TOP:
+                raise TreeLineError(f", node {number}: top_tokens must be lists of 1 to {MOST_TOP} tokens.")
+            return len(rows[0])
+    return 1
+
+
+def _table(where: str, given: Mapping[str, Any], key: str, n: int, width: int) -> NDArray[np.float64]:
+    """[T, K]; NaN where the file does not say. Token ids are exact in float64."""
+    rows = given.get(key)
+    if rows is None:
+        return np.full((n, width), np.nan)
+    if not isinstance(rows, list) or len(rows) != n:
+        raise TreeLineError(f"{where}: {key} must be a list of one list for each of its {n:,} tokens.")
+    for row in rows:
+        if not isinstance(row, list) or len(row) != width:
+            raise TreeLineError(f"{where}: every list of {key} must have {width} entries.")
+    flat = [value for row in rows for value in row]
+    kinds = {int, type(None)} if key == "top_tokens" else {int, float, type(None)}
+    known = [value for value in flat if value is not None]
+    most = MOST_COUNT if key == "top_tokens" else MOST_NUMBER
+    if not set(map(type, flat)) <= kinds or (known and not (min(known) >= -most and max(known) <= most)):
+        raise TreeLineError(f"{where}: {key} must hold numbers, of at most {most:,.0f}.")
+    return np.array([math.nan if value is None else value for value in flat], np.float64).reshape(n, width)
+
+
+def _stream(given: Any) -> int | None:
+    """Digits, since JSON readers elsewhere round so large a number. `Any`: JSON."""
+    if given is None:
+        return None
+    if not (isinstance(given, str) and given.isascii() and given.isdecimal() and len(given) <= 20):
+        raise TreeLineError(': "stream" must be null or a text of at most 20 digits.')
+    return int(given)
+
+
+def _token_texts(given: Any) -> dict[int, bytes]:
+    """id -> text of a token, as bytes. `Any`: JSON."""
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise TreeLineError(': "token_texts" must be an object from token id to text.')
+    found = {}
+    for key, value in given.items():
+        if not (key.isascii() and key.isdecimal() and len(key) <= 10 and int(key) <= MOST_COUNT):
+            raise TreeLineError(f': "token_texts" names {key[:20]!r}, which is no token id.')
+        try:
+            raw = value.encode() if isinstance(value, str) else bytes.fromhex(value["hex"])
+        except (UnicodeEncodeError, TypeError, KeyError, ValueError) as error:
+            raise TreeLineError(f': "token_texts" of {key} is neither text nor {{"hex": …}}.') from error
+        found[int(key)] = raw
+    return found
 
 
 class _Node:

@@ -42,6 +42,7 @@ NODE_COLUMNS: Final[Mapping[str, type]] = {
     "mean_logprob": float,
     "mean_entropy": float,
     "max_entropy": float,
+    "mean_mismatch": float,
     "copies": int,
     "visits": int,
     "subgroup": int,
@@ -77,6 +78,7 @@ def node_rows(tree: RolloutTree, where: Where) -> Iterator[Row]:
             "mean_logprob": _number(tree.logprobs[own].mean(dtype=np.float64)) if sampled else None,
             "mean_entropy": _number(tree.entropies[own].mean(dtype=np.float64)) if sampled else None,
             "max_entropy": _number(tree.entropies[own].max()) if sampled else None,
+            "mean_mismatch": _mean_known(tree.mismatch[own]) if tree.mismatch is not None else None,
             "copies": int(tree.copies[node]),
             "visits": int(tree.visits[node]),
             "subgroup": int(tree.subgroup[node]),
@@ -250,6 +252,12 @@ def node_names(tree: RolloutTree) -> list[str]:
         above, number = parent[node], str(node - first[parent[node]] + 1)
         names[node] = number if above == ROOT else f"{names[above]}.{number}"
     return names
+
+
+def _mean_known(numbers: NDArray[np.float16]) -> float | None:
+    """Of tokens that trained; None where none did."""
+    known = numbers[np.isfinite(numbers)].astype(np.float64)
+    return float(known.mean()) if len(known) else None
 
 
 def _number(value: Any) -> float | None:

@@ -5,14 +5,27 @@ the length.
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 from webapp.errors import error_response
-from webapp.limits import BODY_SECONDS, MAX_BODY_BYTES, MAX_HEADER_BYTES
+from webapp.limits import (
+    BODY_SECONDS,
+    MAX_BODY_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_UPLOAD_BYTES,
+    UPLOAD_SECONDS,
+    UPLOADS_AT_ONCE,
+)
+
+# Where files are uploaded: the only bodies that are larger than others, handed on as they come.
+UPLOADS = re.compile(r"/p/[-\w]+/import")
+FORM_BYTES = 10_000  # of an upload, beside the file
 
 
 class BodyLimit:
-    """ASGI middleware. A body has at most 1 MB, so it is gathered here and handed on whole.
+    """ASGI middleware. A body has at most 1 MB, so it is gathered here and handed on whole; a file that is
+    uploaded has at most 16 MB, and must say so before.
 
     413 as soon as one byte too many was announced or came, 408 when it takes too long.
     """
@@ -21,10 +34,14 @@ class BodyLimit:
         self, application: Any
     ) -> None:  # ASGI applications: asgiref's types are too narrow for middleware
         self.application = application
+        self._uploads = 0
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
             await _refuse(send, 431, f"The headers are larger than {MAX_HEADER_BYTES:,} bytes.")
+            return
+        if scope.get("method") == "POST" and UPLOADS.fullmatch(scope.get("path", "")):
+            await self._upload(scope, receive, send)
             return
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if not announced.isdigit() or len(announced) > 12 or int(announced) > MAX_BODY_BYTES:
@@ -54,6 +71,42 @@ class BodyLimit:
             return message
 
         await self.application(scope, replay, send)
+
+    async def _upload(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Count what comes, and hand it on: Django keeps a large body in a file."""
+        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        if not announced.isdigit():
+            await _refuse(send, 411, "An upload must say its length.")
+            return
+        if len(announced) > 12 or int(announced) > MAX_UPLOAD_BYTES + FORM_BYTES:
+            await _refuse(
+                send,
+                413,
+                f"The file is larger than {MAX_UPLOAD_BYTES:,} bytes. Ask an administrator to import it on "
+                "the server: manage.py import_trees FILE.",
+            )
+            return
+        if self._uploads >= UPLOADS_AT_ONCE:
+            await _refuse(send, 503, "Other files are being uploaded just now. Try again in a minute.")
+            return
+        left, until = int(announced), asyncio.get_running_loop().time() + UPLOAD_SECONDS
+
+        async def counted() -> dict[str, Any]:
+            nonlocal left
+            gone = {"type": "http.disconnect"}
+            try:
+                async with asyncio.timeout_at(until if left > 0 else None):
+                    message: dict[str, Any] = await receive()
+            except TimeoutError:
+                return gone
+            left -= len(message.get("body", b""))
+            return message if left >= 0 else gone
+
+        self._uploads += 1
+        try:
+            await self.application(scope, counted, send)
+        finally:
+            self._uploads -= 1
 
 
 async def _refuse(send: Any, status: int, detail: str) -> None:

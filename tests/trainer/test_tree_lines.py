@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.trainer.test_tree import full_tree
 from tests.trainer.trees import T1, credit_tree, nested_trees, tree_of
 from trainer.config import RunConfig
 from trainer.credit import credit_plan
@@ -64,6 +65,37 @@ def test_any_tree_comes_back_as_it_was_and_is_written_as_the_same_bytes(
     read = read_line(written)
     assert_equal_trees(read.tree, tree)
     assert write_line(read) == written
+
+
+def test_what_not_every_tree_has_comes_back_too() -> None:
+    tree = full_tree()
+    tree = dataclasses.replace(tree, token_bytes={**tree.token_bytes, 7: b"\xe2\x9c"})
+    written = write_line(line_of(tree))
+    read = read_line(written)
+    for name in (
+        "mismatch",
+        "top_tokens",
+        "top_logprobs",
+        "temperature",
+        "stream",
+        "loss_share",
+        "token_bytes",
+    ):
+        np.testing.assert_equal(getattr(read.tree, name), getattr(tree, name), err_msg=name)
+    assert write_line(read) == written
+    assert json.loads(written)["token_texts"]["7"] == {"hex": "e29c"}
+    for change, message in (
+        ({"top_tokens": [[1]]}, "top_tokens must be a list of one list for each"),
+        ({"top_logprobs": "x"}, "top_logprobs must be a list of one list"),
+        ({"mismatch": [1]}, "mismatch for"),
+    ):
+        wrong = json.loads(written)
+        wrong["nodes"][1] |= change
+        with pytest.raises(TreeLineError, match=message):
+            read_line(json.dumps(wrong).encode())
+    for key, value in (("stream", 5), ("token_texts", {"x": "y"}), ("token_texts", {"1": {"hex": "zz"}})):
+        with pytest.raises(TreeLineError, match=key):
+            read_line(json.dumps({**json.loads(written), key: value}).encode())
 
 
 def test_a_line_reads_as_it_is_documented() -> None:

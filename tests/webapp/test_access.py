@@ -47,6 +47,7 @@ PAGES = {
     "trees-beside": ("GET", 302, 404, 200, 200),
     "trees-beside-chosen": ("GET", 302, 400, 400, 400),  # it reads nothing
     "export-new": ("GET", 302, 404, 200, 200),
+    "trees-import": ("GET", 302, 404, 403, 200),
     "export-list": ("GET", 302, 200, 200, 200),
     "export-file": ("GET", 302, 404, 404, 404),  # it has none yet
     "export-cancel": ("POST", 302, 404, 302, 403),  # it is the viewer's

@@ -22,7 +22,7 @@ from webapp.checks import check_data_folder, check_database, is_loopback, public
 from webapp.embedded.folder import DataFolder
 from webapp.embedded.stack import Stack
 from webapp.embedded.terminal import Terminal
-from webapp.limits import MAX_BODY_BYTES, MAX_HEADER_BYTES
+from webapp.limits import MAX_BODY_BYTES, MAX_HEADER_BYTES, MAX_UPLOAD_BYTES, UPLOADS_AT_ONCE
 from webapp.origin import OwnOrigin, is_own_origin
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 (nothing is bound)
@@ -119,6 +119,56 @@ async def test_a_slow_body_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
 
     await BodyLimit(echo)({"type": "http", "headers": []}, never, send)
     assert sent[0]["status"] == 408
+
+
+async def test_an_upload_says_its_length_is_handed_on_as_it_comes_and_few_are_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started, all_started, go = 0, asyncio.Event(), asyncio.Event()
+
+    async def reading(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        nonlocal started
+        size, message = 0, await receive()
+        started += 1
+        if started == UPLOADS_AT_ONCE:
+            all_started.set()
+        await go.wait()
+        while message["type"] == "http.request" and message.get("more_body"):
+            size += len(message["body"])
+            message = await receive()
+        gone = message["type"] == "http.disconnect"
+        await send({"type": "http.response.start", "status": 400 if gone else 200, "headers": []})
+        await send({"type": "http.response.body", "body": str(size).encode()})
+
+    limit = BodyLimit(reading)
+
+    async def upload(chunks: list[bytes], *, length: int | None, path: str = "/p/lab/import") -> int:
+        sent: list[dict[str, Any]] = []
+        waiting = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+        waiting.append({"type": "http.request", "body": b"", "more_body": False})
+
+        async def receive() -> dict[str, Any]:
+            return waiting.pop(0)
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        headers = [] if length is None else [(b"content-length", str(length).encode())]
+        scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
+        await limit(scope, receive, send)
+        return int(sent[0]["status"])
+
+    big = [b"a" * MAX_BODY_BYTES] * 2
+    both = [asyncio.create_task(upload(big, length=2 * MAX_BODY_BYTES)) for _ in range(UPLOADS_AT_ONCE)]
+    await all_started.wait()
+    assert await upload(big, length=2 * MAX_BODY_BYTES) == 503
+    go.set()
+    assert [await one for one in both] == [200] * UPLOADS_AT_ONCE
+    assert await upload(big, length=None) == 411
+    assert await upload(big, length=2 * MAX_UPLOAD_BYTES) == 413
+    assert await upload(big, length=5) == 400  # more came than was announced
+    assert await upload(big, length=2 * MAX_BODY_BYTES, path="/p/lab/new") == 413
+    assert await upload(big, length=2 * MAX_BODY_BYTES) == 200  # nothing is held
 
 
 @pytest.mark.process

@@ -63,6 +63,8 @@ def request_probe(stored: StoredTree, tree: RolloutTree, name: str, user: User, 
     node that does not exist, 400 for what cannot be sampled, 409 for a key used otherwise, 429 when too much
     waits.
     """
+    if stored.run.is_imported:
+        raise RequestError(409, "This tree was imported, so there is no policy here to sample from.")
     node = find_node(tree, name)
     prefix = _check(tree, node, ask)
     version = tree.policy_version if ask.policy_version is None else ask.policy_version

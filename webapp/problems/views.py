@@ -14,7 +14,6 @@ from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET
 
-from trainer.config import stored_config
 from trainer.tree import CreditState, RolloutTree
 from webapp.errors import RequestError
 from webapp.limits import PAGE_SIZE
@@ -23,8 +22,9 @@ from webapp.problems.aggregate import N_BINS, NO_VALUE, Bins, DepthRow, by_depth
 from webapp.problems.history import MAX_BANDS, OPENING_WORDS, Answer, answers_of, bands, clusters, openings_of
 from webapp.projects.access import get_project, get_tree
 from webapp.runs.models import ACTIVE
+from webapp.runs.origin import how_made
 from webapp.runs.views import page_cursor, run_context
-from webapp.trees.nodes import node_json, text_start
+from webapp.trees.nodes import node_json, text_start, usual_colour
 from webapp.trees.opened import open_tree
 from webapp.trees.querysets import ICICLE_MAX_NODES, icicle, steps_with_trees, tree_row
 from webapp.trees.words import CREDIT_WORDS
@@ -322,12 +322,12 @@ def _side(request: HttpRequest, tree_id: int, name: str) -> dict[str, Any]:
         opened = open_tree(stored)
     except RequestError as damage:
         return {**side, "reason": damage.detail}
-    tree, config = opened.tree, stored_config(stored.run.config)
+    tree, made = opened.tree, how_made(stored.run)
     found, is_there = nearest_node(tree, name)
     children = opened.children(found)
     return {
         **side,
-        "node": node_json(opened, found, config),
+        "node": node_json(opened, found, made),
         "is_there": is_there,
         "children": [
             {"node": opened.name(child), "value": float(tree.value[child])}
@@ -335,7 +335,7 @@ def _side(request: HttpRequest, tree_id: int, name: str) -> dict[str, Any]:
         ],
         "n_children": len(children),
         "n_more_children": len(children) - MAX_CHILDREN_SHOWN,
-        "usual_colour": "advantage" if config.objective.kind == "policy" else "value",
+        "usual_colour": usual_colour(opened, made),
         "depths": by_depth([tree], bins_of([tree])),
     }
 

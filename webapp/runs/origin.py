@@ -17,7 +17,31 @@ from trainer.tree_lines import Estimator, estimator_of
 from webapp.runs.method import Method, method_of
 from webapp.runs.models import Run
 
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HowMade:
+    """What is known of how a run's trees were made. `config` None: they were imported. `plan` None: nor is
+    the estimator known. `imported`: the trees come from a file.
+    """
+
+    config: RunConfig | None
+    plan: CreditPlan | None
+    imported: bool = False
+
+    @classmethod
+    def of(cls, made: RunConfig | HowMade) -> HowMade:
+        """A config is a run that was trained here."""
+        return made if isinstance(made, HowMade) else cls(made, credit_plan(made))
+
+
 UNKNOWN_ESTIMATOR = "The trees were imported, and the estimator that made their numbers is not known here."
+
+
+def how_made(run: Run) -> HowMade:
+    """Raises ValidationError for a run that was trained by another version of this program."""
+    if run.is_imported:
+        return HowMade(None, plan_of(run), imported=True)
+    return HowMade.of(stored_config(run.config))
 
 
 def config_of(run: Run) -> RunConfig | None:

@@ -156,6 +156,7 @@ def runs_page(project: Project, before: int | None, limit: int) -> tuple[list[di
         {
             **state,
             "colour": run.colour,
+            "origin": run.origin,
             "preset": run.preset,
             "seed": run.seed,
             "created_at": run.created_at,
@@ -175,6 +176,7 @@ def run_detail(run: Run) -> dict[str, Any]:
     return {
         **state,
         "project": run.project.slug,
+        "origin": run.origin,
         "preset": run.preset,
         "seed": run.seed,
         "config": run.config,

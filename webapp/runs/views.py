@@ -41,8 +41,9 @@ from webapp.runs.config_form import (
 )
 from webapp.runs.estimate import estimate
 from webapp.runs.events import packing_check, told_events
-from webapp.runs.method import method_of, source_url
+from webapp.runs.method import source_url
 from webapp.runs.models import CLAIMABLE, Run, Worker
+from webapp.runs.origin import config_of, imported, method_of_run
 from webapp.runs.panels import panels
 from webapp.runs.picker import preset_groups
 from webapp.runs.querysets import attempts_of, run_states, runs_page
@@ -234,19 +235,15 @@ def run_context(request: HttpRequest, run_id: int, tab: str) -> dict[str, Any]:
     """What every tab of a run's page shows above the tab. Raises Http404 for strangers."""
     run = get_run(request, run_id)
     (state,) = run_states([run])
-    try:
-        config = stored_config(run.config)
-    except (
-        ValidationError
-    ):  # stored by another version of this program; the run itself can still be looked at
-        config = None
+    config = config_of(run)
     return {
         "project": run.project,
         "role": run.role,
         "run": run,
         "state": state,
         "tab": tab,
-        "method": None if config is None else method_of(config),
+        "method": method_of_run(run),
+        "imported": imported(run),
         "packing": None if config is None else packing_check(run, config.training.precision),
         "can_control": may(run.role, Role.EDITOR),
     }
@@ -281,7 +278,7 @@ def _overlays(request: HttpRequest, run: Run) -> list[dict[str, Any]]:
 @require_GET
 def run_config(request: HttpRequest, run_id: int) -> HttpResponse:
     context = run_context(request, run_id, "config")
-    context["config_yaml"] = config_yaml(context["run"].config)
+    context["config_yaml"] = "" if context["imported"] else config_yaml(context["run"].config)
     context["attempts"] = attempts_of(context["run"])
     return render(request, "runs/config.html", context)
 

@@ -11,13 +11,12 @@ from django.http import HttpRequest, HttpResponse
 from ninja import Router
 from pydantic import Field
 
-from trainer.config import stored_config
 from webapp.errors import RequestError
 from webapp.filters import FilterError
 from webapp.projects.access import get_run, get_tree
 from webapp.runs.api import Id, Limit
-from webapp.runs.method import method_of
 from webapp.runs.models import Run
+from webapp.runs.origin import how_made, method_of_run
 from webapp.trees.columns import columns, encoded
 from webapp.trees.estimator_table import compared, node_rows, tree_rows
 from webapp.trees.estimators import plan_of
@@ -119,12 +118,12 @@ def read_growing(request: HttpRequest, run_id: int) -> Any:
 def read_one_tree(request: HttpRequest, tree_id: int) -> Any:
     stored = get_tree(request, tree_id)
     tree = read_tree(stored)
-    method = method_of(stored_config(stored.run.config))
+    method = method_of_run(stored.run)
     return {
         **tree_row(stored),
         "run": stored.run_id,
         "project": stored.run.project.slug,
-        "estimator": {"name": method.title, "formula": method.formula},
+        "estimator": None if method is None else {"name": method.title, "formula": method.formula},
         "reference_answer": tree.reference_answer,
         "policy_version": tree.policy_version,
     }
@@ -182,7 +181,7 @@ def _binary(request: HttpRequest, raw: bytes) -> HttpResponse:
 def read_node(request: HttpRequest, tree_id: int, name: str) -> Any:
     stored = get_tree(request, tree_id)
     opened = open_tree(stored)
-    return node_json(opened, find_node(opened.tree, name), stored_config(stored.run.config))
+    return node_json(opened, find_node(opened.tree, name), how_made(stored.run))
 
 
 @router.get("/trees/{int:tree_id}/nodes/{str:name}/audit", summary="How a node came by its advantage")
@@ -190,7 +189,7 @@ def read_audit(request: HttpRequest, tree_id: int, name: str) -> Any:
     stored = get_tree(request, tree_id)
     opened = open_tree(stored)
     node = find_node(opened.tree, name)
-    audit = audit_json(opened, node, stored_config(stored.run.config))
+    audit = audit_json(opened, node, how_made(stored.run))
     return {"node": opened.name(node), "advantage": number_of(opened.tree.advantage[node]), **audit}
 
 
@@ -201,14 +200,14 @@ def read_estimators(request: HttpRequest, tree_id: int, name: str) -> Any:
     node = find_node(opened.tree, name)
     return {
         "node": opened.name(node),
-        "estimators": node_rows(node, compared(opened, stored_config(stored.run.config))),
+        "estimators": node_rows(node, compared(opened, how_made(stored.run))),
     }
 
 
 @router.get("/trees/{int:tree_id}/estimators", summary="A tree under every estimator")
 def read_tree_estimators(request: HttpRequest, tree_id: int) -> Any:
     stored = get_tree(request, tree_id)
-    return {"estimators": tree_rows(compared(open_tree(stored), stored_config(stored.run.config)))}
+    return {"estimators": tree_rows(compared(open_tree(stored), how_made(stored.run)))}
 
 
 @router.get(
@@ -218,4 +217,4 @@ def read_path_tokens(request: HttpRequest, tree_id: int, name: str) -> HttpRespo
     stored = get_tree(request, tree_id)
     opened = open_tree(stored)
     node = find_node(opened.tree, name)
-    return _binary(request, path_tokens(opened, node, stored_config(stored.run.config)))
+    return _binary(request, path_tokens(opened, node, how_made(stored.run)))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from trainer.comparison import Compared, compare
+from trainer.comparison import Compared, compare, pushes
 from trainer.config import RunConfig
 from trainer.credit import credit_plan
-from trainer.tree import ROOT, CreditState
+from trainer.presets import PRESETS
+from trainer.tree import ROOT, CreditState, RolloutTree
 from webapp.errors import RequestError
+from webapp.runs.origin import HowMade
 from webapp.trees.nodes import number_of, text_start
 from webapp.trees.opened import OpenTree
 from webapp.trees.words import CREDIT_WORDS
@@ -19,14 +22,36 @@ from webapp.trees.words import CREDIT_WORDS
 MOST_KEPT_NODES = 20_000  # of a larger tree some 20 columns a node are too many to keep
 MOST_INLINE_NODES = 5_000  # of a larger tree the inspector only links to the page
 MOST_FLIPS = 50
+NEUTRAL = "treerpo-tiny"  # its plan has no budgets and masks no token
 
 
-def compared(opened: OpenTree, config: RunConfig) -> Sequence[Compared]:
-    """The tree under its own estimator and every other one."""
-    plan = credit_plan(config)
+def compared(opened: OpenTree, made: RunConfig | HowMade) -> Sequence[Compared]:
+    """The tree under its own estimator and every other one. Where that is unknown, the numbers that came with
+    an imported tree stand in its place.
+    """
+    plan = HowMade.of(made).plan
+    if plan is None:
+        found = compare(opened.tree, credit_plan(PRESETS[NEUTRAL].config))
+        return [_as_given(opened.tree), *(dataclasses.replace(one, is_own=False) for one in found)]
     if opened.tree.n_nodes > MOST_KEPT_NODES:
         return compare(opened.tree, plan)
     return opened.keep(("compared", plan), lambda: compare(opened.tree, plan))
+
+
+def _as_given(tree: RolloutTree) -> Compared:
+    push = pushes(tree, tree.advantage, tree.credit_state)
+    return Compared(
+        name="given",
+        title="As imported",
+        formula="",
+        is_own=True,
+        value=tree.value,
+        advantage=tree.advantage,
+        state=tree.credit_state,
+        push=push,
+        flips=np.zeros(tree.n_nodes, np.bool_),
+        reason="",
+    )
 
 
 def node_rows(node: int, found: Sequence[Compared]) -> list[dict[str, Any]]:

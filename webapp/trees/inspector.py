@@ -6,6 +6,7 @@ from typing import Any
 
 from trainer.cliffs import value_cliff
 from trainer.config import RunConfig
+from webapp.runs.origin import HowMade
 from webapp.trees.comparing import counts_of
 from webapp.trees.estimator_table import MOST_INLINE_NODES, compared, node_rows
 from webapp.trees.nodes import node_json
@@ -17,9 +18,9 @@ PATH_STEPS = 8
 HISTOGRAM_HEIGHT = 40  # pixels
 
 
-def inspector_context(opened: OpenTree, node: int, config: RunConfig) -> dict[str, Any]:
+def inspector_context(opened: OpenTree, node: int, made: RunConfig | HowMade) -> dict[str, Any]:
     """What `trees/_inspector.html` and `trees/_path.html` need."""
-    shown = node_json(opened, node, config)
+    shown = node_json(opened, node, made)
     bars = shown["token_figures"]["bars"]
     most = max((bar["n"] for bar in bars), default=1)
     for bar in bars:
@@ -34,7 +35,7 @@ def inspector_context(opened: OpenTree, node: int, config: RunConfig) -> dict[st
         "cliff": cliff_of(opened),
         "value_path": shown["path"][-PATH_STEPS:],
         "value_path_cut": len(shown["path"]) > PATH_STEPS,
-        "node_estimators": node_rows(node, compared(opened, config))
+        "node_estimators": node_rows(node, compared(opened, made))
         if opened.tree.n_nodes <= MOST_INLINE_NODES
         else None,
     }

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.config import RunConfig
-from trainer.credit import CreditPlan, credit_plan
+from trainer.credit import CreditPlan
 from trainer.explanation import explain
 from trainer.intervals import wilson_interval
 from trainer.loss_weights import TreeWeights, count_trained, pull, weigh
@@ -23,6 +23,7 @@ from trainer.schema.objective import Objective, PolicyObjective
 from trainer.text import storable
 from trainer.tree import ROOT, CreditState, FinishReason, RolloutTree, Verdict
 from webapp.errors import RequestError
+from webapp.runs.origin import UNKNOWN_ESTIMATOR, HowMade
 from webapp.trees.columns import token_means
 from webapp.trees.opened import OpenTree
 from webapp.trees.words import CREDIT_WORDS, FINISH_WORDS
@@ -50,15 +51,16 @@ def find_node(tree: RolloutTree, name: str) -> int:
         raise RequestError(404, str(missing.args[0])[:300]) from missing
 
 
-def node_json(opened: OpenTree, node: int, config: RunConfig) -> dict[str, Any]:
+def node_json(opened: OpenTree, node: int, made: RunConfig | HowMade) -> dict[str, Any]:
     """Everything the inspector and the path reader show of one node. Missing numbers are None."""
-    tree, plan = opened.tree, credit_plan(config)
+    made = HowMade.of(made)
+    tree, config = opened.tree, made.config
     leaves = opened.leaves_below(node)
     answers = leaves[tree.finish[leaves] != FinishReason.PRUNED]  # what a search gave up is no answer
     scored = leaves[np.isfinite(tree.reward[leaves])]
     n_scored = int(tree.copies[scored].sum())
     n_correct = int(tree.copies[leaves[tree.verdict[leaves] == Verdict.CORRECT]].sum())
-    audit = audit_json(opened, node, config)
+    audit = audit_json(opened, node, made)
     siblings = _siblings_near(opened, node)
     path = tree.path(node)
     return {
@@ -88,7 +90,7 @@ def node_json(opened: OpenTree, node: int, config: RunConfig) -> dict[str, Any]:
         "reward": number_of(tree.reward[node]),
         "copies": int(tree.copies[node]),
         "visits": int(tree.visits[node]),
-        "subgroup": _subgroup(tree, node, plan),
+        "subgroup": _subgroup(tree, node, made.plan),
         "answer": tree.answers[node],
         "reference_answer": tree.reference_answer,
         "n_siblings": len(opened.siblings(node)),
@@ -132,8 +134,10 @@ def node_json(opened: OpenTree, node: int, config: RunConfig) -> dict[str, Any]:
         "origin": {
             "policy_version": tree.policy_version,
             "step": tree.step,
-            "seed": config.seed,
-            "temperature": number_of(tree.temperature) or config.sampler.temperature,
+            "imported": made.imported,
+            "seed": None if config is None else config.seed,
+            "temperature": number_of(tree.temperature)
+            or (None if config is None else config.sampler.temperature),
             "stream": None if tree.stream is None else f"{tree.stream:016x}",
         },
     }
@@ -151,12 +155,12 @@ def credit_words(tree: RolloutTree, node: int) -> dict[str, str]:
     return {"credit_state": state.word, "credit_words": CREDIT_WORDS[state]}
 
 
-def _subgroup(tree: RolloutTree, node: int, plan: CreditPlan) -> str:
+def _subgroup(tree: RolloutTree, node: int, plan: CreditPlan | None) -> str:
     """`budget 50 tokens`, or `tree 2 of 3`; "" where a problem has but one tree."""
     number, count = int(tree.subgroup[node]), int(tree.subgroup.max()) + 1
     if node == ROOT or count == 1:
         return ""
-    if number < len(plan.budgets):
+    if plan is not None and number < len(plan.budgets):
         return f"budget {plan.budgets[number]:,} tokens"
     return f"tree {number + 1} of {count}"
 
@@ -168,6 +172,8 @@ def token_figures(tree: RolloutTree, node: int) -> dict[str, Any]:
         return {"n": 0, "bars": [], "top": []}
     entropy = tree.entropies[first:stop].astype(np.float64)
     logprob = tree.logprobs[first:stop].astype(np.float64)
+    if not np.isfinite([entropy, logprob]).all():  # imported trees may lack them
+        return {"n": stop - first, "bars": [], "top": []}
     most = max(float(entropy.max()), 0.1)
     counts, edges = np.histogram(entropy, bins=HISTOGRAM_BARS, range=(0.0, most))
     highest = np.argsort(-entropy, kind="stable")[:TOP_TOKENS]
@@ -215,20 +221,19 @@ def piece(token_bytes: Mapping[int, bytes], token: int) -> str | None:
 # ------------------------------------------------------------------------------------------------ audit
 
 
-def audit_json(opened: OpenTree, node: int, config: RunConfig) -> dict[str, Any]:
+def audit_json(opened: OpenTree, node: int, made: RunConfig | HowMade) -> dict[str, Any]:
     """How the trainer's own code explains the node, whether it comes to what was recorded, and what of it
     reaches the loss.
     """
-    tree, plan = opened.tree, credit_plan(config)
-    part = loss_part(opened, node, config)
+    made = HowMade.of(made)
+    tree, plan = opened.tree, made.plan
+    part = None if made.config is None else loss_part(opened, node, made.config)
+    if plan is None:
+        return _no_audit(UNKNOWN_ESTIMATOR, part)
     try:
         told = explain(tree, node, plan, credit=opened.credit(plan), most_rows=MAX_SIBLINGS)
     except ValueError as error:  # rewards that this estimator refuses
-        return {
-            "formula": "", "substituted": "", "filter": "", "reason": str(error), "value_formula": "",
-            "value_substituted": "", "group": [], "n_group": 0, "recomputed": None, "agrees": None,
-            "value_recomputed": None, "value_agrees": None, "loss": part,
-        }  # fmt: skip
+        return _no_audit(str(error), part)
     return {
         "formula": told.formula,
         "substituted": told.numbers,
@@ -255,6 +260,21 @@ def audit_json(opened: OpenTree, node: int, config: RunConfig) -> dict[str, Any]
         "value_agrees": _equal(told.value, tree.value[node]),
         "loss": part,
     }
+
+
+def _no_audit(reason: str, loss: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "formula": "", "substituted": "", "filter": "", "reason": reason, "value_formula": "",
+        "value_substituted": "", "group": [], "n_group": 0, "recomputed": None, "agrees": None,
+        "value_recomputed": None, "value_agrees": None, "loss": loss,
+    }  # fmt: skip
+
+
+def usual_colour(opened: OpenTree, made: HowMade) -> str:
+    """What a tree is coloured by: without advantages it is told apart by its values."""
+    if made.config is None:
+        return "advantage" if np.isfinite(opened.tree.advantage).any() else "value"
+    return "advantage" if made.config.objective.kind == "policy" else "value"
 
 
 def loss_part(opened: OpenTree, node: int, config: RunConfig) -> dict[str, Any]:

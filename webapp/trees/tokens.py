@@ -16,6 +16,7 @@ from trainer.comparison import pushes
 from trainer.config import RunConfig
 from trainer.text import storable
 from trainer.tree import ROOT, FinishReason, RolloutTree
+from webapp.runs.origin import HowMade
 from webapp.trees.columns import packed
 from webapp.trees.nodes import credit_words, number_of, piece, pull_of
 from webapp.trees.opened import OpenTree
@@ -23,7 +24,7 @@ from webapp.trees.opened import OpenTree
 TOKENS_VERSION = 1  # as `js/tree/tokens.js`
 
 
-def path_tokens(opened: OpenTree, node: int, config: RunConfig) -> bytes:
+def path_tokens(opened: OpenTree, node: int, made: RunConfig | HowMade) -> bytes:
     """The tokens from the root to `node`, for typed arrays:
 
     uint32 header length · header JSON, padded with blanks · columns, each 4-byte aligned; all little-endian.
@@ -41,7 +42,7 @@ def path_tokens(opened: OpenTree, node: int, config: RunConfig) -> bytes:
     path = tree.path(node)
     spans = [(int(tree.token_offsets[part]), int(tree.token_offsets[part + 1])) for part in path]
     at = np.concatenate([np.arange(*span) for span in spans]) if spans else np.zeros(0, np.int64)
-    weights, pull = pull_of(opened, config)
+    config = HowMade.of(made).config
     push = opened.keep("pushes", lambda: pushes(tree, tree.advantage, tree.credit_state))
     ends, segments, pending = [], [], b""
     for part, (first, stop) in zip(path, spans, strict=True):
@@ -64,8 +65,12 @@ def path_tokens(opened: OpenTree, node: int, config: RunConfig) -> bytes:
         "end": np.concatenate(ends).astype("<u4"),
         "logprob": tree.logprobs[at].astype("<f4"),
         "entropy": tree.entropies[at].astype("<f4"),
-        "trained": (weights.trains[at] & (pull.tokens[owner] > 0)).astype("u1"),
     }
+    if config is None:  # imported: what trained is not known, only what has an advantage
+        arrays["trained"] = np.isfinite(push[owner]).astype("u1")
+    else:
+        weights, pull = pull_of(opened, config)
+        arrays["trained"] = (weights.trains[at] & (pull.tokens[owner] > 0)).astype("u1")
     shown = tree.tokens[at]
     if tree.mismatch is not None:
         arrays["mismatch"] = tree.mismatch[at].astype("<f4")

@@ -9,12 +9,11 @@ from django.shortcuts import render
 from django.urls import reverse
 from django.views.decorators.http import require_GET
 
-from trainer.config import stored_config
 from trainer.tree import RolloutTree
 from webapp.errors import RequestError
 from webapp.probes.querysets import node_probes
 from webapp.projects.access import Role, get_tree, may
-from webapp.runs.method import method_of
+from webapp.runs.origin import how_made, method_of_run
 from webapp.runs.querysets import run_states
 from webapp.runs.views import run_context
 from webapp.trees import comparing
@@ -24,7 +23,7 @@ from webapp.trees.estimators import estimators
 from webapp.trees.inspector import inspector_context
 from webapp.trees.lists import ListAddress, tree_list
 from webapp.trees.models import StoredTree
-from webapp.trees.nodes import find_node, outline
+from webapp.trees.nodes import find_node, outline, usual_colour
 from webapp.trees.opened import OpenTree, open_tree
 from webapp.trees.querysets import Scope, steps_with_trees, tree_row, trees_page
 from webapp.trees.scale import advantage_limit
@@ -59,19 +58,20 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
     if opened is None:
         return damaged(request, context)
     node = find_or_404(opened.tree, request.GET.get("n", "0"))
-    config = stored_config(stored.run.config)
+    made = how_made(stored.run)
     rows, is_cut = outline(opened, node)
     view = _one_of(request, "view", VIEWS)
     # Without advantages a tree is told apart by its values.
-    usual = "advantage" if config.objective.kind == "policy" else "value"
+    usual = usual_colour(opened, made)
     colour = _one_of(request, "color", (usual, *(name for name in COLOURS if name != usual)))
     for row in rows:
         row["url"] = f"{reverse('tree-detail', args=[stored.id])}?n={row['node']}&view={view}&color={colour}"
     siblings, _ = trees_page(stored.run, Scope.of_step(stored.step), limit=200)
     context |= {
-        "method": method_of(config),
-        **inspector_context(opened, node, config),
-        **node_probes(stored.id, opened.name(node)),
+        # An imported tree has no policy of ours to sample from.
+        **({} if made.imported else node_probes(stored.id, opened.name(node))),
+        "method": method_of_run(stored.run),
+        **inspector_context(opened, node, made),
         "outline": rows,
         "outline_cut": is_cut,
         "siblings_of_step": siblings,
@@ -92,8 +92,9 @@ def node_page(request: HttpRequest, tree_id: int, name: str) -> HttpResponse:
     if opened is None:
         return damaged(request, context)
     node = find_or_404(opened.tree, name)
-    context |= inspector_context(opened, node, stored_config(stored.run.config))
-    context |= node_probes(stored.id, opened.name(node))
+    made = how_made(stored.run)
+    context |= {} if made.imported else node_probes(stored.id, opened.name(node))
+    context |= inspector_context(opened, node, made)
     return render(request, "trees/node.html", context)
 
 
@@ -127,7 +128,7 @@ def estimators_page(request: HttpRequest, tree_id: int) -> HttpResponse:
     if opened is None:
         return damaged(request, context)
     node = find_or_404(opened.tree, request.GET.get("n", "0"))
-    found = compared(opened, stored_config(stored.run.config))
+    found = compared(opened, how_made(stored.run))
     whole = tree_rows(found)
     rows = [{**row, "whole": of_tree} for row, of_tree in zip(node_rows(node, found), whole, strict=True)]
     context |= {"name": opened.name(node), "rows": rows}
