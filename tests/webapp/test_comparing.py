@@ -125,6 +125,21 @@ def test_siblings_stand_by_value_with_what_they_share_once() -> None:
     assert [column["node"] for column in in_order["columns"]] == ["1", "2", "4"]
 
 
+def test_where_siblings_part_the_likeliest_tokens_are_named_once() -> None:
+    tree = siblings_tree()
+    n = len(tree.tokens)
+    assert siblings_json(OpenTree(tree), 1, "value")["alternatives"] == []
+    place = int(tree.token_offsets[2]) + 2  # the first column has two tokens in common with the others
+    tops = np.full((n, 2), -1, np.int32)
+    tops[place] = 50, 1000
+    told = dataclasses.replace(
+        tree, top_tokens=tops, top_logprobs=np.full((n, 2), -1, np.float16), token_bytes={50: b" a\n"}
+    )
+    found = siblings_json(OpenTree(told), 1, "value")["alternatives"]
+    assert [item["text"] for item in found] == ["·a↵", "#1000"]
+    assert found[0]["probability"] == pytest.approx(np.exp(-1))
+
+
 def test_no_interval_where_answers_share_text() -> None:
     tree = credited([[[1, 0], [1, 0]], [1, 0]], {}, {})
     (deep, shallow) = siblings_json(OpenTree(tree), 1, "order")["columns"]

@@ -69,7 +69,8 @@ def reading_tree(step: int = 1) -> RolloutTree:
     ]
     parent = [-1, 0, 0, 1, 1, 2, 2, *[3] * 6, *[4] * 6]
     texts += ["#### 18"] * 6 + ["#### 6"] * 6
-    tree = of_bytes(parent, [[word.encode() for word in re.findall(r"\s*\S+|\s+", text)] for text in texts])
+    words = [[word.encode() for word in re.findall(r"\s*\S+|\s+", text)] for text in texts]
+    tree = of_bytes(parent, words, ended=True)
     n_tokens = len(tree.tokens)
     entropies, top = tree.entropies.copy(), np.full((n_tokens, 2), -1, np.int32)
     surprising = int(tree.token_offsets[4]) + 2
@@ -83,7 +84,6 @@ def reading_tree(step: int = 1) -> RolloutTree:
         problem_id="reading",
         reference_answer="18",
         entropies=entropies,
-        finish=np.where(tree.finish == FinishReason.LENGTH, FinishReason.EOS, tree.finish).astype(np.uint8),
         top_tokens=top,
         top_logprobs=np.tile(np.array([[-0.5, -1.5]], np.float16), (n_tokens, 1)),
     )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from trainer.cliffs import probability_less
 from trainer.intervals import difference_interval, wilson_interval
 from trainer.tree import ROOT, FinishReason, RolloutTree, Verdict
-from webapp.trees.nodes import are_independent, credit_words, number_of
+from webapp.trees.nodes import are_independent, credit_words, number_of, piece, visible
 from webapp.trees.opened import OpenTree
 from webapp.trees.word_diff import Piece, is_cut, word_diff
 
@@ -46,8 +46,30 @@ def siblings_json(opened: OpenTree, node: int, sort: str) -> dict[str, Any]:
         "n_columns": len(stacks),
         "common": tree.texts[firsts[0]][:common] if firsts else "",
         "common_tokens": start,
+        "alternatives": _alternatives(tree, firsts, start),
         "columns": [_column(opened, stack, node, common, start) for stack in shown],
     }
+
+
+def _alternatives(tree: RolloutTree, nodes: list[int], start: int) -> list[dict[str, Any]]:
+    """The most likely tokens where the nodes part: one distribution, as all that stands before is the same.
+    Empty where they were not recorded.
+    """
+    if tree.top_tokens is None or tree.top_logprobs is None:
+        return []
+    places = [int(tree.token_offsets[node]) + start for node in nodes]
+    place = next(
+        (at for at, node in zip(places, nodes, strict=True) if at < tree.token_offsets[node + 1]), None
+    )
+    if place is None:
+        return []
+    return [
+        {"text": visible(piece(tree.token_bytes, token) or f"#{token}"), "probability": math.exp(logprob)}
+        for token, logprob in zip(
+            tree.top_tokens[place].tolist(), tree.top_logprobs[place].astype(float).tolist(), strict=True
+        )
+        if token >= 0
+    ]
 
 
 def _column(opened: OpenTree, stack: list[int], node: int, common: int, start: int) -> dict[str, Any]:

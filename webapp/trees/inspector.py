@@ -9,7 +9,7 @@ from trainer.config import RunConfig
 from webapp.runs.origin import HowMade
 from webapp.trees.comparing import counts_of
 from webapp.trees.estimator_table import MOST_INLINE_NODES, compared, node_rows
-from webapp.trees.nodes import node_json
+from webapp.trees.nodes import node_json, visible
 from webapp.trees.opened import OpenTree
 
 MAX_STACKED = 4  # dots on top of each other; more of them say so in words
@@ -27,8 +27,8 @@ def inspector_context(opened: OpenTree, node: int, made: RunConfig | HowMade) ->
         height = max(round(HISTOGRAM_HEIGHT * bar["n"] / most), 1 if bar["n"] else 0)
         bar |= {"height": height, "top": HISTOGRAM_HEIGHT - height}
     for token in shown["token_figures"]["top"]:
-        if token["text"] is not None:  # a blank is to be seen
-            token["text"] = token["text"].replace(" ", "·").replace("\n", "↵")
+        if token["text"] is not None:
+            token["text"] = visible(token["text"])
     return {
         "node": shown,
         "dots": dot_row(shown),

@@ -218,6 +218,11 @@ def piece(token_bytes: Mapping[int, bytes], token: int) -> str | None:
         return f"⟨{raw.hex(' ').upper()}⟩"
 
 
+def visible(text: str) -> str:
+    """A token's text with its blanks and line breaks to be seen."""
+    return text.replace(" ", "·").replace("\n", "↵").replace("\t", "⇥")
+
+
 # ------------------------------------------------------------------------------------------------ audit
 
 
