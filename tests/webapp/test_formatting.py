@@ -50,6 +50,23 @@ def test_percent(value: Any, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "—"),
+        (0, "0"),
+        (999, "999"),
+        (1000, "1.0k"),
+        (9949, "9.9k"),
+        (21_400, "21k"),
+        (999_600, "1.0M"),
+        (12_000_000, "12M"),
+    ],
+)
+def test_compact(value: Any, shown: str) -> None:
+    assert formatting.compact(value) == shown
+
+
+@pytest.mark.parametrize(
     ("seconds", "shown"),
     [
         (0, "0.0 s"),

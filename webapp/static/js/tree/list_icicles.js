@@ -4,23 +4,11 @@ import { json } from "../core/api.js";
 import { theme } from "../core/theme.js";
 import { commonLimit, commonValues, drawMini } from "./mini.js";
 import { hatch, outcome, sized } from "./paint.js";
+import { OUTCOMES, outcomeShares } from "./shades.js";
 
 const AT_ONCE = 25;
 const ICICLE = 24;
 const HEIGHT = 10; // of a bar of outcomes; the rest of the line is words
-const ORDER = /** @type {const} */ (["correct", "incorrect", "unparsed", "truncated", "error"]);
-
-/**
- * Shares of a bar for the outcomes of all answers, in `ORDER`. Pure.
- * @param {string} counts correct, unparsed, truncated, errors, answers; commas between
- */
-export function outcomeShares(counts) {
-  const [correct = 0, unparsed = 0, truncated = 0, errors = 0, answers = 0] = counts.split(",").map(Number);
-  const incorrect = Math.max(0, answers - correct - unparsed - truncated - errors);
-  const all = correct + incorrect + unparsed + truncated + errors;
-  return [correct, incorrect, unparsed, truncated, errors].map((count) => (all ? count / all : 0));
-}
-
 export class ListIcicles {
   /** null: too large. @type {Map<number, Icicle | null>} */ #known = new Map();
   /** The run's own end of the scale, as on the trees' pages. @type {number | null} */ #limit = null;
@@ -77,7 +65,7 @@ export class ListIcicles {
     for (const [i, share] of outcomeShares(canvas.dataset.outcomes ?? "").entries()) {
       if (!share) continue;
       const right = left + share * width;
-      outcome(ctx, /** @type {string} */ (ORDER[i]), { left, right, top: 1, height: 8 }, theme(), hatching);
+      outcome(ctx, /** @type {string} */ (OUTCOMES[i]), { left, right, top: 1, height: 8 }, theme(), hatching);
       left = right;
     }
     canvas.parentElement?.classList.add("is-large");

@@ -2,13 +2,14 @@
 import { scaleLinear } from "../../vendor/d3.js";
 import { number } from "../core/format.js";
 import { colour, theme } from "../core/theme.js";
-import { colourScale, valueRange } from "./colour.js";
+import { colourScale } from "./colour.js";
 import { sized } from "./paint.js";
+import { shadeScale } from "./shades.js";
 
 const HEIGHT = 28;
 const DRAG = 5; // pixels, from which on a click is a drag
 
-/** @typedef {{step: number, n_trees: number, mean: number | null}} StepCell */
+/** @typedef {import("./shades.js").StepCell} StepCell */
 /** @typedef {{first: number, last: number}} StepRange both ends included */
 /**
  * @typedef {object} StepBarState
@@ -25,21 +26,6 @@ const DRAG = 5; // pixels, from which on a click is a drag
  * @property {(by: -1 | 1) => void} onMove to the step beside
  * @property {(text: string) => void} onHint
  */
-
-/**
- * The ends of the scale for a signal's means: values have one of their own, others go from the smallest mean to the largest. A
- * cliff's drop is deepest where it is lowest. Pure.
- * @param {string} sort @param {StepCell[]} cells @returns {{palette: "value" | "entropy", low: number, high: number, flip: boolean}}
- */
-export function shadeScale(sort, cells) {
-  const means = cells.flatMap(({ mean }) => (mean === null ? [] : [mean]));
-  if (sort === "value") {
-    const [low, high] = valueRange(means);
-    return { palette: "value", low, high, flip: false };
-  }
-  const [low, high] = means.length ? [Math.min(...means), Math.max(...means)] : [0, 1];
-  return { palette: "entropy", low, high: high > low ? high : low + 1, flip: sort === "cliff" };
-}
 
 export class StepBar {
   /** @type {StepBarState} */ #state = { cells: [], current: -1, range: null, total: 1, shade: { sort: "value", title: "V" } };
