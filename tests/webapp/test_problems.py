@@ -89,6 +89,8 @@ def test_words_filter_id_and_prompt_and_say_how_far_they_looked(
     rows, _, _ = problems_page(project, words="CAL Q-4")
     assert [row["problem_id"] for row in rows] == ["q-4"]
     assert problems_page(project, words="cal nobody")[0] == []
+    rows, _, looked = problems_page(project, again=True)
+    assert ([row["problem_id"] for row in rows], looked) == (["p-1"], 7)
     # A filtered page ends after so many problems and goes on from there.
     monkeypatch.setattr(querysets, "MAX_WALKED", 3)
     rows, after, looked = problems_page(project, words="q-4", limit=2)
@@ -97,6 +99,9 @@ def test_words_filter_id_and_prompt_and_say_how_far_they_looked(
     assert [row["problem_id"] for row in rows] == ["q-4"]
     page = text_of(client.get("/p/lab/prompts/?q=%3Cb%3Enothing"))
     assert "holds “ &lt;b&gt;nothing ”" in page
+    page = text_of(client.get("/p/lab/prompts/?again=1"))
+    assert "q-4" not in page
+    assert "p-1" in page
 
 
 # ------------------------------------------------------------------------------------------------ one problem

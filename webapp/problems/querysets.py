@@ -47,19 +47,19 @@ def payload_bytes() -> Func:
 
 
 def problems_page(
-    project: Project, *, after: str = "", words: str = "", limit: int = 100
+    project: Project, *, after: str = "", words: str = "", again: bool = False, limit: int = 100
 ) -> tuple[list[dict[str, Any]], str | None, int]:
     """One page of the problems of which a project's runs have trees, by id: rows, the id to pass as `after`
     for the next page, and how many problems were looked at.
 
-    `words`: each must stand in the id or the prompt, whatever its capitals. A filtered page may be short
-    where few match: it ends after 2,000 problems. Three queries.
+    `words`: each must stand in the id or the prompt, whatever its capitals. `again`: only those with two
+    trees or more. A filtered page may be short where few match: it ends after 2,000 problems. Five queries.
     """
     runs = list(Run.objects.filter(project=project).order_by("-id").values_list("id", flat=True)[:MAX_RUNS])
     if not runs:
         return [], None, 0
     parts = words.casefold().split()[:10]
-    most = max(limit, min(MAX_WALKED, MAX_PROBES // len(runs))) if parts else limit
+    most = max(limit, min(MAX_WALKED, MAX_PROBES // len(runs))) if parts or again else limit
     # The next id of any run, again and again: each costs one look into the index per run, however many trees
     # a problem has.
     with connection.cursor() as cursor:
@@ -78,22 +78,25 @@ def problems_page(
                 ), place + 1
                 FROM walk WHERE problem_id IS NOT NULL AND place <= %(most)s
             )
-            SELECT w.problem_id, t.prompt FROM walk w
+            SELECT w.problem_id, t.prompt, t.n > 1 FROM walk w
             CROSS JOIN LATERAL (
-                SELECT left(t.prompt, 4000) AS prompt FROM arborist_tree t
-                WHERE t.run_id = ANY(%(runs)s) AND t.problem_id = w.problem_id AND NOT t.superseded LIMIT 1
+                SELECT min(prompt) AS prompt, count(*) AS n FROM (
+                    SELECT left(t.prompt, 4000) AS prompt FROM arborist_tree t
+                    WHERE t.run_id = ANY(%(runs)s) AND t.problem_id = w.problem_id AND NOT t.superseded
+                    LIMIT 2
+                ) two
             ) t
-            WHERE w.place > 0 ORDER BY w.place
+            WHERE w.place > 0 AND w.problem_id IS NOT NULL ORDER BY w.place
             """,
             {"after": after, "runs": runs, "most": most},
         )
-        walked: list[tuple[str, str]] = cursor.fetchall()
+        walked: list[tuple[str, str, bool]] = cursor.fetchall()
     seen, more = walked[:most], len(walked) > most
     chosen: list[tuple[str, str]] = []
     last = None
-    for number, (problem, prompt) in enumerate(seen):
+    for number, (problem, prompt, came_again) in enumerate(seen):
         text = f"{problem} {prompt}".casefold()
-        if all(part in text for part in parts):
+        if all(part in text for part in parts) and (came_again or not again):
             chosen.append((problem, prompt))
             if len(chosen) == limit and (number + 1 < len(seen) or more):
                 last, seen = problem, seen[: number + 1]

@@ -45,13 +45,19 @@ def problem_list(request: HttpRequest, slug: str) -> HttpResponse:
     project = get_project(request, slug)
     words = request.GET.get("q", "").replace("\0", "")[:MAX_WORDS_LETTERS].strip()
     after = request.GET.get("after", "").replace("\0", "")
-    rows, following, n_looked = querysets.problems_page(project, after=after, words=words, limit=PAGE_SIZE)
+    again = request.GET.get("again", "") == "1"
+    rows, following, n_looked = querysets.problems_page(
+        project, after=after, words=words, again=again, limit=PAGE_SIZE
+    )
     further = QueryDict(mutable=True)
-    further.update(({"q": words} if words else {}) | ({"after": following} if following is not None else {}))
+    further.update(({"q": words} if words else {}) | ({"again": "1"} if again else {}))
+    if following is not None:
+        further["after"] = following
     context = {
         "project": project,
         "problems": rows,
         "words": words,
+        "again": again,
         "after": after,
         "n_looked": n_looked,
         "next": further.urlencode() if following is not None else "",
