@@ -297,6 +297,8 @@ def test_a_run_that_trains_is_indexed_only_while_somebody_searches(run: Run, peo
         ("run:frist", "no run frist in this project. Did you mean first?", "run:first"),
         ('even "+"', "no letter or digit", r"even /\+/"),
         ("run:999", "no run 999", ""),
+        ("①²", "no letter or digit", "/①²/"),
+        ("数" * 700, "too long to be indexed", ""),
     ],
 )
 def test_a_question_that_names_nothing_says_so(

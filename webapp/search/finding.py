@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ from django.db.models.expressions import RawSQL
 from django.db.models.functions import Coalesce
 from psycopg.errors import InvalidRegularExpression, QueryCanceled
 
+from webapp.errors import RequestError
 from webapp.filters import (
     Between,
     Equals,
@@ -66,6 +68,7 @@ from webapp.search.marks import (
     term_marks,
 )
 from webapp.search.models import IndexedNode, IndexedPart
+from webapp.search.snippets import MAX_WORD_BYTES, WORD
 from webapp.trees.models import StoredTree
 
 SLICE_SECONDS = 0.12  # a slice is as wide as is likely to take this long ...
@@ -78,7 +81,6 @@ ALL_READ = 200_000  # nodes that are gone through one by one to be counted
 MAX_STRETCHES = 100
 MAX_BARS = 48
 MAX_NOTED = 200  # notes that one term may find nodes by
-WORD = re.compile(r"[^\W_]+")
 
 KEYS = (
     Field("adv", "number", "advantage", column="advantage", aliases=("advantage", "a"), nullable=True),
@@ -155,6 +157,12 @@ def ask(project: Project, text: str) -> Asked:
     """Reads the filter and finds the runs it names. Raises FilterError."""
     wanted = parse(text, LANGUAGE)
     for words in wanted.words:
+        if any(len(word.encode()) > MAX_WORD_BYTES for word in WORD.findall(words.value)):
+            raise FilterError(
+                "This word is too long to be indexed. A regular expression finds parts of it.",
+                words.start,
+                words.end,
+            )
         if not WORD.search(words.value):
             raise FilterError(
                 f"There is no letter or digit in {words.value}. Text is matched by words; a regular "
@@ -367,6 +375,8 @@ def _nodes_between(places: Sequence[tuple[int, int]], low: int, high: int) -> in
     return sum(max(0, min(last, high) - max(first, low) + 1) for first, last in places)
 
 
+# They take a processor of the database each, so few at once in one process.
+_patterns = threading.BoundedSemaphore(2)
 _SHOWN = (
     "id", "run_id", "tree_id", "step", "value", "advantage", "tokens", "depth", "verdict", "credit_state",
     "path", "text",
@@ -405,6 +415,8 @@ def _slice_by_pattern(
         return [], ids[0], 0
     left_seconds = max(deadline - time.monotonic(), 0.05)
     holds = " AND ".join(f"text {'!~' if one.negated else '~'} %s" for one in asked.patterns)
+    if not _patterns.acquire(timeout=left_seconds):
+        raise RequestError(503, "Other regular expressions are being looked for. Try again in a moment.")
     try:
         with _looking(left_seconds, by_key=asked.by_key), connection.cursor() as cursor:
             cursor.execute(
@@ -432,6 +444,8 @@ def _slice_by_pattern(
             asked.patterns[0].start,
             asked.patterns[0].end,
         ) from error
+    finally:
+        _patterns.release()
     through = ids[0]
     if len(matched) == limit:
         through = matched[-1]

@@ -46,7 +46,8 @@ def _mark(key: str, test: Test) -> str | None:
             return f"#v{VERDICTS[test.value]}"
         if key == "credit":
             return f"#c{CREDIT_STATES[test.value]}"
-        return f"#q{test.value}" if key == "problem" else None
+        # No problem's name is longer, and a lexeme has its limit.
+        return f"#q{test.value}" if key == "problem" and len(test.value) <= 200 else None
     prefix, limits = {"adv": ("#ag", ADVANTAGES), "tokens": ("#k", TOKENS), "depth": ("#d", DEPTHS)}.get(
         key, ("", ())
     )

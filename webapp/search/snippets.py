@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-WORD = re.compile(r"[^\W_]+")
+# What stands between the signs that the index takes for punctuation (migration 0001).
+SIGNS = "\u00a0-\u00b6\u00b8-\u00bf\u00d7\u00f7\u2000-\u206f\u2190-\u2bff\u3000-\u3020"
+WORD = re.compile(rf"(?:(?![{SIGNS}])[^\W_])+")
+MAX_WORD_BYTES = 2046  # PostgreSQL leaves longer ones out
 BEFORE = 70  # letters ahead of the first find
 LETTERS = 260
 

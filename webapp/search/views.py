@@ -11,6 +11,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_GET
 
 from trainer.tree import CreditState, Verdict
+from webapp.errors import RequestError
 from webapp.filters import MAX_LETTERS, Between, Equals, Filter, FilterError, Test
 from webapp.projects.access import Role, get_project, may
 from webapp.projects.models import Project
@@ -53,6 +54,9 @@ def search(request: HttpRequest, slug: str) -> HttpResponse:
                 context["tally"] = _counted(project, asked)
         except FilterError as error:
             context["error"] = _told(project, text, error)
+        except RequestError as refused:
+            context["error"] = {"message": refused.detail}
+            return render(request, "search/search.html", context, status=refused.status)
     status = 400 if "error" in context else 200
     return render(request, "search/search.html", context, status=status)
 
