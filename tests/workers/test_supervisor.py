@@ -16,12 +16,16 @@ from django.db.models.functions import Now
 
 from tests.workers.factories import finished, make_run, metrics, started
 from trainer.config import RunConfig
+from trainer.events import GrowingTree, Progress
 from webapp.embedded import processes
 from webapp.projects.models import ModelSource
 from webapp.runs.models import Attempt, Checkpoint, Event, Point, Run
 from webapp.runs.services import request_stop
+from webapp.trees.models import GrowingTrees
 from workers import child, lease, limits, recorder, watch
+from workers.drain import Drain
 from workers.lease import Lease
+from workers.recorder import Recorder
 from workers.spool import Spool
 from workers.supervisor import supervise
 
@@ -343,6 +347,18 @@ def test_database_away_loses_nothing() -> None:
     shown = Point.objects.filter(run_id=run.id).order_by("seq").values_list("step", flat=True)
     assert list(shown) == list(range(1, run.step + 1))
     kinds(run)
+
+
+def test_trees_that_grew_are_shown_though_the_next_phase_has_begun(tmp_path: Path) -> None:
+    run = make_run()
+    drain = Drain(Spool(tmp_path / "spool"), Recorder(claimed(run)))
+    tree = GrowingTree(problem_id="p", parent=[-1, 0], tokens=[0, 3], finish=[0, 1])
+    drain.show(Progress(time=1.0, step=1, phase="sampling", done=2, total=2, growing=[tree]))
+    drain.show(Progress(time=1.0, step=1, phase="verifying", done=0, total=9))
+    drain._show_progress()
+    assert GrowingTrees.objects.get(run=run).trees == [tree.model_dump()]
+    run.refresh_from_db()
+    assert run.phase == "verifying"
 
 
 def leave_behind(run: Run, events: list[Any], torn: bytes = b"") -> Path:
