@@ -97,6 +97,9 @@ _OPTIONAL_COLUMNS: Mapping[str, tuple[type, bool]] = {
     "top_logprobs": (np.float16, True),
 }
 MOST_TOP = 64  # alternatives per token that are read
+# A large and wide tree is summed level by level, a small or deep one node by node.
+_LEVELWISE_FROM = 300
+_LEVELWISE_WIDTH = 50
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -267,12 +270,18 @@ class RolloutTree:
         leaf[ROOT] = False
         return leaf
 
+    def levels(self) -> list[int]:
+        """[D+2] where each depth starts: nodes of depth d are `levels[d] .. levels[d + 1] - 1`."""
+        below = np.concatenate(([1], 1 + np.cumsum(self.child_counts()))).tolist()
+        starts = [0, 1]
+        while starts[-1] < self.n_nodes:
+            starts.append(below[starts[-1]])
+        return starts
+
     def depths(self) -> NDArray[np.int32]:
         """[N] 0 at the root."""
-        depth = np.zeros(self.n_nodes, np.int32)
-        for node in range(1, self.n_nodes):
-            depth[node] = depth[self.parent[node]] + 1
-        return depth
+        starts = np.array(self.levels())
+        return np.repeat(np.arange(len(starts) - 1, dtype=np.int32), np.diff(starts))
 
     def leaf_counts(self) -> NDArray[np.int64]:
         """[N] leaves at or below each node; 1 at a leaf."""
@@ -283,12 +292,20 @@ class RolloutTree:
         return self.sum_over_leaves(self.copies.astype(np.float64)).astype(np.int64)
 
     def sum_over_leaves(self, per_leaf: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[N] sum of `per_leaf` [N] over the leaves at or below each node."""
-        total: list[float] = np.where(self.is_leaf(), per_leaf, 0.0).tolist()
-        parent: list[int] = self.parent.tolist()  # lists: numpy is slow at one number at a time
-        for node in range(self.n_nodes - 1, 0, -1):
-            total[parent[node]] += total[node]
-        return np.array(total)
+        """[N] sum of `per_leaf` [N] over the leaves at or below each node. Children are added from the last
+        to the first, so equal trees give equal bits.
+        """
+        total: NDArray[np.float64] = np.where(self.is_leaf(), per_leaf, 0.0)
+        levels = self.levels() if self.n_nodes > _LEVELWISE_FROM else []
+        if len(levels) * _LEVELWISE_WIDTH > self.n_nodes or not levels:
+            sums: list[float] = total.tolist()
+            parent: list[int] = self.parent.tolist()  # lists: numpy is slow at one number at a time
+            for node in range(self.n_nodes - 1, 0, -1):
+                sums[parent[node]] += sums[node]
+            return np.array(sums)
+        for start, stop in zip(levels[-2:0:-1], levels[:1:-1], strict=True):
+            np.add.at(total, self.parent[start:stop][::-1], total[start:stop][::-1])  # in this order
+        return total
 
     def path(self, node: int) -> list[int]:
         """Nodes from the root to `node`, both included."""

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainer.trees import T2, Nested, children_of, credit_tree, leaves_below, nested_trees, tree_of
+from trainer import tree as tree_module
 from trainer.presets import PRESETS
 from trainer.summary import summarise
 from trainer.tree import ROOT, RolloutTree
@@ -46,6 +47,19 @@ def test_shape_equals_the_slow_version(nested: Nested) -> None:
         assert tree.leaf_counts()[node] == len(below)
         assert tree.depths()[node] == len(tree.path(node)) - 1
         assert tree.find(tree.name(node)) == node
+
+
+@given(nested_trees(max_children=6, max_leaves=60), st.integers(0, 2**32))
+def test_sums_level_by_level_are_those_node_by_node_to_the_bit(nested: Nested, seed: int) -> None:
+    tree = tree_of(nested)
+    per_leaf = np.random.default_rng(seed).normal(size=tree.n_nodes)
+    with pytest.MonkeyPatch.context() as patch:
+        found = []
+        for least, width in ((10**9, 50), (0, 0)):
+            patch.setattr(tree_module, "_LEVELWISE_FROM", least)
+            patch.setattr(tree_module, "_LEVELWISE_WIDTH", width)
+            found.append(tree.sum_over_leaves(per_leaf).tobytes())
+    assert found[0] == found[1]
 
 
 def test_names_count_children_from_one() -> None:
