@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from django.db.models import Q
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from webapp.filters import (
@@ -143,6 +143,8 @@ def test_terms_become_a_query() -> None:
 
 # ---- whatever is typed
 
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
+
 _text = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=12)
 _phrase = _text.map(lambda text: " ".join(text.split())).filter(bool)
 _numbers = st.floats(-1e9, 1e9).map(lambda number: number + 0.0)
@@ -171,12 +173,14 @@ _parts = (
 )
 
 
+@unhurried
 @given(st.lists(_parts, max_size=6).map(tuple))
 def test_any_filter_reads_back_from_its_text(parts: tuple[Part, ...]) -> None:
     wanted = Filter(parts)
     assert parse(wanted.text(), LANGUAGE) == wanted
 
 
+@unhurried
 @given(st.text(st.characters() | st.sampled_from(' "-:/\\,.<>=adv0'), max_size=60))
 def test_whatever_is_typed_is_a_filter_or_a_refusal_inside_the_text(text: str) -> None:
     try:
@@ -187,6 +191,7 @@ def test_whatever_is_typed_is_a_filter_or_a_refusal_inside_the_text(text: str) -
         assert parse(found.text(), LANGUAGE) == found
 
 
+@unhurried
 @given(_ranges(_numbers), _numbers)
 def test_a_range_means_the_same_in_python_and_in_its_query(tests: Between, value: float) -> None:
     q = to_q(Filter((Term("adv", (tests,)),)), LANGUAGE)
