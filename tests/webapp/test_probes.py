@@ -335,3 +335,21 @@ def test_a_node_without_probes_costs_one_query(
         answer(ask(stored, people), "ci")
     with django_assert_num_queries(6):
         node_probes(stored.id, "1")
+
+
+def test_nothing_is_sampled_from_trees_that_came_without_a_model(
+    run: Run, stored: StoredTree, people: People
+) -> None:
+    Run.objects.filter(id=run.id).update(
+        origin="imported", status="succeeded", ended_at=Now(), config={"file": "x"}, lease_until=None
+    )
+    stored.refresh_from_db()
+    assert refused(stored, people) == (
+        409, "These trees were imported, and no model came with them: nothing can be sampled from them here."
+    )  # fmt: skip
+    client = people.client("editor")
+    page = client.get(f"/t/{stored.id}/branch?n=1")
+    assert page.status_code == 200
+    assert "no model came with them" in page.content.decode()
+    assert "<textarea" not in page.content.decode()
+    assert client.post(f"/t/{stored.id}/branch?n=1", {"n": "1"}).status_code == 400

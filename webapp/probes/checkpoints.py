@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from django.conf import settings
 
-from trainer.config import stored_config
 from webapp.runs.models import Checkpoint, Run
+from webapp.runs.origin import config_of
 
 BASE = 0  # the policy before the first step: the model that the run started from
 
@@ -28,16 +28,19 @@ class KeptPolicy:
 
 
 def kept_policies(run: Run) -> list[KeptPolicy]:
-    """Newest first; the base model is the last. One query.
+    """Newest first; the base model is the last. None at all where the run's config is not known. One query.
 
     Where the run's folder is on this machine, what lies there decides. Else it is the rule by which the
     trainer deletes old checkpoints (`checkpoint.keep_last`, of each attempt), and the worker has the last
     word.
     """
+    config = config_of(run)
+    if config is None:
+        return []
     rows = Checkpoint.objects.filter(run=run).order_by("-seq")
     folder = settings.DATA_DIR / "runs" / str(run.id)
     is_here = folder.is_dir()
-    keep_last = stored_config(run.config).checkpoint.keep_last
+    keep_last = config.checkpoint.keep_last
     per_attempt: dict[int, int] = {}
     found: dict[int, KeptPolicy] = {}
     for row in rows:
@@ -50,6 +53,17 @@ def kept_policies(run: Run) -> list[KeptPolicy]:
         if is_kept and row.step != BASE:
             found.setdefault(row.step, KeptPolicy(row.step, row.path))
     return [*sorted(found.values(), key=lambda kept: -kept.version), KeptPolicy(BASE, "")]
+
+
+def without_model(run: Run) -> str:
+    """Why nothing at all can be sampled from the run's trees; "" where something can."""
+    if config_of(run) is not None:
+        return ""
+    if run.is_imported:
+        return (
+            "These trees were imported, and no model came with them: nothing can be sampled from them here."
+        )
+    return "This run's config is of another version of Arborist, so its model is not known here."
 
 
 def nearest(policies: Sequence[KeptPolicy], version: int) -> list[KeptPolicy]:

@@ -25,7 +25,7 @@ from webapp.limits import (
     PROBES_PER_TREE,
     PROBES_PER_USER,
 )
-from webapp.probes.checkpoints import kept_policies, not_kept
+from webapp.probes.checkpoints import kept_policies, not_kept, without_model
 from webapp.probes.models import ACTIVE, Probe, ProbeStatus
 from webapp.trees.models import StoredTree
 from webapp.trees.nodes import find_node
@@ -60,12 +60,14 @@ def request_probe(stored: StoredTree, tree: RolloutTree, name: str, user: User, 
     """A queued probe; a worker is told after the commit. `tree` is what `stored` holds.
 
     The same idempotency key again gives the probe that the first call made. Raises RequestError: 404 for a
-    node that does not exist, 400 for what cannot be sampled, 409 for a key used otherwise, 429 when too much
-    waits.
+    node that does not exist, 400 for what cannot be sampled, 409 for a key used otherwise and for trees
+    without a model, 429 when too much waits.
     """
     if stored.run.is_imported:
         raise RequestError(409, "This tree was imported, so there is no policy here to sample from.")
     node = find_node(tree, name)
+    if reason := without_model(stored.run):
+        raise RequestError(409, reason)
     prefix = _check(tree, node, ask)
     version = tree.policy_version if ask.policy_version is None else ask.policy_version
     policies = kept_policies(stored.run)

@@ -12,15 +12,16 @@ from django.urls import reverse
 from django.utils.http import urlencode
 from django.views.decorators.http import require_http_methods, require_POST
 
-from trainer.config import RunConfig, stored_config
+from trainer.config import RunConfig
 from trainer.tree import ROOT, RolloutTree
 from webapp.errors import RequestError
 from webapp.limits import PROBE_CONTINUATIONS, PROBE_TOKENS, PROBE_TOKENS_IN_ALL
 from webapp.probes import services
-from webapp.probes.checkpoints import BASE, KeptPolicy, kept_policies, nearest, not_kept
+from webapp.probes.checkpoints import BASE, KeptPolicy, kept_policies, nearest, not_kept, without_model
 from webapp.probes.forms import BranchForm, by_field
 from webapp.probes.querysets import node_probes
 from webapp.projects.access import Role, admins_of, get_probe, require, user_of
+from webapp.runs.origin import config_of
 from webapp.runs.views import page_cursor
 from webapp.trees.models import StoredTree
 from webapp.trees.views import damaged, find_or_404, tree_context
@@ -40,6 +41,8 @@ def branch(request: HttpRequest, tree_id: int) -> HttpResponseBase:
     tree = opened.tree
     node = find_or_404(tree, request.GET.get("n", "0"))
     name = tree.name(node)
+    config = config_of(stored.run)
+    values: dict[str, Any] = {}
     errors: dict[str, str] = {}
     if request.method == "POST":
         require(request.user, stored.run.project, Role.EDITOR)
@@ -55,13 +58,14 @@ def branch(request: HttpRequest, tree_id: int) -> HttpResponseBase:
             errors = {field: " ".join(map(str, told)) for field, told in form.errors.items()}
         values = request.POST.dict()
         values.setdefault("verify", "")
-    else:
-        values = _proposed(stored, tree, node)
+    elif config is not None:
+        values = _proposed(stored, tree, node, config)
     context |= {
         "node_name": name,
         "depth": len(tree.path(node)) - 1,
         "prompt": tree.texts[ROOT],
-        "form": _form(stored, tree, values, errors) if context["can_control"] else None,
+        "form": _form(stored, tree, config, values, errors) if config and context["can_control"] else None,
+        "reason": without_model(stored.run),
         "admins": admins_of(stored.run.project),
         **node_probes(stored.id, name, before=page_cursor(request, "before")),
     }
@@ -83,9 +87,8 @@ def page_of(tree_id: int, node: str) -> str:
     return f"{reverse('branch', args=[tree_id])}?{urlencode({'n': node})}"
 
 
-def _proposed(stored: StoredTree, tree: RolloutTree, node: int) -> dict[str, Any]:
+def _proposed(stored: StoredTree, tree: RolloutTree, node: int, config: RunConfig) -> dict[str, Any]:
     """What the form holds at first."""
-    config = stored_config(stored.run.config)
     policies = kept_policies(stored.run)
     used = int(sum(tree.token_counts()[part] for part in tree.path(node) if part != ROOT))
     left = max(config.sampler.bounds.answer_tokens - used, LEAST_TOKENS)
@@ -107,10 +110,9 @@ def _proposed(stored: StoredTree, tree: RolloutTree, node: int) -> dict[str, Any
 
 
 def _form(
-    stored: StoredTree, tree: RolloutTree, values: dict[str, Any], errors: dict[str, str]
+    stored: StoredTree, tree: RolloutTree, config: RunConfig, values: dict[str, Any], errors: dict[str, str]
 ) -> dict[str, Any]:
     policies = kept_policies(stored.run)
-    config: RunConfig = stored_config(stored.run.config)
     own = tree.policy_version
     return {
         "values": values,
