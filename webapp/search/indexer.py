@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from django.db import DataError, InterfaceError, OperationalError, connection, transaction
+from django.db import DatabaseError, DataError, InterfaceError, connection, transaction
 from django.db.models import F, Func, IntegerField
 from django.db.models.functions import Now
 
@@ -264,12 +264,12 @@ class Indexer(threading.Thread):
             try:
                 index_all(self.leave.is_set, only_wanted=True)
                 is_away = False
-            except (OperationalError, InterfaceError) as error:
+            except (DatabaseError, InterfaceError) as error:
                 if not is_away:
                     logger.warning("The search index waits for the database: %s", error)
                 is_away = True
-            finally:
                 connection.close()
+        connection.close()
 
 
 def note_demand(project_id: int) -> None:
