@@ -82,7 +82,16 @@ def _column(opened: OpenTree, stack: list[int], node: int, common: int, start: i
     return {
         "node": opened.name(first),
         "selected": node in stack,
-        "others": [opened.name(other) for other in stack[1:]],
+        # The same text may have come to something else: what followed it is its own.
+        "others": [
+            {
+                "node": opened.name(other),
+                "value": number_of(tree.value[other]),
+                "advantage": number_of(tree.advantage[other]),
+                **credit_words(tree, other),
+            }
+            for other in stack[1:]
+        ],
         "value": number_of(tree.value[first]),
         "advantage": number_of(tree.advantage[first]),
         **credit_words(tree, first),
