@@ -50,7 +50,13 @@ test("text never becomes markup or code in our own modules", () => {
 
 test("templates have no inline script, style or handler, and never switch escaping off", () => {
   for (const path of templates) {
-    const text = readFileSync(path, "utf8");
+    let text = readFileSync(path, "utf8");
+    if (path.endsWith("exports/page_head.html")) {
+      // A file to download, which carries its style and whose own policy allows that alone; the site never shows it.
+      assert.match(text, /Content-Security-Policy[^>]*default-src 'none'/);
+      assert.equal(text.match(/<style/g)?.length, 1);
+      text = text.replace("<style", "");
+    }
     assert.doesNotMatch(text, /\sstyle\s*=|<style|\son[a-z]+\s*=\s*["']|\|\s*safe\b|autoescape off/, path);
     for (const [tag] of text.matchAll(/<script[^>]*>/g)) assert.match(tag, /type="module" src=/, path);
   }
