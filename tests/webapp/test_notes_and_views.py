@@ -171,7 +171,9 @@ def test_a_note_is_written_read_changed_and_removed(indexed: Run, people: People
         html = viewer.get(page).content.decode()
         assert "&lt;img src=x onerror=alert(1)&gt;" in html
         assert "<img src=x" not in html
-    assert "off-by-one" not in viewer.get(f"/t/{tree.id}/n/2").content.decode()
+    elsewhere = viewer.get(f"/t/{tree.id}/n/2").content.decode()
+    assert "off-by-one" not in elsewhere
+    assert f'Also beside <a href="/t/{tree.id}/n/2.1" data-go="2.1">' in elsewhere
     assert f"/notes/{note.id}/edit" not in viewer.get(f"/t/{tree.id}/n/2.1").content.decode()
 
     editor.post(f"/notes/{note.id}/edit", {"text": "better", "tags": "units"})
