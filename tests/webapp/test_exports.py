@@ -70,6 +70,23 @@ def test_a_trees_file_holds_every_tree_of_the_selection_in_order(run: Run, peopl
     assert export.title == "first, steps 2 to last"
 
 
+def test_a_selection_is_filtered_as_the_list_of_trees_is(run: Run, people: People) -> None:
+    add_tree(run, 3, worked_tree(3, problem_id="p-9"))
+    chosen = {"runs": [run.id], "q": "problem:p-9"}
+    assert [
+        json.loads(line)["step"] for line in written(asked(run, people, selection=chosen)).splitlines()
+    ] == [3]
+    client = people.client("viewer")
+    listed = client.get(f"/r/{run.id}/trees?step=3&q=problem:p-9").content.decode()
+    assert f"/p/lab/export?run={run.id}&from=3&to=3&amp;q=problem%3Ap-9" in listed.replace(
+        "&amp;from", "&from"
+    ).replace("&amp;to", "&to")
+    page = client.get(f"/p/lab/export?run={run.id}&q=problm:p-9").content.decode()
+    assert 'class="field-error"' in page
+    with pytest.raises(RequestError, match="q: "):
+        asked(run, people, selection={"runs": [run.id], "q": "value:>>1"})
+
+
 def test_what_is_superseded_damaged_or_gone_is_left_out_and_counted(run: Run, people: People) -> None:
     run.trees.filter(step=1).update(superseded=True)
     add_tree(run, 3, worked_tree(3))
@@ -274,7 +291,7 @@ def test_runs_and_trees_of_another_project_do_not_exist(run: Run, people: People
 def test_the_page_counts_shows_three_rows_and_starts(run: Run, people: People) -> None:
     client = people.client("viewer")
     page = client.get(f"/p/lab/export?run={run.id}&kind=pairs&gap=1").content.decode()
-    assert "the first 2 give" in page
+    assert '<strong class="figures">2</strong> pairs' in page
     assert page.count("<dt>chosen</dt>") == 2
     assert "Export preference pairs of 2 trees" in page
     page = client.get(f"/p/lab/export?run={run.id}&kind=nodes").content.decode()

@@ -59,6 +59,8 @@ def preview(project: Project, selection: Selection, parameters: Parameters) -> P
         rows_read += 1
         if len(found) < PREVIEW_ROWS:
             found.append(row)
+    if len(few) == n_trees:  # so these are all
+        n_rows = rows_read if n_rows is None else n_rows
     return Preview(
         n_trees,
         n_rows,

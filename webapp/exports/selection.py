@@ -11,8 +11,10 @@ from django.db.models import F, Func, IntegerField, QuerySet
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from webapp.errors import RequestError
+from webapp.filters import FilterError, parse
 from webapp.projects.models import Project
 from webapp.runs.models import Run
+from webapp.trees.filters import TREE_LANGUAGE, matching
 from webapp.trees.models import StoredTree
 
 MOST_RUNS = 50
@@ -80,6 +82,13 @@ def trees_of(project: Project, selection: Selection) -> QuerySet[StoredTree]:
         trees = trees.filter(step__gte=selection.from_step)
     if selection.to_step is not None:
         trees = trees.filter(step__lte=selection.to_step)
+    if selection.q:
+        try:
+            trees = matching(trees, parse(selection.q, TREE_LANGUAGE))
+        except FilterError as error:
+            raise RequestError(
+                400, f"q: {error.message}", [{"path": "q", "message": error.message}]
+            ) from error
     return trees
 
 

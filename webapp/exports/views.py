@@ -63,7 +63,7 @@ def export_new(request: HttpRequest, slug: str) -> HttpResponseBase:
         except RequestError as refused:
             if refused.status == 404:
                 raise Http404 from refused
-            problem = refused.detail
+            problem, errors = refused.detail, [*errors, *refused.errors]
     context = {
         "project": project,
         "role": project.role,
@@ -77,7 +77,7 @@ def export_new(request: HttpRequest, slug: str) -> HttpResponseBase:
         "back": _back(project, selection),
         "sent": sent,
         "step_error": next((e["message"] for e in errors if e["path"] in ("from_step", "to_step")), ""),
-        "query": _query(sent),
+        "filter_error": next((e["message"] for e in errors if e["path"] == "q"), ""),
         "problem": problem,
         "preview": shown,
     }
@@ -143,13 +143,6 @@ def _back(project: Project, selection: Selection | None) -> tuple[str, int, str]
     if selection is not None and len(selection.runs) == 1 and not selection.trees:
         return ("run-trees", selection.runs[0], runs_of(project, selection)[0].name)
     return None
-
-
-def _query(sent: QueryDict) -> str:
-    kept = sent.copy()
-    for name in ("csrfmiddlewaretoken", "kind"):
-        kept.pop(name, None)
-    return kept.urlencode()
 
 
 # ------------------------------------------------------------------------------------------------ import

@@ -175,6 +175,7 @@ def tree_list(run: Run, address: ListAddress, *, has_advantages: bool) -> dict[s
         # As the pages of all trees in one picture, and of exports, name steps.
         "picture": f"?step={step}" if address.kind == "step" else _steps("step", address),
         "export": f"&from={step}&to={step}" if address.kind == "step" else _steps("from", address),
+        "export_filter": urlencode({"q": address.q}) if address.q else "",
         "shows_steps": address.kind != "step",
     }
 
