@@ -76,7 +76,7 @@ def cpu_milliseconds(deed: Callable[[], object], before: Callable[[], object], r
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What it costs to open a node and to read a path.")
-    parser.add_argument("--browser", action="store_true", help="also the first screen, in Chromium")
+    parser.add_argument("--browser", action="store_true", help="the first screen in Chromium, alone")
     arguments = parser.parse_args()
     print(parts.machine())
     with parts.database():
@@ -84,6 +84,7 @@ def main() -> None:
 
 
 def measure(*, with_browser: bool) -> None:
+    from django.conf import settings
     from django.test import Client
 
     from benchmarks.rows import new_run
@@ -95,8 +96,10 @@ def measure(*, with_browser: bool) -> None:
     client = Client(SERVER_NAME="127.0.0.1")
     client.force_login(run.created_by)
     last = 0
-    print(f"{'tree':24} {'page':12} {'bytes':>10} {'cold':>8} {'kept':>8}   CPU ms")
-    for seq, (name, (widths, tokens)) in enumerate(SHAPES.items(), 1):
+    if not with_browser:
+        print(f"{'tree':24} {'page':12} {'bytes':>10} {'cold':>8} {'kept':>8}   CPU ms")
+    shapes = list(SHAPES.items())[-1:] if with_browser else list(SHAPES.items())
+    for seq, (name, (widths, tokens)) in enumerate(shapes, 1):
         tree = made_tree(widths, tokens)
         stored = StoredTree.objects.create(
             run=run, seq=seq, epoch=1, step=seq, index=0, problem_id="reading", prompt=tree.texts[0],
@@ -104,11 +107,15 @@ def measure(*, with_browser: bool) -> None:
         )  # fmt: skip
         leaf = ".".join(["1"] * len(widths))
         for page, path in (
-            ("node", f"/t/{stored.id}/n/{leaf}"),
-            ("siblings", f"/t/{stored.id}/siblings?n=1"),
-            ("diff", f"/t/{stored.id}/diff?a={leaf}&b=2"),
-            ("estimators", f"/t/{stored.id}/estimators?n=1"),
-            ("tokens", f"/api/v1/trees/{stored.id}/paths/{leaf}/tokens"),
+            ()
+            if with_browser
+            else (
+                ("node", f"/t/{stored.id}/n/{leaf}"),
+                ("siblings", f"/t/{stored.id}/siblings?n=1"),
+                ("diff", f"/t/{stored.id}/diff?a={leaf}&b=2"),
+                ("estimators", f"/t/{stored.id}/estimators?n=1"),
+                ("tokens", f"/api/v1/trees/{stored.id}/paths/{leaf}/tokens"),
+            )
         ):
             answer = client.get(path)
             if answer.status_code != 200:
@@ -119,10 +126,10 @@ def measure(*, with_browser: bool) -> None:
             print(f"{name:24} {page:12} {len(answer.content):>10,} {cold:8.1f} {kept:8.1f}", flush=True)
         last = stored.id
     if with_browser:
-        first_screen(f"/t/{last}/n/1.1.1.1?shade=entropy", str(client.cookies["sessionid"].value))
+        first_screen(f"/t/{last}/n/1.1.1.1?shade=entropy", settings.SESSION_COOKIE_NAME, client)
 
 
-def first_screen(path: str, session: str) -> None:
+def first_screen(path: str, cookie: str, client: Any) -> None:
     """Prints the time to the first drawn tokens, of several loads."""
     import threading
     from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -142,7 +149,7 @@ def first_screen(path: str, session: str) -> None:
             executable_path=shutil.which("chromium") or None, args=["--no-sandbox", "--disable-gpu"]
         )
         context = browser.new_context(base_url=url, viewport={"width": 1280, "height": 900})
-        context.add_cookies([{"name": "sessionid", "value": session, "url": url}])
+        context.add_cookies([{"name": cookie, "value": client.cookies[cookie].value, "url": url}])
         page = context.new_page()
         found = []
         for _ in range(6):

@@ -44,7 +44,7 @@ export class Reader {
   #card = new TokenCard();
   /** @type {PathTokens | null} */ #tokens = null;
   /** @type {ReturnType<typeof shadingOf> | null} */ #shading = null;
-  /** Runs of tokens of the path, with the elements they are drawn in. @type {Map<Element, {from: number, to: number, text: string, withFormulas: string, isDrawn: boolean}>} */ #chunks = new Map();
+  /** Runs of tokens of the path, with the elements they are drawn in. @type {Map<Element, {from: number, to: number, text: string, withFormulas: string | null, isDrawn: boolean}>} */ #chunks = new Map();
   /** @type {IntersectionObserver} */ #observer;
   #shade = /** @type {Shade} */ (SHADES.find((name) => name === read("shade")) ?? "none");
   #math = read("math") === "1";
@@ -116,11 +116,9 @@ export class Reader {
     for (const segment of tokens.segments) {
       const text = document.querySelector(`#reader [data-segment="${segment.node}"] .text`);
       if (!(text instanceof HTMLElement)) continue;
-      const chunks = chunksOf(tokens, segment);
-      const withFormulas = unbroken(chunks.map((chunk) => chunk.text));
-      const elements = chunks.map((chunk, place) => {
+      const elements = chunksOf(tokens, segment).map((chunk) => {
         const element = make("span", { class: "chunk" });
-        this.#chunks.set(element, { ...chunk, withFormulas: withFormulas[place] ?? "", isDrawn: false });
+        this.#chunks.set(element, { ...chunk, withFormulas: null, isDrawn: false });
         return element;
       });
       text.replaceChildren(...elements);
@@ -141,8 +139,8 @@ export class Reader {
     const chunk = this.#chunks.get(element);
     if (!chunk || chunk.isDrawn === isNear) return;
     chunk.isDrawn = isNear;
-    if (this.#math && isNear) return void typeset(element, chunk.withFormulas, hidden);
-    if (!isNear || !this.#tokens || chunk.from === chunk.to) return this.#fillPlain(element, this.#math ? chunk.withFormulas : chunk.text);
+    if (this.#math && isNear) return void typeset(element, chunk.withFormulas ?? "", hidden);
+    if (!isNear || !this.#tokens || chunk.from === chunk.to) return this.#fillPlain(element, this.#math ? (chunk.withFormulas ?? "") : chunk.text);
     const spans = [];
     for (let i = chunk.from; i < chunk.to; i++) {
       const span = this.#token(i);
@@ -182,10 +180,24 @@ export class Reader {
   /** Everything drawn is drawn again. */
   #redraw() {
     this.#observer.disconnect();
+    if (this.#math) this.#keepFormulasWhole();
     for (const [element, chunk] of this.#chunks) {
       chunk.isDrawn = false;
-      this.#fillPlain(element, this.#math ? chunk.withFormulas : chunk.text);
+      this.#fillPlain(element, this.#math ? (chunk.withFormulas ?? "") : chunk.text);
       this.#observer.observe(element);
+    }
+  }
+
+  /** Chunks end between tokens; with formulas they end between those, too. Worked out when it is first asked for. */
+  #keepFormulasWhole() {
+    /** @type {Map<Element | null, {text: string, withFormulas: string | null}[]>} */
+    const bySegment = new Map();
+    for (const [element, chunk] of this.#chunks) {
+      if (chunk.withFormulas === null) bySegment.set(element.parentElement, [...(bySegment.get(element.parentElement) ?? []), chunk]);
+    }
+    for (const chunks of bySegment.values()) {
+      const texts = unbroken(chunks.map((chunk) => chunk.text));
+      chunks.forEach((chunk, place) => (chunk.withFormulas = texts[place] ?? ""));
     }
   }
 
