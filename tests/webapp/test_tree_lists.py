@@ -183,10 +183,13 @@ def test_filters(run: Run, client: Client, q: str, found: str) -> None:
         run,
         [
             {"problem_id": "p-7", "value": 0.0, "n_correct": 0, "n_errors": 1},
-            {"prompt": "Red Marbles", "value": 0.5, "n_correct": 2, "n_answers": 3, "cliff": -0.5},
+            {
+                "problem_id": "p-8", "prompt": "Red Marbles", "value": 0.5, "n_correct": 2, "n_answers": 3,
+                "cliff": -0.5,
+            },
             {
                 "value": None, "advantage_spread": None, "n_answers": 0, "n_correct": 0,
-                "prompt": "What is 50% of_x",
+                "prompt": "What is 50% of_x", "problem_id": "p-9",
             },
             # Copies counted: two of four are right, though there are but three leaves.
             {"step": 6, "value": 1.0, "n_answers": 4, "n_leaves": 3, "n_correct": 2, "duplicate_share": 0.2},
@@ -197,6 +200,21 @@ def test_filters(run: Run, client: Client, q: str, found: str) -> None:
     assert "".join(sorted(names[row["id"]] for row in answer.json()["trees"])) == found
     page = client.get(f"/r/{run.id}/trees", {"q": q, "scope": "all"})
     assert page.context["count"]["n"] == len(found)
+
+
+def test_words_are_looked_for_in_every_problem_once_or_tree_by_tree(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    StoredTree.objects.filter(run=run).delete()
+    texts = {"a": "Red (50%) marbles", "b": "blue marbles", "c": "Blue BOOKS"}
+    made = plant(run, [{"problem_id": f"p-{n % 3}", "prompt": texts["abc"[n % 3]]} for n in range(9)])
+    for most in (10_000, 2):
+        monkeypatch.setattr("webapp.trees.filters.MAX_PROBLEMS", most)
+        for q, kept in {
+            "marbles": {0, 1}, "(50%)": {0}, "blue -books": {1}, "red books": set(), "-x": {0, 1, 2}
+        }.items():  # fmt: skip
+            found = {row["id"] for row in pages(run, Scope(), "value", 50, q)}
+            assert found == {tree.id for n, tree in enumerate(made) if n % 3 in kept}, (most, q)
 
 
 def test_every_preset_and_flag_can_be_asked(run: Run, client: Client) -> None:
@@ -236,7 +254,7 @@ def test_a_filter_that_takes_too_long_says_what_to_do(
     monkeypatch.setattr(querysets, "COUNT_MILLISECONDS", 1)
     slow = StoredTree.objects.extra(where=["pg_sleep(0.2) IS NOT NULL"])
     assert count_up_to(slow) is None
-    monkeypatch.setattr(querysets, "trees_in", lambda *_: slow)
+    monkeypatch.setattr("webapp.trees.lists.trees_in", lambda *_: slow)
     page = client.get(f"/r/{run.id}/trees")
     assert page.status_code == 503
     assert "Ask for fewer steps" in page.content.decode()

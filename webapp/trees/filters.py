@@ -8,14 +8,17 @@ from functools import partial, reduce
 from operator import or_
 from typing import Any
 
+from django.db import connection
 from django.db.models import F, FloatField, Q, QuerySet
 from django.db.models.functions import Cast, Coalesce, NullIf
 from django.db.models.lookups import Exact, GreaterThan, GreaterThanOrEqual, IsNull, LessThan, LessThanOrEqual
 
-from webapp.filters import Between, Field, Filter, Language, Missing, Test, to_q
+from webapp.filters import Between, Field, Filter, Language, Missing, Test, Words, to_q
+from webapp.runs.models import Run
 from webapp.trees.models import StoredTree
 
 ANSWERS = Coalesce(F("n_answers"), F("n_leaves"))
+MAX_PROBLEMS = 10_000  # whose texts are looked through for a filter's words
 DUPLICATED = 0.2  # share of repeated segments from which a tree is flagged
 
 
@@ -96,13 +99,47 @@ TREE_LANGUAGE = Language(
 )  # fmt: skip
 
 
-def matching(trees: QuerySet[StoredTree], wanted: Filter) -> QuerySet[StoredTree]:
-    """The trees that pass the filter; free text is looked for in the problem, case ignored."""
+def matching(trees: QuerySet[StoredTree], wanted: Filter, run: Run) -> QuerySet[StoredTree]:
+    """The trees of the run that pass the filter; free text is looked for in the problem, case ignored."""
     found = trees.filter(to_q(wanted, TREE_LANGUAGE)) if wanted.terms else trees
+    if not wanted.words:
+        return found
+    problems = _problems_with(run, wanted.words)
+    if problems is not None:
+        return found.filter(problem_id__in=problems)
     for words in wanted.words:
         holds = Q(prompt__icontains=words.value)
         found = found.filter(~holds if words.negated else holds)
     return found
+
+
+def _problems_with(run: Run, words: Sequence[Words]) -> list[str] | None:
+    """The problems of a run whose text holds the words; None when it has too many to look at. A problem has
+    one text, so it is read once and not in every tree: one probe of an index for each.
+    """
+    holds = " AND ".join(
+        f"position(upper(%s) in upper(t.prompt)) {'= 0' if one.negated else '> 0'}" for one in words
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""
+            WITH RECURSIVE problem (id) AS (
+                (SELECT problem_id FROM arborist_tree WHERE run_id = %s ORDER BY problem_id LIMIT 1)
+                UNION ALL
+                SELECT (
+                    SELECT problem_id FROM arborist_tree
+                    WHERE run_id = %s AND problem_id > problem.id ORDER BY problem_id LIMIT 1
+                ) FROM problem WHERE problem.id IS NOT NULL
+            ), looked_at AS (SELECT id FROM problem WHERE id IS NOT NULL LIMIT %s)
+            SELECT looked_at.id, {holds} FROM looked_at
+            CROSS JOIN LATERAL (
+                SELECT prompt FROM arborist_tree WHERE run_id = %s AND problem_id = looked_at.id LIMIT 1
+            ) t
+            """,  # noqa: S608 (made of signs alone)
+            [run.id, run.id, MAX_PROBLEMS + 1, *(one.value for one in words), run.id],
+        )
+        rows = cursor.fetchall()
+    return None if len(rows) > MAX_PROBLEMS else [problem for problem, is_found in rows if is_found]
 
 
 @dataclass(frozen=True, slots=True)

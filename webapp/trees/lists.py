@@ -122,11 +122,15 @@ def tree_list(run: Run, address: ListAddress, *, has_advantages: bool) -> dict[s
         wanted = read_filter(address.q)
     except FilterError as wrong:
         error = wrong
+    trees = trees_in(run, scope, wanted)
     if newest is not None and error is None:
         rows, following = trees_page(
-            run, scope, wanted, sort=address.sort, after=address.after, limit=PAGE_SIZE
+            run, scope, sort=address.sort, after=address.after, limit=PAGE_SIZE, trees=trees
         )
-    count = _count(run, scope, wanted, rows, following, address)
+    on_one_page = address.after is None and following is None
+    n = len(rows) if on_one_page else count_up_to(trees)
+    of = count_up_to(trees_in(run, scope)) if wanted else n
+    count = {"n": n, "words": _words(n), "of": of, "of_words": _words(of)}
     before, beyond = (None, None) if step is None else steps_beside(run, step)
     return {
         "address": address,
@@ -184,21 +188,6 @@ def _steps(first: str, address: ListAddress) -> str:
     parts = {first: address.first, "to": address.last}
     query = urlencode({name: step for name, step in parts.items() if step is not None})
     return query and ("?" if first == "step" else "&") + query
-
-
-def _count(
-    run: Run,
-    scope: Scope,
-    wanted: Filter,
-    rows: list[dict[str, Any]],
-    following: int | None,
-    address: ListAddress,
-) -> dict[str, Any]:
-    """How many trees the list has, and how many there would be without the filter: words for both."""
-    on_one_page = address.after is None and following is None
-    n = len(rows) if on_one_page else count_up_to(trees_in(run, scope, wanted))
-    of = count_up_to(trees_in(run, scope)) if wanted else n
-    return {"n": n, "words": _words(n), "of": of, "of_words": _words(of)}
 
 
 def _words(count: int | None) -> str:

@@ -72,7 +72,11 @@ class StoredTree(models.Model):
             # One problem over training.
             models.Index(fields=["run", "problem_id", "step"], name="tree_problem"),
             *(
-                models.Index(fields=["run", signal, "id"], condition=_KEPT, name=f"tree_by_{signal}")
+                # With the step, so that a range of steps is told from the index alone: 6 ms instead of 260
+                # for half of a million trees, where it begins a hundred thousand rows into the order.
+                models.Index(
+                    fields=["run", signal, "id"], include=["step"], condition=_KEPT, name=f"tree_by_{signal}"
+                )
                 for signal in SORT_SIGNALS
             ),
         ]
