@@ -14,11 +14,10 @@ const here = dirname(fileURLToPath(import.meta.url));
 const target = resolve(process.argv[2] ?? join(here, "../webapp/static/vendor"));
 
 const ESBUILD = "0.28.2";
-/** What D3 is made of here: direct packages, then what they bring. All pinned. */
+/** What D3 is made of here: direct packages, then what of theirs is used. All pinned. What draws transitions is left out. */
 const D3 = {
-  "d3-hierarchy": "3.1.3", "d3-scale": "4.0.3", "d3-selection": "3.0.1", "d3-zoom": "3.0.1",
-  "d3-array": "3.2.5", "d3-color": "3.1.1", "d3-dispatch": "3.0.2", "d3-drag": "3.0.1", "d3-ease": "3.0.2", "d3-format": "3.1.3",
-  "d3-interpolate": "3.0.2", "d3-time": "3.1.1", "d3-time-format": "4.1.1", "d3-timer": "3.0.2", "d3-transition": "3.0.2", internmap: "2.0.3",
+  "d3-hierarchy": "3.1.3", "d3-selection": "3.0.1", "d3-zoom": "3.0.1",
+  "d3-dispatch": "3.0.2", "d3-drag": "3.0.1",
 };
 const KATEX_FONTS = [
   "AMS-Regular", "Caligraphic-Bold", "Caligraphic-Regular", "Fraktur-Bold", "Fraktur-Regular", "Main-Bold", "Main-BoldItalic", "Main-Italic", "Main-Regular",
@@ -57,16 +56,17 @@ try {
   }
 
   /** One minified ES module without imports. */
-  function bundle(entry, file, title) {
+  function bundle(entry, file, title, more = []) {
     const banner = `// ${title}. Made by scripts/vendor.js; see manifest.json and licences/.`;
     const flags = ["--bundle", "--format=esm", "--target=es2022", "--minify", "--legal-comments=none", "--log-level=warning"];
     const esbuild = join(work, "node_modules/.bin/esbuild");
-    execFileSync(esbuild, [entry, ...flags, `--banner:js=${banner}`, `--outfile=${join(target, file)}`], { cwd: work, stdio: "inherit" });
+    execFileSync(esbuild, [entry, ...flags, ...more, `--banner:js=${banner}`, `--outfile=${join(target, file)}`], { cwd: work, stdio: "inherit" });
   }
 
   for (const [name, version] of Object.entries(D3)) packages.push({ ...describe(name, version), file: "d3.js" });
   copyFileSync(join(here, "vendor_d3.js"), join(work, "entry.js"));
-  bundle("entry.js", "d3.js", "D3, the parts used by Arborist");
+  copyFileSync(join(here, "vendor_d3_without.js"), join(work, "without.js"));
+  bundle("entry.js", "d3.js", "D3, the parts used by Arborist", ["--alias:d3-transition=./without.js", "--alias:d3-interpolate=./without.js"]);
   for (const name of ["d3", "katex"]) copyFileSync(join(here, `vendor_${name}.d.ts`), join(target, `${name}.d.ts`));
   files.push("d3.js");
 

@@ -1,14 +1,5 @@
 // Types of `d3.js`, as far as Arborist uses it. Copied beside it by `scripts/vendor.js`.
 
-export interface ScaleLinear {
-  (value: number): number;
-  domain(values: [number, number]): ScaleLinear;
-  range(values: [number, number]): ScaleLinear;
-  invert(value: number): number;
-  ticks(count?: number): number[];
-}
-export function scaleLinear(): ScaleLinear;
-
 export function pointer(event: Event, target?: Element): [number, number];
 
 export interface Selection<E extends Element> {

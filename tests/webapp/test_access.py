@@ -86,7 +86,7 @@ API = {
     "GET /api/v1/trees/{tree_id}/columns": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}/texts": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}/find": (401, 404, 200, 200),
-    "GET /api/v1/trees/{tree_id}/advantages": (401, 404, 200, 200),
+    "GET /api/v1/trees/{tree_id}/difference": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}/nodes/{name}": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}/nodes/{name}/audit": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}/nodes/{name}/estimators": (401, 404, 200, 200),
@@ -207,7 +207,7 @@ def test_page_by_role(name: str, run: Run, people: People) -> None:
 
 # What some operations cannot do without.
 QUERIES = {
-    "icicles": "?trees=1", "texts": "?blocks=0", "find": "?q=books", "advantages": "?under=grpo",
+    "icicles": "?trees=1", "texts": "?blocks=0", "find": "?q=books", "difference": "?under=grpo",
     "search": "?q=books", "counts": "?q=books",
 }  # fmt: skip
 

@@ -93,7 +93,7 @@ def test_run_pages_have_a_budget(path: str, run: Run, people: People) -> None:
         add_tree(run, tree.step, worked_tree(tree.step, problem_id=f"p-{index}"), index)
     cache.clear()
     assert queries(client, address) == before
-    assert before <= 16
+    assert before <= 24
 
 
 def test_states_of_many_runs_cost_two_queries(project: Project, people: People, config: RunConfig) -> None:

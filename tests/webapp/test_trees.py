@@ -177,17 +177,21 @@ def test_letters_are_found_in_texts_and_answers_whatever_their_case(
     assert client.get(f"/api/v1/trees/{stored.id}/find", {"q": "a" * 201}).status_code == 400
 
 
-def test_a_tree_is_looked_at_under_another_estimator(stored: StoredTree, client: Client, run: Run) -> None:
-    """GRPO on the leaves: rewards 1, 0, 0, 0 have mean 1/4 and a sample deviation of 1/2."""
-    response = client.get(f"/api/v1/trees/{stored.id}/advantages?under=grpo")
-    found = np.frombuffer(response.content, "<f4")
-    deviation = 0.5 + 1e-4
-    np.testing.assert_allclose(found[3:], [0.75 / deviation, *[-0.25 / deviation] * 3], rtol=1e-4)
-    own = np.frombuffer(client.get(f"/api/v1/trees/{stored.id}/advantages?under=treerpo").content, "<f4")
-    np.testing.assert_allclose(own, worked_tree().advantage, rtol=1e-6)
-    wrong = client.get(f"/api/v1/trees/{stored.id}/advantages?under=nothing")
-    assert wrong.status_code == 400
-    assert "grpo" in wrong.json()["detail"]
+def test_a_tree_is_looked_at_under_another_estimator(stored: StoredTree, client: Client) -> None:
+    """GRPO on the leaves: rewards 1, 0, 0, 0 have mean 1/4 and a sample deviation of 1/2; what is above a
+    leaf takes the mean over its answers. 2.1 and 2.2 had no credit to differ from.
+    """
+    address = f"/api/v1/trees/{stored.id}/difference"
+    found = np.frombuffer(client.get(address, {"under": "grpo"}).content, "<f4")
+    expected = np.array([0, 0.25, -0.25, 0.75, -0.25]) / (0.5 + 1e-4) - [0, 4 / 3, -4 / 3, 2, -2]
+    np.testing.assert_allclose(found[1:5], expected[1:], rtol=1e-4)
+    assert np.isnan(found[[0, 5, 6]]).all()
+    own = np.frombuffer(client.get(address, {"under": "treerpo"}).content, "<f4")
+    assert own[1:5].tolist() == [0, 0, 0, 0]
+    wrong = client.get(address, {"under": "nothing"})
+    assert (wrong.status_code, "grpo" in wrong.json()["detail"]) == (400, True)
+    undefined = client.get(address, {"under": "hbpo"})
+    assert (undefined.status_code, "budgets" in undefined.json()["detail"]) == (422, True)
 
 
 def test_one_scale_for_all_trees_of_a_run(run: Run) -> None:

@@ -18,8 +18,7 @@ from webapp.runs.api import Id, Limit
 from webapp.runs.models import Run
 from webapp.runs.origin import how_made, method_of_run
 from webapp.trees.columns import columns, encoded
-from webapp.trees.estimator_table import compared, node_rows, tree_rows
-from webapp.trees.estimators import plan_of
+from webapp.trees.estimator_table import compared, difference, node_rows, tree_rows
 from webapp.trees.growing import growing
 from webapp.trees.lists import check_sort, read_filter
 from webapp.trees.models import StoredTree
@@ -131,7 +130,8 @@ def read_one_tree(request: HttpRequest, tree_id: int) -> Any:
 
 @router.get("/trees/{int:tree_id}/columns", summary="A tree's node columns, binary", response={200: None})
 def read_columns(request: HttpRequest, tree_id: int) -> HttpResponse:
-    return _binary(request, columns(read_tree(get_tree(request, tree_id))))
+    opened = open_tree(get_tree(request, tree_id))
+    return _binary(request, opened.keep("columns", lambda: columns(opened.tree)))
 
 
 @router.get("/trees/{int:tree_id}/texts", summary="How the texts of a tree's nodes start, by blocks of 128")
@@ -152,18 +152,13 @@ def find_in_tree(request: HttpRequest, tree_id: int, q: str) -> Any:
 
 
 @router.get(
-    "/trees/{int:tree_id}/advantages",
-    summary="What another estimator would give every node of a tree: float32, little-endian, breadth-first",
+    "/trees/{int:tree_id}/difference",
+    summary="How much more another estimator would push every node: float32, little-endian, breadth-first",
     response={200: None},
 )
-def read_advantages(request: HttpRequest, tree_id: int, under: str) -> HttpResponse:
-    plan = plan_of(under)
-    opened = open_tree(get_tree(request, tree_id))
-    try:
-        advantage = opened.credit(plan).advantage
-    except ValueError as refused:
-        raise RequestError(422, f"{under} gives no credit to this tree. {refused}") from refused
-    return _binary(request, advantage.astype("<f4").tobytes())
+def read_difference(request: HttpRequest, tree_id: int, under: str) -> HttpResponse:
+    stored = get_tree(request, tree_id)
+    return _binary(request, difference(open_tree(stored), how_made(stored.run), under))
 
 
 def _binary(request: HttpRequest, raw: bytes) -> HttpResponse:

@@ -17,12 +17,9 @@ import zstandard
 from numpy.typing import NDArray
 
 from trainer.cliffs import value_cliff
-from trainer.tree import ROOT, CreditState, FinishReason, RolloutTree, Verdict
+from trainer.tree import CreditState, FinishReason, RolloutTree, Verdict
 from webapp.trees.words import CREDIT_WORDS
 
-COLUMNS_VERSION = (
-    3  # as `js/tree/columns.js`; it stands in the address, so that no browser reads a kept older one
-)
 _COMPRESS_FROM_BYTES = 1024
 ROUNDING_NATS = 1e-3  # two float32 programs of one model differ by some 1e-5
 
@@ -137,9 +134,11 @@ def mean_mismatch(tree: RolloutTree) -> NDArray[np.float64] | None:
 
 def token_means(tree: RolloutTree, per_token: NDArray[np.float32]) -> NDArray[np.float64]:
     """[N] mean of `per_token` [T] over each segment; NaN for the prompt and for a segment without tokens."""
-    total = np.concatenate(([0.0], np.cumsum(per_token, dtype=np.float64)))
-    counts = tree.token_counts().copy()
-    counts[ROOT] = 0  # given: what is stored for its tokens is no measurement
-    sums = total[tree.token_offsets[1:]] - total[tree.token_offsets[:-1]]
-    means: NDArray[np.float64] = np.divide(sums, counts, out=np.full(tree.n_nodes, np.nan), where=counts > 0)
+    counts = tree.token_counts()
+    means = np.full(tree.n_nodes, np.nan)
+    # What is stored for the prompt's tokens is no measurement: it was given.
+    sampled = np.flatnonzero(counts[1:]) + 1
+    if len(sampled):
+        sums = np.add.reduceat(per_token, tree.token_offsets[sampled], dtype=np.float64)
+        means[sampled] = sums / counts[sampled]
     return means

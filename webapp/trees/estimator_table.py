@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.comparison import Compared, compare, pushes
+from trainer.comparison import Compared, compare, estimators, pushes
 from trainer.config import RunConfig
 from trainer.credit import credit_plan
 from trainer.presets import PRESETS
@@ -138,3 +138,21 @@ def flips_under(opened: OpenTree, found: Sequence[Compared], name: str) -> dict[
             for node in nodes[:MOST_FLIPS].tolist()
         ],
     }
+
+
+def difference(opened: OpenTree, made: HowMade, under: str) -> bytes:
+    """float32 [N], little-endian: what each node's tokens would take under another estimator, less what they
+    took (`trainer.comparison.Compared.push`); NaN where either has no credit. Raises RequestError: 400 names
+    the estimators there are, 422 says why this one is not defined on the tree.
+    """
+    chosen = [estimator for estimator in estimators() if estimator.name == under]
+    if not chosen:
+        names = ", ".join(estimator.name for estimator in estimators())
+        raise RequestError(400, f"There is no estimator {under[:80]!r}. There are: {names}.")
+    tree = opened.tree
+    plan = made.plan or credit_plan(PRESETS[NEUTRAL].config)
+    other = next(one for one in compare(tree, plan, chosen) if one.name == under)
+    if other.reason:
+        raise RequestError(422, f"{other.title} gives no credit to this tree. {other.reason}")
+    own = pushes(tree, tree.advantage, tree.credit_state)
+    return (other.push - own).astype("<f4").tobytes()

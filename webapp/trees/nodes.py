@@ -32,7 +32,7 @@ MAX_SIBLINGS = 200  # and members of a group, around the node
 MAX_UNTAKEN = 24  # siblings named between two segments of a path
 HISTOGRAM_BARS = 16
 TOP_TOKENS = 5
-MAX_OUTLINE_ROWS = 2000
+MAX_OUTLINE_ROWS = 400  # without scripts; with them the outline has every node
 TEXT_START_LETTERS = 80
 AGREES_WITHIN = 1e-6  # absolute and relative
 
@@ -394,9 +394,10 @@ def _best_leaf(tree: RolloutTree, leaves: NDArray[np.int64], node: int) -> int:
 
 
 def outline(opened: OpenTree, selected: int) -> tuple[list[dict[str, Any]], bool]:
-    """The tree as rows to read, children under their parents: at most 2,000, and whether it was cut."""
+    """The tree as rows to read, children under their parents: at most 400, and whether it was cut."""
     tree = opened.tree
-    tokens, entropy = tree.token_counts(), token_means(tree, tree.entropies)
+    tokens = tree.token_counts()
+    entropy = opened.keep("mean entropies", lambda: token_means(tree, tree.entropies))
     rows: list[dict[str, Any]] = []
     waiting = [(ROOT, 0)]
     while waiting and len(rows) < MAX_OUTLINE_ROWS:

@@ -9,6 +9,7 @@ from django.shortcuts import render
 from django.urls import reverse
 from django.views.decorators.http import require_GET
 
+from trainer.comparison import estimators
 from trainer.tree import RolloutTree
 from webapp.errors import RequestError
 from webapp.probes.querysets import node_probes
@@ -17,9 +18,7 @@ from webapp.runs.origin import how_made, method_of_run
 from webapp.runs.querysets import run_states
 from webapp.runs.views import run_context
 from webapp.trees import comparing
-from webapp.trees.columns import COLUMNS_VERSION
 from webapp.trees.estimator_table import compared, flips_under, node_rows, tree_rows
-from webapp.trees.estimators import estimators
 from webapp.trees.inspector import inspector_context
 from webapp.trees.lists import ListAddress, tree_list
 from webapp.trees.models import StoredTree
@@ -78,9 +77,8 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
         "view": view,
         "color": colour,
         "usual_colour": usual,
-        "columns_version": COLUMNS_VERSION,
         "run_limit": advantage_limit(stored.run),
-        "estimators": [(slug, title) for slug, (title, _plan) in estimators().items()],
+        "estimators": estimators(),
     }
     return render(request, "trees/detail.html", context)
 

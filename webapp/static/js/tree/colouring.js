@@ -2,11 +2,14 @@
 import { request } from "../core/api.js";
 import { onTheme, theme } from "../core/theme.js";
 import { read, write } from "../core/url_state.js";
-import { look, signalOf, signalsOf } from "./signals.js";
+import { look, rangeIn, signalOf, signalsOf } from "./signals.js";
 import { nodeNamed } from "./walk.js";
 
 /** @type {ScaleChoice[]} */
 export const SCALES = ["run", "tree", "fixed", "symlog"];
+
+/** Plain GRPO on the leaves: what one would have without the tree. */
+const USUAL_ESTIMATOR = "grpo";
 
 export class Colouring {
   /** @type {Set<() => void>} */ #listeners = new Set();
@@ -29,7 +32,7 @@ export class Colouring {
     this.#range = rangeIn(read("range"));
     this.#signal = this.#made();
     onTheme(() => this.#changed());
-    if (this.#name === "difference") void this.under(read("under") ?? this.usualEstimator);
+    if (this.#name === "difference") void this.under(read("under") ?? USUAL_ESTIMATOR);
   }
 
   get signal() {
@@ -45,13 +48,9 @@ export class Colouring {
     return this.#root.dataset.runLimit ? "run" : "tree";
   }
 
-  get usualEstimator() {
-    return this.#root.dataset.usualEstimator ?? "";
-  }
-
   /** The estimator that `difference` compares with. */
   get estimator() {
-    return this.#other?.under ?? read("under") ?? this.usualEstimator;
+    return this.#other?.under ?? read("under") ?? USUAL_ESTIMATOR;
   }
 
   /** @param {() => void} listener */
@@ -82,11 +81,10 @@ export class Colouring {
 
   /** Compare with what another estimator would give. @param {string} slug @returns {Promise<string>} why not, or "" */
   async under(slug) {
-    write({ under: slug === this.usualEstimator ? null : slug });
+    write({ under: slug === USUAL_ESTIMATOR ? null : slug });
     try {
-      const raw = await (await request(`/trees/${this.#root.dataset.tree}/advantages?under=${encodeURIComponent(slug)}`)).arrayBuffer();
-      const other = new Float32Array(raw);
-      this.#other = { under: slug, values: other.map((advantage, node) => advantage - /** @type {number} */ (this.#columns.advantage[node])) };
+      const raw = await (await request(`/trees/${this.#root.dataset.tree}/difference?under=${encodeURIComponent(slug)}`)).arrayBuffer();
+      this.#other = { under: slug, values: new Float32Array(raw) };
     } catch (error) {
       if (!(error instanceof Error)) throw error;
       this.#other = { under: slug, values: new Float32Array(this.#columns.n).fill(NaN) };
@@ -124,11 +122,4 @@ export class Colouring {
     const level = signal.scale.level(/** @type {number} */ (signal.values[node]));
     return level < 0 ? "transparent" : signal.scale.fill(level);
   };
-}
-
-/** `-1,2` as two ends that rise; anything else null. @param {string | null} text @returns {[number, number] | null} */
-export function rangeIn(text) {
-  const ends = (text ?? "").split(",").map(Number);
-  const [low, high] = /** @type {[number, number]} */ (ends);
-  return ends.length === 2 && Number.isFinite(low) && Number.isFinite(high) && low < high ? [low, high] : null;
 }

@@ -33,6 +33,7 @@ export function mountFrame({ root, shortcuts }) {
     keys.showModal();
   };
   shortcuts.add({ "?": open }, "this list");
+  shortcuts.note(["a"], "add a note");
   shortcuts.note(["t"], "theme");
   byId("show-keys").addEventListener("click", open);
 }

@@ -10,7 +10,7 @@ import { COLUMN, ROW, Unfolded } from "./unfolded.js";
 
 const HEIGHT = 520;
 const RADIUS = 5;
-const BAR = 108;
+const BAR = 124;
 const BAR_HEIGHT = 16;
 const WIDEST_LINK = 14;
 const TEXT_FROM = 0.55; // zoomed out further, words could not be read
@@ -24,6 +24,7 @@ export class TreeGraph {
   /** @type {Unfolded | null} */ #unfolded = null;
   /** @type {Item[]} */ #items = [];
   /** @type {Map<number, Item>} */ #byNode = new Map();
+  #deepest = 0;
   #selected = 0;
   #hovered = -1;
   #width = 0;
@@ -116,6 +117,7 @@ export class TreeGraph {
     if (!this.#unfolded) return;
     const before = still === undefined ? undefined : this.#byNode.get(still);
     this.#items = this.#unfolded.items();
+    this.#deepest = Math.max(...this.#items.map(({ x }) => x));
     this.#byNode = new Map(this.#items.filter(({ kind }) => kind !== "more").map((item) => [item.node, item]));
     const after = still === undefined ? undefined : this.#byNode.get(still);
     if (before && after) {
@@ -129,7 +131,7 @@ export class TreeGraph {
   #frame(items, most) {
     if (!this.#width || !items.length) return;
     let [left, right, top, bottom] = [Infinity, -Infinity, Infinity, -Infinity];
-    for (const { x, y } of items) [left, right, top, bottom] = [Math.min(left, x), Math.max(right, x + COLUMN), Math.min(top, y - ROW), Math.max(bottom, y + ROW)];
+    for (const { x, y } of items) [left, right, top, bottom] = [Math.min(left, x), Math.max(right, x + 1.7 * COLUMN), Math.min(top, y - ROW), Math.max(bottom, y + ROW)];
     const k = Math.max(0.02, Math.min(most, (this.#width - MARGIN) / (right - left), (HEIGHT - MARGIN) / (bottom - top)));
     const shift = zoomIdentity.translate(MARGIN - left * k, HEIGHT / 2 - ((top + bottom) / 2) * k).scale(k);
     this.#selection.call(this.#zoom.transform, shift);
@@ -257,8 +259,8 @@ export class TreeGraph {
     else ctx.arc(item.x, item.y, RADIUS, 0, 2 * Math.PI);
     ctx.fill();
     ctx.stroke();
-    if (item.kind !== "more") this.#mark(ctx, scene, item);
     if (k >= TEXT_FROM) this.#write(ctx, scene, item, level, kind, verdict);
+    if (item.kind !== "more") this.#mark(ctx, scene, item);
   }
 
   /** Selected, pointed at, found, the cliff. @param {CanvasRenderingContext2D} ctx @param {Scene} scene @param {Item} item */
@@ -305,16 +307,12 @@ export class TreeGraph {
     }
     const number_ = signal.signal === "verdict" || signal.signal === "none" ? `V ${number(columns.value[node], 2)}` : node === 0 ? `V ${number(columns.value[0], 2)}` : label(signal.signal, /** @type {number} */ (signal.values[node])) || "—";
     ctx.fillStyle = colour("--text-1");
-    if (item.children.length) {
-      const width = textWidth(ctx, number_);
-      ctx.fillStyle = colour("--bg");
-      ctx.fillRect(item.x - 2, item.y - ROW / 2 - 6.5, width + 6, 13);
-      ctx.fillStyle = colour("--text-1");
-      return ctx.fillText(number_, item.x, item.y - ROW / 2);
-    }
+    if (item.children.length) return ctx.fillText(number_, item.x + 2, item.y - ROW / 2 - 4);
     const words = [verdictGlyph(verdict), number_, times(columns, node)].filter(Boolean).join(" ");
     ctx.fillText(words, item.x + RADIUS + 6, item.y + 0.5);
-    const text = fitted(ctx, scene.textOf(node), COLUMN + 40 - textWidth(ctx, words));
+    // Beside a leaf that ended early others go on to the right.
+    const room = item.x < this.#deepest ? COLUMN - 44 : 2 * COLUMN;
+    const text = fitted(ctx, scene.textOf(node), room - textWidth(ctx, words));
     ctx.fillStyle = colour("--text-2");
     if (text) ctx.fillText(text, item.x + RADIUS + 12 + textWidth(ctx, words), item.y + 0.5);
   }

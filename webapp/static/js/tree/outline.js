@@ -6,8 +6,14 @@ import { nameOf, outlineRows } from "./walk.js";
 
 const ROW = 28;
 const AROUND = 12;
+/** Deeper rows are not moved further in: the place belongs to their names. */
+const DEEPEST_INDENT = 6;
+const NAME_PARTS = 4;
 /** Browsers draw nothing beyond some tens of millions of pixels; of a longer list the scroll bar runs faster than the rows. */
 const MOST_PIXELS = 8_000_000;
+
+/** `…2.1.3.1`: of a long name the end, which tells neighbours apart. @param {string} name @param {number} depth */
+const shortened = (name, depth) => (depth > DEEPEST_INDENT ? `…${name.split(".").slice(-NAME_PARTS).join(".")}` : name);
 
 export class Outline {
   head = make("div", { class: "outline-row outline-head", "aria-hidden": "true" }, ...["Node", "V", "A", "Entropy", "Verdict", "Tokens", "Text"].map((word) => make("span", { class: ["V", "A", "Entropy", "Tokens"].includes(word) ? "num" : null }, word)));
@@ -110,8 +116,8 @@ export class Outline {
     const advantage = /** @type {number} */ (columns.advantage[node]);
     const verdict = columns.labels.verdict[/** @type {number} */ (columns.verdict[node])] ?? "";
     const toggle = make("span", { class: "toggle", "aria-hidden": "true", "data-toggle": children > 0 }, children ? (this.#closed.has(node) ? "▸" : "▾") : "");
-    const first = make("span", { class: "outline-name mono" }, toggle, [name, times(columns, node)].filter(Boolean).join(" "));
-    first.style.paddingLeft = `${4 + 14 * depth}px`;
+    const first = make("span", { class: "outline-name mono" }, toggle, [shortened(name, depth), times(columns, node)].filter(Boolean).join(" "));
+    first.style.paddingLeft = `${4 + 14 * Math.min(depth, DEEPEST_INDENT)}px`;
     const element = make("div", {
       id: `outline-${node}`, class: `outline-row${hits?.has(node) ? " outline-found" : ""}`, role: "treeitem", "data-node": node,
       "aria-level": depth + 1,

@@ -70,7 +70,7 @@ export const signalsOf = (columns) => SIGNALS.filter((signal) => (signal !== "mi
  * @param {{columns: TreeColumns, parent: ArrayLike<number>}} tree @param {Signal} signal @param {Theme} theme
  * @param {object} [how]
  * @param {ScaleChoice} [how.scale] of advantages @param {number | null} [how.runLimit] the 98th percentile of |A| in the run; null: not known
- * @param {[number, number] | null} [how.range] chosen by hand @param {Float32Array | null} [how.difference] advantages of another estimator, minus these
+ * @param {[number, number] | null} [how.range] chosen by hand @param {Float32Array | null} [how.difference] what another estimator would push more
  * @returns {ColourSignal}
  */
 export function signalOf({ columns, parent }, signal, theme, { scale: choice = "run", runLimit = null, range = null, difference = null } = {}) {
@@ -104,6 +104,13 @@ function numbersOf(columns, parent, signal, difference) {
   if (signal === "change") return columns.value.map((value, node) => (node ? value - /** @type {number} */ (columns.value[/** @type {number} */ (parent[node])]) : NaN));
   if (signal === "difference") return difference ?? none();
   return signal === "none" ? none() : columns.value;
+}
+
+/** `-1,2` as two ends that rise; anything else null. @param {string | null} text @returns {[number, number] | null} */
+export function rangeIn(text) {
+  const ends = (text ?? "").split(",").map(Number);
+  const [low, high] = /** @type {[number, number]} */ (ends);
+  return ends.length === 2 && Number.isFinite(low) && Number.isFinite(high) && low < high ? [low, high] : null;
 }
 
 /** What stands in a rectangle. @param {Signal} signal @param {number} value */

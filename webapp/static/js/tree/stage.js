@@ -1,6 +1,6 @@
 // The middle of a tree's page: one tree in three views, the choices above them, and the keys that walk in it.
 import { byId, make, setText, typed } from "../core/dom.js";
-import { number, percent, signed } from "../core/format.js";
+import { number } from "../core/format.js";
 import { read, write } from "../core/url_state.js";
 import { TreeCanvas } from "./canvas.js";
 import { SCALES } from "./colouring.js";
@@ -158,7 +158,7 @@ export function mountStage(page) {
     byId("outline-box").classList.toggle("off-screen-tree", view !== "outline");
     for (const radio of /** @type {NodeListOf<HTMLInputElement>} */ (document.querySelectorAll("#view-choice input"))) radio.checked = radio.value === view;
     write({ view: view === "icicle" ? null : view });
-    if (view === "graph" && !graph) void openGraph();
+    if (view === "graph" && !graph) openGraph().catch(() => note("The graph could not be loaded. Check the connection, and choose it again."));
     canvas.redraw();
     graph?.redraw();
     outline.select(selection.node);
@@ -197,15 +197,8 @@ export function mountStage(page) {
   shortcuts.add({ Enter: () => picture().zoomTo(selection.node), Backspace: () => picture().zoomOut() }, "zoom in, zoom out", "canvas");
   shortcuts.add({ 0: () => picture().fit() }, "the whole tree");
   shortcuts.add({ n: () => choose(nextAlike(drawn, columns.verdict, selection.node, 1)), N: () => choose(nextAlike(drawn, columns.verdict, selection.node, -1)) }, "next, previous leaf of the same verdict");
-  shortcuts.add({ w: toCliff }, "the value cliff: where did it go wrong?");
   shortcuts.add({ 1: () => show("icicle"), 2: () => show("graph"), 3: () => show("outline") }, "icicle, graph, outline");
   shortcuts.add({ v: () => { const all = signalsOf(columns); colouring.by(/** @type {Signal} */ (all[(all.indexOf(colouring.signal.signal) + 1) % all.length])); } }, "next colour");
-
-  function toCliff() {
-    if (!columns.cliff) return note("No single edge explains the failures.");
-    choose(columns.cliff.node);
-    note(`The share of correct answers falls by ${signed(columns.cliff.drop, 2)} into node ${nameOf(shape, columns.cliff.node)}; it is a real fall with a probability of ${percent(columns.cliff.probability)}.`);
-  }
 
   /** The next tree of the step, looked at in the same way. @param {number} by */
   function otherTree(by) {

@@ -1,5 +1,4 @@
 // One cell per step, shaded by a mean over its trees. A click or the arrow keys choose a step, dragging a range of steps.
-import { scaleLinear } from "../../vendor/d3.js";
 import { number } from "../core/format.js";
 import { colour, theme } from "../core/theme.js";
 import { colourScale } from "./colour.js";
@@ -153,7 +152,11 @@ export class StepBar {
   }
 
   #scale() {
-    return scaleLinear().domain([0.5, this.#state.total + 0.5]).range([0, this.#canvas.clientWidth || 1]);
+    const width = this.#canvas.clientWidth || 1;
+    const { total } = this.#state;
+    return Object.assign((/** @type {number} */ step) => ((step - 0.5) / total) * width, {
+      invert: (/** @type {number} */ x) => 0.5 + (x / width) * total,
+    });
   }
 
   #draw() {

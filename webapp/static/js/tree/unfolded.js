@@ -11,7 +11,7 @@ export const OPEN_AT_FIRST = 60;
 /** Children of one node shown at a time. */
 export const MOST_CHILDREN = 100;
 export const ROW = 22;
-export const COLUMN = 150;
+export const COLUMN = 168;
 
 /**
  * One thing that is drawn: a node, or a bar in place of further siblings.
@@ -138,8 +138,8 @@ export class Unfolded {
       stack.push(...item.children);
     }
     const root = hierarchy(top, (item) => item.children);
-    // Leaves of different parents stand a little apart, as brackets would show them.
-    /** @type {import("../../vendor/d3.js").TreeLayout<Item>} */ (tidy()).nodeSize([ROW, COLUMN]).separation((a, b) => (a.parent === b.parent ? 1 : 1.4))(root);
+    // Leaves of different parents stand a little apart, as brackets would show them; what has a number above it needs its room.
+    /** @type {import("../../vendor/d3.js").TreeLayout<Item>} */ (tidy()).nodeSize([ROW, COLUMN]).separation((a, b) => (a.parent !== b.parent || a.children || b.children ? 1.4 : 1))(root);
     /** @type {Item[]} */
     const items = [];
     root.each(({ data, x, y }) => {

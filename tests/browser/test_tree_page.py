@@ -1,0 +1,121 @@
+"""The three views of a tree, by keyboard, by address, and for those who cannot see them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import Site, Watched
+from tests.browser.test_trees import open_tree
+
+pytestmark = pytest.mark.browser
+AXE = Path(__file__).resolve().parents[2] / "node_modules/axe-core/axe.min.js"
+WHOLE = "?n=2.1&view=graph&color=value&order=value&zoom=2&find=%23%23%23%23"
+
+
+def test_every_view_is_walked_by_the_same_keys(site: Site, page: Page) -> None:
+    open_tree(page, f"/t/{site.planted['tree']}/")
+    title = page.locator("#inspector .node-title")
+    page.keyboard.press("2")
+    expect(page.locator("#tree-layout[data-graph]")).to_be_visible()
+    page.locator("#graph").focus()
+    for key, node in [("ArrowDown", "1"), ("ArrowDown", "1.1"), ("ArrowRight", "1.2"), ("ArrowUp", "1")]:
+        page.keyboard.press(key)
+        expect(title).to_have_text(f"Node {node}")
+    expect(page).to_have_url(re.compile(r"\?n=1&view=graph$|\?view=graph&n=1$"))
+    page.keyboard.press("1")
+    page.locator("#icicle").focus()
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile(r"zoom=1"))
+    page.keyboard.press("Backspace")
+    expect(page).not_to_have_url(re.compile("zoom"))
+    page.keyboard.press("v")
+    expect(page.locator("#colour-choice")).to_have_value("value")
+    expect(page.locator("#colour-legend")).to_contain_text("all values")
+    # Typing letters is typing.
+    page.keyboard.press("/")
+    page.keyboard.type("v72")
+    expect(page.locator("#find-words")).to_have_text("not in this tree")
+    expect(page.locator("#colour-choice")).to_have_value("value")
+    page.keyboard.press("Escape")
+    page.keyboard.press("?")
+    keys = page.get_by_role("dialog")
+    expect(keys).to_contain_text("next, previous leaf of the same verdict")
+    page.keyboard.press("v")
+    page.keyboard.press("Escape")
+    expect(keys).to_be_hidden()
+    expect(page.locator("#colour-choice")).to_have_value("value")
+
+
+def test_an_address_brings_back_the_whole_view(site: Site, visit: Callable[..., Watched]) -> None:
+    watched = visit()
+    watched.expect("status of 422")  # HBPO is not defined on this tree, and the legend says why
+    page = watched.page()
+    tree = site.planted["tree"]
+    open_tree(page, f"/t/{tree}/{WHOLE}")
+    expect(page.locator("#tree-layout[data-graph]")).to_be_visible()
+    expect(page.locator("#graph")).to_be_visible()
+    for choice, value in [("colour", "value"), ("order", "value"), ("width", "leaves")]:
+        expect(page.locator(f"#{choice}-choice")).to_have_value(value)
+    expect(page.locator("#find-words")).to_have_text("4 of 4 nodes")
+    page.locator("#find-next").click()
+    expect(page.locator("#find-words")).to_have_text("1 of 4 nodes")
+    page.keyboard.press("3")
+    expect(page.locator(".outline-found")).to_have_count(4)
+    page.keyboard.press("1")
+    for choice, value in [("width", "tokens"), ("colour", "difference")]:
+        page.locator(f"#{choice}-choice").select_option(value)
+    expect(page.locator("#colour-legend")).to_contain_text("98th percentile")
+    page.locator("#estimator-choice").select_option("hbpo")
+    expect(page.locator("#colour-legend")).to_contain_text("without any")
+    address = page.url
+    for part in ("width=tokens", "color=difference", "under=hbpo", "order=value", "find="):
+        assert part in address
+    page.reload()
+    expect(page.locator("#estimator-choice")).to_have_value("hbpo")
+    expect(page.locator("#colour-legend")).to_contain_text("without any")
+    page.locator("#colour-choice").select_option("advantage")
+    bar = page.get_by_role("slider")
+    before = bar.get_attribute("aria-valuetext")
+    bar.press("ArrowRight")
+    expect(bar).to_have_attribute("aria-valuetext", re.compile("chosen by hand"))
+    expect(page).to_have_url(re.compile("range="))
+    bar.dblclick()
+    expect(bar).to_have_attribute("aria-valuetext", before or "")
+    expect(page).not_to_have_url(re.compile("range="))
+
+
+def test_panes_fold_away_and_stay_folded(site: Site, page: Page) -> None:
+    open_tree(page, f"/t/{site.planted['tree']}/")
+    page.keyboard.press(">")
+    expect(page.locator("#inspector")).to_be_hidden()
+    page.reload()
+    expect(page.locator("#tree-layout[data-ready]")).to_be_visible()
+    expect(page.locator("#inspector")).to_be_hidden()
+    page.locator("#toggle-inspector").click()
+    expect(page.locator("#inspector")).to_be_visible()
+
+
+@pytest.mark.skipif(not AXE.exists(), reason="axe-core is not installed: npm install")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("view", ["icicle", "graph", "outline"])
+def test_axe_finds_nothing_serious(site: Site, visit: Callable[..., Watched], scheme: str, view: str) -> None:
+    page = visit(color_scheme=scheme).page()
+    open_tree(page, f"/t/{site.planted['tree']}/?n=2.1&view={view}")
+    if view == "graph":
+        expect(page.locator("#tree-layout[data-graph]")).to_be_visible()
+    page.evaluate(AXE.read_text())
+    # A row is called "Node 2.1, value 0.38, …"; what is seen of it is "2.1" and a table of numbers.
+    rules = {"label-content-name-mismatch": {"enabled": False}}
+    found = page.evaluate("(rules) => axe.run({rules}).then(({violations}) => violations)", rules)
+    serious = [
+        f"{one['id']}: {node['html'][:160]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"]
+    ]
+    assert serious == []
