@@ -99,12 +99,14 @@ TREE_LANGUAGE = Language(
 )  # fmt: skip
 
 
-def matching(trees: QuerySet[StoredTree], wanted: Filter, run: Run) -> QuerySet[StoredTree]:
-    """The trees of the run that pass the filter; free text is looked for in the problem, case ignored."""
+def matching(trees: QuerySet[StoredTree], wanted: Filter, run: Run | None = None) -> QuerySet[StoredTree]:
+    """The trees that pass the filter; free text is looked for in the problem, case ignored. `run`: the one
+    run that all of them are of.
+    """
     found = trees.filter(to_q(wanted, TREE_LANGUAGE)) if wanted.terms else trees
     if not wanted.words:
         return found
-    problems = _problems_with(run, wanted.words)
+    problems = None if run is None else _problems_with(run, wanted.words)
     if problems is not None:
         return found.filter(problem_id__in=problems)
     for words in wanted.words:
