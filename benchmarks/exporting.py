@@ -34,13 +34,14 @@ def plant(trees: int) -> int:
     import dataclasses
 
     import numpy as np
+    from django.utils import timezone
 
     from tests.trainer.trees import credit_tree, tree_of
     from trainer.presets import PRESETS
     from trainer.summary import summarise
     from webapp.accounts.models import User
     from webapp.projects.models import Project
-    from webapp.runs.models import Run
+    from webapp.runs.models import Run, RunStatus
     from webapp.trees.models import StoredTree, summary_columns
 
     rng = np.random.default_rng(1)
@@ -58,6 +59,8 @@ def plant(trees: int) -> int:
         colour=1,
         created_by=user,
         steps_total=1,
+        status=RunStatus.SUCCEEDED,
+        ended_at=timezone.now(),
     )
     words = ["so ", "the ", "number ", "of ", "books ", "is ", "45 ", "+ ", "26 ", "= ", "71\n"]
     rows = []
@@ -125,16 +128,14 @@ def export(run_id: int, kind: str, parameters: dict[str, Any]) -> dict[str, Any]
 
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "webapp.settings")
-    os.environ["ARBORIST_BROKER_URL"] = ""
-    if len(sys.argv) == 4:
-        import django
-
-        django.setup()
-        print(json.dumps(export(int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]))))
-        return
     import django
+    from django.conf import settings
 
     django.setup()
+    settings.BROKER_URL = ""  # nobody else is told
+    if len(sys.argv) == 4:
+        print(json.dumps(export(int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]))))
+        return
     run_id = plant(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000)
     with tempfile.TemporaryDirectory() as folder:
         env = os.environ | {"ARBORIST_EXPORT_DIR": folder}

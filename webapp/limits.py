@@ -20,7 +20,7 @@ API_CALLS = 100  # per user and window, that is 20 a second
 API_WINDOW_SECONDS = 5
 
 MAX_BODY_BYTES = 1_000_000
-MAX_UPLOAD_BYTES = 16_000_000  # a file of trees
+MAX_UPLOAD_BYTES = 16 * 2**20  # a file of trees
 UPLOAD_SECONDS = 120
 UPLOADS_AT_ONCE = 2  # in one process
 MAX_HEADER_BYTES = 64_000
