@@ -76,6 +76,8 @@ def test_a_selection_is_filtered_as_the_list_of_trees_is(run: Run, people: Peopl
     assert [
         json.loads(line)["step"] for line in written(asked(run, people, selection=chosen)).splitlines()
     ] == [3]
+    chosen["q"] = "books value:0..1"  # words of the problem, and a number
+    assert len(written(asked(run, people, selection=chosen)).splitlines()) == 3
     client = people.client("viewer")
     listed = client.get(f"/r/{run.id}/trees?step=3&q=problem:p-9").content.decode()
     assert f"/p/lab/export?run={run.id}&from=3&to=3&amp;q=problem%3Ap-9" in listed.replace(

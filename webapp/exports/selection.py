@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import orjson
-from django.db.models import F, Func, IntegerField, QuerySet
+from django.db.models import F, Func, IntegerField, Q, QuerySet
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from webapp.errors import RequestError
@@ -84,11 +84,15 @@ def trees_of(project: Project, selection: Selection) -> QuerySet[StoredTree]:
         trees = trees.filter(step__lte=selection.to_step)
     if selection.q:
         try:
-            trees = matching(trees, parse(selection.q, TREE_LANGUAGE))
+            wanted = parse(selection.q, TREE_LANGUAGE)
         except FilterError as error:
             raise RequestError(
                 400, f"q: {error.message}", [{"path": "q", "message": error.message}]
             ) from error
+        found = Q(pk__in=())
+        for run in runs_of(project, selection):  # a problem's words are looked for run by run
+            found |= Q(pk__in=matching(trees.filter(run=run), wanted, run).values("pk"))
+        trees = trees.filter(found)
     return trees
 
 
