@@ -1,4 +1,5 @@
 // A polite word for screen readers: at most one per ten seconds, the newest wins.
+import { byId, setText } from "./dom.js";
 
 export const QUIET_SECONDS = 10;
 
@@ -28,3 +29,9 @@ export function announcer(say, clock) {
     }
   };
 }
+
+/** A polite word for screen readers, on any page. */
+export const announce = announcer((text) => setText(byId("announcer"), text), {
+  now: () => performance.now(),
+  later: (callback, milliseconds) => void setTimeout(callback, milliseconds),
+});

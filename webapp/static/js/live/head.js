@@ -1,16 +1,10 @@
 // The header and the status line of a run's pages, kept up to date; and the Stop button.
-import { announcer } from "../core/announce.js";
+import { announce } from "../core/announce.js";
 import { ApiError, post } from "../core/api.js";
 import { byId, make, setText } from "../core/dom.js";
 import { duration, hasEnded, number, statusGlyph, statusWord } from "../core/format.js";
 
 const UNANSWERED_SECONDS = 30;
-
-/** A polite word for screen readers, on any page. */
-export const announce = announcer((text) => setText(byId("announcer"), text), {
-  now: () => performance.now(),
-  later: (callback, milliseconds) => void setTimeout(callback, milliseconds),
-});
 
 /** @param {{word: string, text: string}} words */
 export function showWords(words) {

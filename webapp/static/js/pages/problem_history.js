@@ -7,7 +7,7 @@ import { number, percent } from "../core/format.js";
 import { onKeys } from "../core/keys.js";
 import { colour, onTheme, theme } from "../core/theme.js";
 import { read, write } from "../core/url_state.js";
-import { announce } from "../live/head.js";
+import { announce } from "../core/announce.js";
 import { atOrBefore, lineOfPoints, nearestPlace, stacked, tones } from "../problems/film.js";
 import { colourScale } from "../tree/colour.js";
 import { commonLimit, commonValues, drawMini } from "../tree/mini.js";

@@ -9,7 +9,8 @@ import { onKeys } from "../core/keys.js";
 import { load } from "../core/regions.js";
 import { onTheme } from "../core/theme.js";
 import { read, write } from "../core/url_state.js";
-import { announce, RunHead, showWords } from "../live/head.js";
+import { announce } from "../core/announce.js";
+import { RunHead, showWords } from "../live/head.js";
 import { Session } from "../live/session.js";
 
 const DEFAULT_SMOOTHING = 0.6;

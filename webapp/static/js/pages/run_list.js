@@ -3,7 +3,8 @@ import { sparkline } from "../charts/sparkline.js";
 import { byId, data, setText } from "../core/dom.js";
 import { duration, hasEnded, number, statusGlyph, statusWord } from "../core/format.js";
 import { onKeys } from "../core/keys.js";
-import { announce, showWords } from "../live/head.js";
+import { announce } from "../core/announce.js";
+import { showWords } from "../live/head.js";
 import { Session } from "../live/session.js";
 
 const SPARK_POINTS = 40;

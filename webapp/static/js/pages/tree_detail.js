@@ -1,7 +1,7 @@
 // One tree. Every part of the page is mounted here and hears of the one selection.
 import { byId, setText } from "../core/dom.js";
 import { mountStrip } from "../problems/strip.js";
-import { mountBranching, Probes } from "../tree/branch.js";
+import { mountBranching } from "../tree/branching.js";
 import { mountFrame } from "../tree/frame.js";
 import { openTree } from "../tree/page.js";
 import { mountTreeReading } from "../tree/reading.js";
@@ -12,9 +12,8 @@ const root = byId("tree-layout");
 try {
   const page = await openTree(root);
   mountStage(page);
-  const probes = new Probes(page.treeId, (node) => `/t/${page.treeId}/n/${node}`);
-  mountTreeReading(page, () => probes.shown());
-  mountBranching(page, probes);
+  const probesShown = mountBranching(page);
+  mountTreeReading(page, () => void probesShown());
   mountStrip(page);
   mountFrame(page);
   root.dataset.ready = "";

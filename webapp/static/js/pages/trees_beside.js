@@ -8,7 +8,7 @@ import { load } from "../core/regions.js";
 import { revealHidden } from "../core/text.js";
 import { onTheme, theme } from "../core/theme.js";
 import { changed, read, write } from "../core/url_state.js";
-import { announce } from "../live/head.js";
+import { announce } from "../core/announce.js";
 import { ancestorNamed, linked } from "../problems/linked.js";
 import { TreeCanvas } from "../tree/canvas.js";
 import { COLUMNS_VERSION, decodeColumns } from "../tree/columns.js";

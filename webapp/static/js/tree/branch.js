@@ -4,7 +4,7 @@ import { json, post } from "../core/api.js";
 import { byId, make, setText } from "../core/dom.js";
 import { load } from "../core/regions.js";
 import { revealHidden } from "../core/text.js";
-import { announce } from "../live/head.js";
+import { announce } from "../core/announce.js";
 import { asked, spoken } from "./probe_words.js";
 
 const POLL_MILLISECONDS = 700;
@@ -145,12 +145,10 @@ export class Probes {
 
 /**
  * The dialog of a tree's page. It holds the same form as the page without scripts, fetched for the node when it opens.
- * @param {TreePage} page @param {Probes} probes
+ * Returns how to open it.
+ * @param {TreePage} page @param {Probes} probes @param {HTMLDialogElement} dialog
  */
-export function mountBranching({ treeId, selection, shortcuts }, probes) {
-  const dialog = document.getElementById("branch-dialog");
-  if (!(dialog instanceof HTMLDialogElement)) return; // who may only look has none
-
+export function mountDialog({ treeId, selection }, probes, dialog) {
   const open = async () => {
     if (dialog.open) return;
     const node = selection.name;
@@ -199,11 +197,5 @@ export function mountBranching({ treeId, selection, shortcuts }, probes) {
       if (button instanceof HTMLButtonElement) button.disabled = false;
     }
   });
-  document.addEventListener("click", (event) => {
-    if (event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
-    if (!(/** @type {Element} */ (event.target).closest("a[data-branch]"))) return;
-    event.preventDefault();
-    void open();
-  });
-  shortcuts.add({ b: () => void open() }, "Branch here: sample continuations of the node");
+  return open;
 }

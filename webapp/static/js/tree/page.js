@@ -2,7 +2,7 @@
 import { json, request } from "../core/api.js";
 import { byId } from "../core/dom.js";
 import { read, write } from "../core/url_state.js";
-import { announce } from "../live/head.js";
+import { announce } from "../core/announce.js";
 import { Colouring } from "./colouring.js";
 import { COLUMNS_VERSION, decodeColumns } from "./columns.js";
 import { place, shapeOf } from "./layout.js";

@@ -6,9 +6,8 @@ import { figure } from "../core/format.js";
 import { codePoint, parts } from "../core/text.js";
 import { onTheme, theme } from "../core/theme.js";
 import { read, write } from "../core/url_state.js";
-import { announce } from "../live/head.js";
+import { announce } from "../core/announce.js";
 import { typeset } from "./mathematics.js";
-import { spokenToken, TokenCard } from "./token_card.js";
 import { chunksOf, decodeTokens, SHADES, shadesOf, shadingOf, textOf, TOKENS_VERSION, unbroken } from "./tokens.js";
 
 const NEAR = "800px 0px";
@@ -41,7 +40,8 @@ export function interceptNodeLinks(go) {
 
 export class Reader {
   #treeId;
-  #card = new TokenCard();
+  /** @type {import("./token_card.js").TokenCard | null} loaded for the first token that is pointed at */ #card = null;
+  /** @type {Element | null} */ #pointed = null;
   /** @type {PathTokens | null} */ #tokens = null;
   /** @type {ReturnType<typeof shadingOf> | null} */ #shading = null;
   /** Runs of tokens of the path, with the elements they are drawn in. @type {Map<Element, {from: number, to: number, text: string, withFormulas: string | null, isDrawn: boolean}>} */ #chunks = new Map();
@@ -71,7 +71,7 @@ export class Reader {
     document.addEventListener("focusout", (event) => {
       if (/** @type {Element} */ (event.target).classList.contains("text")) this.#leave();
     });
-    window.addEventListener("scroll", () => this.#card.hide(), { passive: true });
+    window.addEventListener("scroll", () => this.#unpoint(), { passive: true });
     document.addEventListener("click", (event) => {
       const link = /** @type {Element} */ (event.target).closest("a[data-token]");
       if (!(link instanceof HTMLElement)) return;
@@ -262,10 +262,25 @@ export class Reader {
   #hover(target) {
     const span = target.closest?.(".tok");
     if (!(span instanceof HTMLElement) || !this.#tokens) {
-      if (this.#active === null) this.#card.hide();
+      if (this.#active === null) this.#unpoint();
       return;
     }
-    this.#card.show(this.#tokens, Number(span.dataset.i), span);
+    void this.#point(Number(span.dataset.i), span, false);
+  }
+
+  /** Tell of a token in its card. @param {number} i @param {Element} span @param {boolean} aloud */
+  async #point(i, span, aloud) {
+    this.#pointed = span;
+    const { spokenToken, TokenCard } = await import("./token_card.js");
+    this.#card ??= new TokenCard();
+    if (this.#pointed !== span || !this.#tokens) return; // left meanwhile
+    this.#card.show(this.#tokens, i, span);
+    if (aloud) announce(spokenToken(this.#tokens, i));
+  }
+
+  #unpoint() {
+    this.#pointed = null;
+    this.#card?.hide();
   }
 
   /** Arrow keys read tokens while a segment's text has the focus. @param {KeyboardEvent} event */
@@ -289,7 +304,6 @@ export class Reader {
 
   /** @param {number} i */
   #activate(i) {
-    const tokens = /** @type {PathTokens} */ (this.#tokens);
     const before = this.#active;
     this.#active = i;
     const span = this.#spanOf(i);
@@ -297,15 +311,14 @@ export class Reader {
     if (!span) return;
     span.classList.add("tok-active");
     span.scrollIntoView({ block: "nearest" });
-    this.#card.show(tokens, i, span);
-    announce(spokenToken(tokens, i));
+    void this.#point(i, span, true);
   }
 
   #leave() {
     const before = this.#active;
     this.#active = null;
     if (before !== null) this.#spanOf(before)?.classList.remove("tok-active");
-    this.#card.hide();
+    this.#unpoint();
   }
 
   /** Its span, drawn if it was not. @param {number} i @returns {HTMLElement | null} */

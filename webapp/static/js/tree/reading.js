@@ -1,6 +1,6 @@
 // Reader and inspector on a page, with the keys and buttons that belong to them.
 import { byId, setText } from "../core/dom.js";
-import { announce } from "../live/head.js";
+import { announce } from "../core/announce.js";
 import { Inspector } from "./inspector.js";
 import { besideAt, swapped } from "./paths.js";
 import { colourSegments, interceptNodeLinks, Reader } from "./reader.js";
