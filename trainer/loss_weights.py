@@ -290,7 +290,8 @@ def pull(weights: TreeWeights, objective: Objective) -> Floats:
         policy        |sum of w A| over the items through a token; W in the place of w for ratios of whole
                       answers
         supervised    the weight of the cross-entropy
-        preference    pair_weight for both branches of each pair, which leaves out how far apart they are
+        preference    pair_weight for both branches of each pair, times 1 - 2 s under dpo, over the branch's
+                      trained tokens to the length power: as where policy and reference still are the same
 
     Regularizers, the entropy bonus and the value head do not count.
     """
@@ -299,9 +300,11 @@ def pull(weights: TreeWeights, objective: Objective) -> Floats:
         of_item = weights.whole if objective.ratio == "sequence" else weights.token
         per_token = np.abs(weights.over_nodes(of_item * weights.advantage))
     elif isinstance(objective, PreferenceObjective):
+        trained = count_trained(weights.tree, weights.trains)
         for pair in weights.pairs:
-            for segments in (pair.chosen, pair.rejected):
-                per_token[list(segments)] += weights.pair_weight
+            size = weights.pair_weight * (1 - 2 * pair.smoothing if objective.loss == "dpo" else 1)
+            for segments in (list(pair.chosen), list(pair.rejected)):
+                per_token[segments] += size / max(int(trained[segments].sum()), 1) ** objective.length_power
     else:
         per_token = weights.supervised
     return per_token * count_trained(weights.tree, weights.trains)
