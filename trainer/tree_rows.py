@@ -57,7 +57,7 @@ def node_rows(tree: RolloutTree, where: Where) -> Iterator[Row]:
     offsets = tree.token_offsets.tolist()
     for node in range(tree.n_nodes):
         own = slice(offsets[node], offsets[node + 1])
-        sampled = node != ROOT and own.stop > own.start
+        sampled = node != ROOT and tree.finish[node] != FinishReason.GIVEN and own.stop > own.start
         yield {
             **where,
             "node": names[node],

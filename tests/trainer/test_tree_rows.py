@@ -47,6 +47,8 @@ def test_nodes_have_every_column_and_no_number_where_there_is_none() -> None:
     assert rows[3]["max_entropy"] == pytest.approx(float(TREE.entropies[own].max()))
     assert rows[3]["reward"] == 1
     assert rows[1]["reward"] is None
+    told = list(node_rows(changed(TREE, finish={1: FinishReason.GIVEN}), WHERE))
+    assert told[1]["mean_entropy"] is told[1]["max_entropy"] is told[1]["mean_logprob"] is None
 
 
 def test_names_are_those_of_the_tree() -> None:

@@ -15,7 +15,7 @@ from tests.trainer.trees import tree_of
 from tests.webapp.material import People, add_tree, worked_tree
 from trainer.credit import credit_plan, credit_trees
 from trainer.presets import PRESETS
-from trainer.tree import RolloutTree
+from trainer.tree import FinishReason, RolloutTree
 from webapp.runs.models import Run
 from webapp.trees.comparing import diff_json, siblings_json
 from webapp.trees.opened import OpenTree
@@ -139,6 +139,19 @@ def test_where_siblings_part_the_likeliest_tokens_are_named_once() -> None:
     found = siblings_json(OpenTree(told), 1, "value")["alternatives"]
     assert [item["text"] for item in found] == ["·a↵", "#1000"]
     assert found[0]["probability"] == pytest.approx(np.exp(-1))
+
+
+def test_tokens_that_were_given_or_came_without_logprobs_have_no_probability() -> None:
+    tree = siblings_tree()
+    finish = tree.finish.copy()
+    finish[1] = FinishReason.GIVEN
+    unknown = np.full(len(tree.tokens), np.nan, np.float32)
+    for other in (
+        dataclasses.replace(tree, finish=finish),
+        dataclasses.replace(tree, logprobs=unknown, entropies=unknown),
+    ):
+        columns = {column["node"]: column for column in siblings_json(OpenTree(other), 4, "value")["columns"]}
+        assert columns["1"]["probability"] is columns["1"]["entropy"] is None
 
 
 def test_no_interval_where_answers_share_text() -> None:

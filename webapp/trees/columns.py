@@ -133,12 +133,15 @@ def mean_mismatch(tree: RolloutTree) -> NDArray[np.float64] | None:
 
 
 def token_means(tree: RolloutTree, per_token: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[N] mean of `per_token` [T] over each segment; NaN for the prompt and for a segment without tokens."""
+    """[N] mean of `per_token` [T] over each segment; NaN for the prompt, given text and a segment without
+    tokens.
+    """
     counts = tree.token_counts()
     means = np.full(tree.n_nodes, np.nan)
-    # What is stored for the prompt's tokens is no measurement: it was given.
     sampled = np.flatnonzero(counts[1:]) + 1
     if len(sampled):
         sums = np.add.reduceat(per_token, tree.token_offsets[sampled], dtype=np.float64)
         means[sampled] = sums / counts[sampled]
+    # The zeros that are stored for what was given are no measurement.
+    means[tree.finish == FinishReason.GIVEN] = np.nan
     return means

@@ -77,7 +77,8 @@ def _column(opened: OpenTree, stack: list[int], node: int, common: int, start: i
     leaves = opened.leaves_below(first)
     word, rest = _first_word(tree.texts[first][common:])
     place = int(tree.token_offsets[first]) + start
-    has_token = place < int(tree.token_offsets[first + 1])
+    # What is stored for given text is no measurement.
+    has_token = place < int(tree.token_offsets[first + 1]) and tree.finish[first] != FinishReason.GIVEN
     share = share_correct(opened, first)
     return {
         "node": opened.name(first),
@@ -101,7 +102,7 @@ def _column(opened: OpenTree, stack: list[int], node: int, common: int, start: i
         "verdicts": verdict_mix(tree, leaves),
         "first_word": word,
         "rest": rest,
-        "probability": math.exp(min(float(tree.logprobs[place]), 0.0)) if has_token else None,
+        "probability": number_of(math.exp(min(float(tree.logprobs[place]), 0.0))) if has_token else None,
         "entropy": number_of(tree.entropies[place]) if has_token else None,
     }
 
