@@ -20,6 +20,7 @@ from tests.trainer.trees import credit_tree
 from tests.webapp.material import People, add_tree, worked_tree
 from trainer.config import RunConfig
 from trainer.credit import credit_plan
+from trainer.intervals import wilson_interval
 from trainer.presets import PRESETS
 from trainer.schema.credit import CreditConfig
 from trainer.tree import FinishReason, RolloutTree, sampled_tree
@@ -29,7 +30,7 @@ from webapp.trees.models import GrowingTrees, StoredTree
 from webapp.trees.nodes import MAX_OUTLINE_ROWS, MAX_SIBLINGS, node_json, outline, text_start
 from webapp.trees.opened import OpenTree
 from webapp.trees.querysets import icicles_of
-from webapp.trees.scale import advantage_limit
+from webapp.trees.scale import advantage_limit, coarse_first
 
 CONFIG = PRESETS["treerpo-tiny"].config
 PLAN = credit_plan(CONFIG)
@@ -121,6 +122,16 @@ def test_columns_stay_below_24_bytes_a_node() -> None:
     assert read_columns(columns(merged))[1]["copies"].tolist() == merged.copies.tolist()
 
 
+def test_given_text_has_no_entropy_and_no_logprob() -> None:
+    tree = worked_tree()
+    finish = tree.finish.copy()
+    finish[1] = FinishReason.GIVEN
+    _, found = read_columns(columns(dataclasses.replace(tree, finish=finish)))
+    for name in ("entropy", "logprob"):
+        assert np.isnan(found[name][[0, 1]]).all(), "what is stored there is no measurement"
+        assert np.isfinite(found[name][2:6]).all()
+
+
 def test_mismatch_is_a_column_where_it_is_more_than_rounding() -> None:
     tree = worked_tree()
     away = np.full(len(tree.tokens), np.nan, np.float16)
@@ -202,6 +213,15 @@ def test_one_scale_for_all_trees_of_a_run(run: Run) -> None:
     assert n_trees == StoredTree.objects.filter(run=run).count()
 
 
+@pytest.mark.parametrize("n", [0, 1, 2, 47, 48])
+def test_any_number_of_trees_that_fit_is_spread_over_the_run(n: int) -> None:
+    order = coarse_first(n)
+    assert sorted(order) == list(range(n))
+    for count in range(4, n):
+        # No stretch of the run that is longer than two fair parts goes without.
+        assert np.diff([-1, *sorted(order[:count]), n]).max() <= 2 * n / count + 2
+
+
 # ------------------------------------------------------------------------------------------------ nodes
 
 
@@ -281,6 +301,14 @@ def test_the_interval_of_the_leaf_mean(stored: StoredTree, client: Client) -> No
     tree = worked_tree()
     unscored = tree.with_verdicts(tree.verdict, np.full(7, np.nan), tree.answers)
     assert node_json(OpenTree(unscored), 1, CONFIG)["wilson"] is None
+
+
+def test_an_interval_counts_only_answers_that_were_scored() -> None:
+    tree = star(2)  # as imported: both correct, one without a reward
+    tree = tree.with_verdicts(np.array([0, 1, 1], np.uint8), np.array([np.nan, 1, np.nan]), tree.answers)
+    found = node_json(OpenTree(tree), 0, CONFIG)
+    assert (found["n_correct"], found["n_scored"]) == (2, 1)
+    assert found["wilson"] == wilson_interval(1, 1)
 
 
 def test_no_interval_where_leaves_share_text_or_are_the_node_itself(

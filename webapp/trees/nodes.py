@@ -57,9 +57,11 @@ def node_json(opened: OpenTree, node: int, made: RunConfig | HowMade) -> dict[st
     tree, config = opened.tree, made.config
     leaves = opened.leaves_below(node)
     answers = leaves[tree.finish[leaves] != FinishReason.PRUNED]  # what a search gave up is no answer
-    scored = leaves[np.isfinite(tree.reward[leaves])]
+    n_correct = int(tree.copies[answers[tree.verdict[answers] == Verdict.CORRECT]].sum())
+    # Trees that were imported may have a verdict without a reward.
+    scored = answers[np.isfinite(tree.reward[answers])]
     n_scored = int(tree.copies[scored].sum())
-    n_correct = int(tree.copies[leaves[tree.verdict[leaves] == Verdict.CORRECT]].sum())
+    scored_correct = int(tree.copies[scored[tree.verdict[scored] == Verdict.CORRECT]].sum())
     audit = audit_json(opened, node, made)
     siblings = _siblings_near(opened, node)
     path = tree.path(node)
@@ -78,7 +80,7 @@ def node_json(opened: OpenTree, node: int, made: RunConfig | HowMade) -> dict[st
         "n_given_up": len(leaves) - len(answers),
         "n_correct": n_correct,
         "n_scored": n_scored,
-        "wilson": wilson_interval(n_correct, n_scored)
+        "wilson": wilson_interval(scored_correct, n_scored)
         if n_scored and are_independent(tree, node, leaves)
         else None,
         "parent_value": None if node == ROOT else number_of(tree.value[tree.parent[node]]),
@@ -348,6 +350,8 @@ def _pull(tree: RolloutTree, objective: Objective, spread: str) -> tuple[TreeWei
     trained = count_trained(tree, weights.trains)
     # An advantage of 0 pulls nowhere, and is trained all the same.
     is_reached = weights.held > 0 if isinstance(objective, PolicyObjective) else mass > 0
+    for pair in weights.pairs:  # so is a pair whose label is smoothed to even
+        is_reached[[*pair.chosen, *pair.rejected]] = True
     sides = (weights.held, weights.up, weights.down)
     return weights, Pull(np.where(is_reached, trained, 0), mass, sides)
 
