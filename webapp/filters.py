@@ -1,6 +1,7 @@
 """The filter language of lists and of search: what somebody typed as terms, their canonical text, their `Q`.
 
-    words "quoted phrase" key:value key:<n key:<=n key:>n key:a..b key:a,b key:none -key:v -word /pattern/
+    words "quoted phrase" key:value key:<n key:<=n key:>n key:a..b key:a..<b
+    key:a,b key:none -key:v -word /pattern/
 
 Terms are joined by *and*; the values of one term, with commas between them, by *or*; a minus sign leaves out
 what matches. Who calls declares the keys (`Language`). Pure: nothing here asks the database, and text is only
@@ -143,7 +144,7 @@ class Between:
         if self.low is not None and self.high is not None:
             if self.low == self.high:
                 return _number_text(self.low)
-            return f"{_number_text(self.low)}..{_number_text(self.high)}"
+            return f"{_number_text(self.low)}..{'' if self.with_high else '<'}{_number_text(self.high)}"
         if self.low is not None:
             return f"{'>=' if self.with_low else '>'}{_number_text(self.low)}"
         if self.high is not None:
@@ -500,8 +501,10 @@ class _Reader:
         if not dots:
             number = self._number(known, value, start)
             return Between(number, number)
+        with_high = not high_text.startswith("<")
+        high_text = high_text.removeprefix("<")
         low = self._number(known, low_text, start) if low_text else None
-        high = self._number(known, high_text, start) if high_text else None
+        high = self._number(known, high_text, start) if high_text or not with_high else None
         if low is None and high is None:
             raise self.fail(f"{known.name}: this range has no end. Write {known.name}:a..b.", start, self.at)
         if low is not None and high is not None and low > high:
@@ -511,7 +514,9 @@ class _Reader:
                 self.at,
                 f"{_number_text(high)}..{_number_text(low)}",
             )
-        return Between(low, high)
+        if low is not None and low == high and not with_high:
+            raise self.fail(f"{known.name}: this range holds no number.", start, self.at, _number_text(low))
+        return Between(low, high, with_high=with_high)
 
     def _number(self, known: Field, text: str, start: int) -> float:
         cleaned = text.replace("\N{MINUS SIGN}", "-")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from decimal import ROUND_HALF_UP, Context, Decimal
 from typing import Any
 
 from django import template
@@ -18,6 +19,8 @@ register = template.Library()
 
 MISSING = "—"
 MINUS = "\u2212"
+
+_HALF_UP = Context(prec=400, rounding=ROUND_HALF_UP)  # holds every float to its last digit
 
 _GLYPHS = {
     "queued": "◷",
@@ -40,6 +43,12 @@ def _finite(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _fixed(value: float, places: int, sign: str = "") -> str:
+    """`value` as a browser's `toFixed` rounds it: 0.125 is 0.13 on the page and in what a script draws."""
+    rounded = Decimal(value + 0.0).quantize(Decimal(1).scaleb(-places), context=_HALF_UP)
+    return f"{rounded:{sign},.{places}f}"
+
+
 @register.filter
 def ticks(text: str) -> SafeString:
     """What stands between backticks as code; everything is escaped."""
@@ -57,7 +66,7 @@ def number(value: float | None, places: int | str = 3) -> str:
     found = _finite(value)
     if found is None:
         return MISSING
-    text = f"{found:,.{int(places)}f}"
+    text = _fixed(found, int(places))
     if found and int(places) and not float(text.replace(",", "")):  # too small for that many places
         text = f"{found:.2e}"
     return text.replace("-", MINUS)
@@ -69,15 +78,14 @@ def signed(value: float | None, places: int | str = 3) -> str:
     found = _finite(value)
     if found is None:
         return MISSING
-    text = f"{found:+,.{int(places)}f}"
-    return text.replace("-", MINUS)
+    return _fixed(found, int(places), "+").replace("-", MINUS)
 
 
 @register.filter
 def percent(value: float | None, places: int | str = 0) -> str:
     """`0.563` → `56 %`."""
     found = _finite(value)
-    return MISSING if found is None else f"{100 * found:.{int(places)}f} %".replace("-", MINUS)
+    return MISSING if found is None else f"{_fixed(100 * found, int(places))} %".replace("-", MINUS)
 
 
 @register.filter
@@ -102,7 +110,7 @@ def duration(value: float | timedelta | None) -> str:
     if seconds < 0:
         seconds = 0.0
     if seconds < 10:
-        return f"{seconds:.1f} s"
+        return f"{_fixed(seconds, 1)} s"
     whole = round(seconds)
     parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s")]
     first = next(index for index, (count, _) in enumerate(parts) if count)

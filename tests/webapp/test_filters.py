@@ -41,7 +41,7 @@ LANGUAGE = Language(FIELDS, patterns=True)
 def test_every_form_of_term_is_read() -> None:
     text = (
         'even "even  divisors" -odd -"no way" adv:<-1 depth:>=3 adv:\N{MINUS SIGN}0.5..1e3 '
-        'verdict:Correct,odd leaf:no -problem:p-1,"a,b" adv:none depth:..4 /\\d+\\/\\d/ ADVANTAGE:0'
+        'verdict:Correct,odd leaf:no adv:1..<2 -problem:p-1,"a,b" adv:none depth:..4 /\\d+\\/\\d/ ADVANTAGE:0'
     )
     assert parse(text, LANGUAGE).parts == (
         Words("even"),
@@ -53,6 +53,7 @@ def test_every_form_of_term_is_read() -> None:
         Term("adv", (Between(-0.5, 1000),)),
         Term("verdict", (Equals("correct"), Equals("odd"))),
         Term("leaf", (Equals("no"),)),
+        Term("adv", (Between(1, 2, with_high=False),)),
         Term("problem", (Equals("p-1"), Equals("a,b")), negated=True),
         Term("adv", (Missing(),)),
         Term("depth", (Between(None, 4),)),
@@ -72,6 +73,8 @@ def test_every_form_of_term_is_read() -> None:
         ("depth:2.5", "2.5", "whole number", "depth:2"),
         ("depth:<x", "<x", "expects a whole number", ""),
         ("adv:1..0", "1..0", "ends before it begins", "adv:0..1"),
+        ("adv:1..<1", "1..<1", "holds no number", "adv:1"),
+        ("adv:1..<", "1..<", "expects a number", ""),
         ("adv:1e999", "1e999", "expects a number", ""),
         ("adv:nan", "nan", "expects a number", ""),
         ("adv:", "", "expects a number", ""),
@@ -152,10 +155,12 @@ _wholes = st.integers(-(10**9), 10**9).map(float)
 
 
 def _ranges(numbers: st.SearchStrategy[float]) -> st.SearchStrategy[Between]:
-    closed = st.tuples(numbers, numbers).map(lambda ends: Between(min(ends), max(ends)))
+    ends = st.tuples(numbers, numbers).map(sorted)
+    closed = ends.map(lambda pair: Between(*pair))
+    half_open = ends.filter(lambda pair: pair[0] < pair[1]).map(lambda pair: Between(*pair, with_high=False))
     above = st.builds(Between, numbers, st.none(), st.booleans())
     below = st.builds(Between, st.none(), numbers, st.just(value=True), st.booleans())
-    return closed | above | below
+    return closed | half_open | above | below
 
 
 def _term(key: str, tests: st.SearchStrategy[Any]) -> st.SearchStrategy[Part]:

@@ -25,6 +25,9 @@ NAN, INF = float("nan"), float("inf")
         (0, 2, "0.00"),
         (0.00001, 3, "1.00e−05"),
         (0.3, 0, "0"),
+        (0.125, 2, "0.13"),  # as `toFixed` rounds
+        (1.005, 2, "1.00"),  # a little less than it looks
+        (2.0**90, 1, f"{2**90:,}.0"),
         (None, 3, "—"),
         (NAN, 3, "—"),
         (INF, 3, "—"),
@@ -38,13 +41,24 @@ def test_number(value: Any, places: int, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(0.4, "+0.40"), (-0.4, "−0.40"), (0.0, "+0.00"), (None, "—"), (NAN, "—")]
+    ("value", "shown"),
+    [
+        (0.4, "+0.40"),
+        (-0.125, "−0.13"),
+        (-0.0, "+0.00"),
+        (-0.4, "−0.40"),
+        (0.0, "+0.00"),
+        (None, "—"),
+        (NAN, "—"),
+    ],
 )
 def test_signed(value: Any, shown: str) -> None:
     assert formatting.signed(value, 2) == shown
 
 
-@pytest.mark.parametrize(("value", "shown"), [(0.563, "56 %"), (1, "100 %"), (None, "—"), (NAN, "—")])
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.563, "56 %"), (0.125, "13 %"), (1, "100 %"), (None, "—"), (NAN, "—")]
+)
 def test_percent(value: Any, shown: str) -> None:
     assert formatting.percent(value) == shown
 
@@ -105,7 +119,7 @@ def test_filters_escape_nothing_away() -> None:
     template = engine.from_string(
         '{% load arborist %}{{ d|item:"a/b"|number:1 }} {{ d|item:"x"|number:1 }} {{ d|item:"h" }}'
     )
-    assert template.render(Context({"d": {"a/b": 1.25, "h": "<b>"}})) == "1.2 — &lt;b&gt;"
+    assert template.render(Context({"d": {"a/b": 1.25, "h": "<b>"}})) == "1.3 — &lt;b&gt;"
 
 
 @pytest.mark.django_db

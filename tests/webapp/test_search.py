@@ -340,3 +340,8 @@ def test_a_pattern_ends_in_time_and_a_wrong_one_is_told(run: Run, monkeypatch: p
     with pytest.raises(FilterError, match="no regular expression") as refused:
         finding.find(finding.ask(run.project, "even /(/"))
     assert (refused.value.start, refused.value.end) == (5, 8)
+
+
+@pytest.mark.parametrize("advantage", [None, -2.5, -2.0, -1.0, -0.25, 0.0, 0.25, 1.0, 1.5, 2.0, 3.0])
+def test_every_advantage_is_counted_once(advantage: float | None) -> None:
+    assert sum(finding._passes(test, advantage) for test in finding.ADVANTAGES) == 1

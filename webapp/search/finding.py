@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
+from itertools import pairwise
 from operator import or_
 from typing import Any
 
@@ -502,9 +503,11 @@ class Tally:
 
 
 ADVANTAGES: tuple[Test, ...] = (
-    Between(None, -2), Between(-2, -1), Between(-1, -0.25), Between(-0.25, 0.25), Between(0.25, 1),
-    Between(1, 2), Between(2, None), Missing(),
-)  # fmt: skip
+    Between(None, -2, with_high=False),
+    *(Between(low, high, with_high=False) for low, high in pairwise((-2, -1, -0.25, 0.25, 1, 2))),
+    Between(2, None),
+    Missing(),
+)  # every advantage passes just one
 _COUNTED = ("run_id", "step", "depth", "verdict", "advantage")
 
 

@@ -169,8 +169,8 @@ def _range_words(test: Test) -> str:
     sign = "\N{MINUS SIGN}"
     low, high = (None if end is None else f"{end:g}".replace("-", sign) for end in (test.low, test.high))
     if low is None:
-        return f"≤ {high}"
-    return f"≥ {low}" if high is None else f"{low} … {high}"
+        return f"< {high}"
+    return f"≥ {low}" if high is None else f"{low} … < {high}"
 
 
 def _drawn(project: Project, wanted: Filter, found: Tally) -> list[dict[str, Any]]:
