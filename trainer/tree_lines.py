@@ -555,8 +555,9 @@ def _loads(raw: bytes) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        seen: set[str] = set()
+        # One walk: counting each key would take hours over a line of a million keys.
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]  # add gives None: false
         raise TreeLineError(f": the key {twice[:80]!r} stands twice in one object. Keep one.")
     return found
 

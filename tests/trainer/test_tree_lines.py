@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,18 @@ def test_a_file_made_by_hand_needs_little_and_may_list_nodes_in_any_order() -> N
 
 def chain(n: int) -> list[dict[str, Any]]:
     return [{"parent": None if k == 0 else k - 1} for k in range(n)]
+
+
+def test_a_key_that_stands_twice_among_very_many_is_found_in_one_walk() -> None:
+    many = b",".join(b'"%d":0' % n for n in range(40_000))
+    seconds = []
+    for more in (b"", b',"39999":0'):
+        start = time.process_time()
+        with pytest.raises(TreeLineError, match="stands twice" if more else "expected"):
+            read_line(b"{" + many + more + b"}")
+        seconds.append(time.process_time() - start)
+    # Counting every key took a thousand times as long, and hours for a file as large as may be sent.
+    assert seconds[1] < 30 * seconds[0] + 0.1
 
 
 ROOT = {"parent": None, "text": "q"}

@@ -265,6 +265,8 @@ def test_one_user_may_not_fill_the_queue(run: Run, people: People, monkeypatch: 
         ({}, 400, "Name a run or a tree"),
         ({"runs": [-1]}, 400, "by their numbers"),
         ({"runs": ["1"]}, 400, "valid integer"),
+        ({"runs": [2**64]}, 400, "by their numbers"),
+        ({"runs": [1], "from_step": 2**70}, 400, "from_step: "),
         ({"runs": [10**9]}, 404, "no run 1000000000"),
         ({"trees": [10**9]}, 404, "Not all of these trees"),
         ({"runs": [1], "from_step": 3, "to_step": 2}, 400, "Turn them round"),

@@ -223,6 +223,12 @@ def test_a_refused_note_keeps_what_was_typed(
     assert not Note.objects.exists()
 
 
+def test_a_node_whose_name_no_database_holds_has_no_notes(run: Run, people: People) -> None:
+    tree = run.trees.get(step=2)
+    found = people.client("viewer").get(f"/api/v1/trees/{tree.id}/notes?node=1%00")
+    assert (found.status_code, found.json()) == (200, [])
+
+
 def test_notes_are_filtered_and_found_from_the_search(indexed: Run, people: People) -> None:
     first, second = indexed.trees.filter(step__lt=3).order_by("step")
     for tree, path, text, tags in (

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
-import orjson
 from django.db.models import F, Func, IntegerField, Q, QuerySet
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -61,7 +61,8 @@ def read_selection(given: dict[str, Any]) -> Selection:
 
 def stored_selection(given: dict[str, Any]) -> Selection:
     """As a row holds it: lists are tuples, numbers are numbers. Raises ValidationError."""
-    return Selection.model_validate_json(orjson.dumps(given), strict=True)
+    # Not orjson: numbers beyond 64 bits must come as far as the check that refuses them.
+    return Selection.model_validate_json(json.dumps(given), strict=True)
 
 
 def runs_of(project: Project, selection: Selection) -> list[Run]:

@@ -9,6 +9,7 @@ from ninja import Router, Schema
 from ninja.responses import Status
 from pydantic import ConfigDict
 
+from trainer.text import storable
 from webapp.filters import FilterError, parse
 from webapp.limits import PAGE_SIZE
 from webapp.notes import services
@@ -52,7 +53,8 @@ def list_notes(
 
 @router.get("/trees/{int:tree_id}/notes", summary="Notes of a tree, the oldest first")
 def list_notes_of_tree(request: HttpRequest, tree_id: int, node: str | None = None) -> Any:
-    return notes_of(get_tree(request, tree_id).id, node)
+    # No node's name holds what the database cannot; so nothing is found, and nothing fails.
+    return notes_of(get_tree(request, tree_id).id, None if node is None else storable(node))
 
 
 @router.post("/trees/{int:tree_id}/notes", summary="Write a note", response={201: Any})
