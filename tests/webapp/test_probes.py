@@ -233,6 +233,9 @@ def test_checkpoints_are_compared_from_the_same_beginning(stored: StoredTree, pe
     assert change.is_open
     assert found[1].change is None
     assert compare(stored.id, "2") == []
+    for seed in (1, 2, 3):  # whatever the seed, temperature 0 gives the one likeliest answer
+        answer(ask(stored, people, node="2", seed=seed, temperature=0.0, n=1), "c")
+    assert [one.words for one in compare(stored.id, "2")] == ["1/1 ✓ from here at v0"]
 
 
 def test_probes_are_in_no_count_no_list_and_no_training(run: Run, stored: StoredTree, people: People) -> None:

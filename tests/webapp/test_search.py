@@ -20,6 +20,7 @@ from webapp.runs import services
 from webapp.runs.models import Run
 from webapp.search import finding, indexer
 from webapp.search.models import IndexCursor, IndexedNode
+from webapp.search.views import _trend
 from webapp.trees.models import StoredTree
 
 if TYPE_CHECKING:
@@ -345,3 +346,23 @@ def test_a_pattern_ends_in_time_and_a_wrong_one_is_told(run: Run, monkeypatch: p
 @pytest.mark.parametrize("advantage", [None, -2.5, -2.0, -1.0, -0.25, 0.0, 0.25, 1.0, 1.5, 2.0, 3.0])
 def test_every_advantage_is_counted_once(advantage: float | None) -> None:
     assert sum(finding._passes(test, advantage) for test in finding.ADVANTAGES) == 1
+
+
+@pytest.mark.parametrize(
+    ("every", "matches", "word"),
+    [
+        (1, (8, 5, 13), "more frequent"),  # all were counted: 8 and 13 are what there is
+        (256, (8, 5, 13), "about as frequent"),  # so few of a sample differ by chance
+        (256, (80, 50, 130), "more frequent"),
+        (256, (130, 50, 80), "less frequent"),
+        (1, (100, 100, 110), "about as frequent"),
+    ],
+)
+def test_a_trend_is_told_where_it_is_more_than_chance(
+    every: int, matches: tuple[int, int, int], word: str
+) -> None:
+    bars = [finding.Bar(n, n, every * count, every * 1000) for n, count in enumerate(matches)]
+    n = every * sum(matches)
+    told = _trend(finding.Tally(n, every, every, bars, runs=[], depths=[], verdicts=[], advantages=[]))
+    assert told is not None
+    assert told["word"] == word

@@ -57,12 +57,12 @@ def kept_policies(run: Run) -> list[KeptPolicy]:
 
 def without_model(run: Run) -> str:
     """Why nothing at all can be sampled from the run's trees; "" where something can."""
-    if config_of(run) is not None:
-        return ""
     if run.is_imported:
         return (
             "These trees were imported, and no model came with them: nothing can be sampled from them here."
         )
+    if config_of(run) is not None:
+        return ""
     return "This run's config is of another version of Arborist, so its model is not known here."
 
 

@@ -265,8 +265,8 @@ def compare(tree_id: int, node: str) -> list[Comparison]:
     """How the policies that were probed here did: from the node's own tokens first, then from rewritten ones;
     the settings that were used last come first. Two queries.
 
-    A continuation that was drawn twice (same policy, settings, seed and number) is the same one and counts
-    once; one whose verifier failed does not count.
+    A continuation that was drawn twice (same policy, settings, seed and number; at temperature 0 whatever the
+    seed) is the same one and counts once; one whose verifier failed does not count.
     """
     probes = {probe.id: probe for probe in Probe.objects.filter(tree=tree_id, node=node)}
     rows = Continuation.objects.filter(probe__in=list(probes)).exclude(verdict__in=UNSCORED)
@@ -277,7 +277,8 @@ def compare(tree_id: int, node: str) -> list[Comparison]:
         settings = (probe.prefix, probe.temperature, probe.max_tokens)
         newest[settings] = max(newest.get(settings, 0), probe_id)
         by_policy = drawn.setdefault(settings, {})
-        by_policy.setdefault(probe.policy_version, {})[probe.seed, number] = verdict == "correct"
+        draw = (probe.seed, number) if probe.temperature else (0, 0)  # at 0 every seed gives the same
+        by_policy.setdefault(probe.policy_version, {})[draw] = verdict == "correct"
     found = []
     for settings in sorted(drawn, key=lambda settings: (settings[0] is not None, -newest[settings])):
         shares = []

@@ -63,8 +63,6 @@ def request_probe(stored: StoredTree, tree: RolloutTree, name: str, user: User, 
     node that does not exist, 400 for what cannot be sampled, 409 for a key used otherwise and for trees
     without a model, 429 when too much waits.
     """
-    if stored.run.is_imported:
-        raise RequestError(409, "This tree was imported, so there is no policy here to sample from.")
     node = find_node(tree, name)
     if reason := without_model(stored.run):
         raise RequestError(409, reason)

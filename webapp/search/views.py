@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 from urllib.parse import urlencode
 
@@ -200,17 +201,23 @@ def _drawn(project: Project, wanted: Filter, found: Tally) -> list[dict[str, Any
 
 
 def _trend(found: Tally) -> dict[str, Any] | None:
-    """The share of matches in the first and in the last third of the steps; None where there is too
-    little.
+    """The share of matches in the first and in the last third of the steps; None where there is too little.
+    They differ where one is a fifth larger, and in a sample by more than chance (95 %).
     """
     third = len(found.bars) // 3
     if third == 0 or found.n / found.every < 20:
         return None
     shares = []
+    by_chance = 0.0  # variance of the logarithm of the two shares' ratio, where they are of a sample
     for bars in (found.bars[:third], found.bars[-third:]):
         nodes = sum(bar.nodes for bar in bars)
         if not nodes:
             return None
+        for number, every in (
+            (sum(bar.matches for bar in bars), found.every),
+            (nodes, found.share_every),
+        ):
+            by_chance += 1 / max(number / every, 0.5) if every > 1 else 0.0
         shares.append(
             {
                 "low": bars[0].low,
@@ -220,8 +227,9 @@ def _trend(found: Tally) -> dict[str, Any] | None:
         )
     first, last = shares
     word = "about as frequent"
-    if last["share"] > 1.2 * first["share"]:
+    factor = max(1.2, math.exp(1.96 * math.sqrt(by_chance)))
+    if last["share"] > factor * first["share"]:
         word = "more frequent"
-    elif first["share"] > 1.2 * last["share"]:
+    elif first["share"] > factor * last["share"]:
         word = "less frequent"
     return {"first": first, "last": last, "word": word}
