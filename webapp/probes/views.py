@@ -6,7 +6,7 @@ import secrets
 from typing import Any
 
 from django.contrib import messages
-from django.http import Http404, HttpRequest, HttpResponseBase
+from django.http import HttpRequest, HttpResponseBase
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils.http import urlencode
@@ -36,8 +36,6 @@ def branch(request: HttpRequest, tree_id: int) -> HttpResponseBase:
     stored, opened, context = tree_context(request, tree_id)
     if opened is None:
         return damaged(request, context)
-    if stored.run.is_imported:  # nothing links here, as there is no policy to sample from
-        raise Http404
     tree = opened.tree
     node = find_or_404(tree, request.GET.get("n", "0"))
     name = tree.name(node)
