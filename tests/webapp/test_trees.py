@@ -311,6 +311,18 @@ def test_an_interval_counts_only_answers_that_were_scored() -> None:
     assert found["wilson"] == wilson_interval(1, 1)
 
 
+def test_no_cliff_is_told_by_what_the_answers_are(run: Run, client: Client) -> None:
+    wrong, right = star(2), star(2)
+    right = right.with_verdicts(np.array([0, 1, 1], np.uint8), np.array([np.nan, 1, 1]), right.answers)
+    wrong = wrong.with_verdicts(np.array([0, 2, 2], np.uint8), np.array([np.nan, 0, 0]), wrong.answers)
+    for index, (tree, told) in enumerate(
+        [(right, "Every answer is correct"), (wrong, "No single edge explains")]
+    ):
+        page = client.get(f"/t/{add_tree(run, 1, tree, index).id}/n/0").content.decode()
+        assert told in page
+        assert "Plain page" not in page  # it is the plain page
+
+
 def test_no_interval_where_leaves_share_text_or_are_the_node_itself(
     stored: StoredTree, client: Client
 ) -> None:
