@@ -17,6 +17,7 @@ from trainer.credit import credit_plan, credit_trees
 from trainer.presets import PRESETS
 from trainer.tree import FinishReason, RolloutTree
 from webapp.runs.models import Run
+from webapp.trees import comparing
 from webapp.trees.comparing import diff_json, siblings_json
 from webapp.trees.opened import OpenTree
 from webapp.trees.word_diff import MOST_WORDS, _common, word_diff
@@ -102,6 +103,22 @@ def siblings_tree() -> RolloutTree:
         {1: "We find 12 here\n", 2: "We find 18 here\n", 3: "We find 18 here!\n", 4: "We find nothing"},
         {1: [7, 8, 50], 2: [7, 8, *long], 3: [7, 8, *long[:-1], 5], 4: [7, 8]},
     )
+
+
+def test_very_many_siblings_are_compared_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real = comparing._is_same
+    monkeypatch.setattr(comparing, "_is_same", lambda a, b: calls.append(1) or real(a, b))
+    monkeypatch.setattr(comparing, "MOST_COMPARED", 100)
+    monkeypatch.setattr(comparing, "MOST_NAMED", 3)
+    different = {node: [node] * 3 for node in range(1, 301)}
+    tree = credited([0] * 310, {}, different | {node: [7, 7, 7] for node in range(301, 311)})
+    found = siblings_json(OpenTree(tree), 7, "order")
+    assert len(calls) == 100
+    # What is equal shares a column all the same; so many are named.
+    assert (found["n_siblings"], found["n_columns"]) == (310, 300)
+    column = next(column for column in found["columns"] if column["node"] == "7")
+    assert (column["n_others"], [other["node"] for other in column["others"]]) == (10, ["301", "302", "303"])
 
 
 def test_siblings_stand_by_value_with_what_they_share_once() -> None:

@@ -19,6 +19,10 @@ from webapp.trees.word_diff import Piece, is_cut, word_diff
 
 MOST_COLUMNS = 24
 SAME_SHARE = 0.95  # siblings that share so many of their tokens stand in one column
+MOST_COMPARED = (
+    20_000  # pairs of siblings whose tokens are compared; beyond them only equal ones share a column
+)
+MOST_NAMED = 40  # siblings named in one column
 MOST_ANSWERS = 40
 SORTS = ("value", "order")
 
@@ -91,8 +95,9 @@ def _column(opened: OpenTree, stack: list[int], node: int, common: int, start: i
                 "advantage": number_of(tree.advantage[other]),
                 **credit_words(tree, other),
             }
-            for other in stack[1:]
+            for other in stack[1 : 1 + MOST_NAMED]
         ],
+        "n_others": len(stack) - 1,
         "value": number_of(tree.value[first]),
         "advantage": number_of(tree.advantage[first]),
         **credit_words(tree, first),
@@ -108,16 +113,26 @@ def _column(opened: OpenTree, stack: list[int], node: int, common: int, start: i
 
 
 def _stacked(tree: RolloutTree, nodes: list[int]) -> list[list[int]]:
-    """Nodes whose tokens are the same but for a twentieth, the first of each stack in sampling order."""
+    """Nodes whose tokens are the same but for a twentieth, the first of each stack in sampling order.
+
+    A node may have very many children, so pairs are compared up to a limit.
+    """
     stacks: list[tuple[list[int], NDArray[np.int32]]] = []
+    known: dict[bytes, list[int]] = {}
+    left = MOST_COMPARED
     for node in nodes:
         tokens = tree.tokens[tree.token_offsets[node] : tree.token_offsets[node + 1]]
-        for stack, like in stacks:
-            if _is_same(tokens, like):
-                stack.append(node)
-                break
-        else:
-            stacks.append(([node], tokens))
+        key = tokens.tobytes()
+        stack = known.get(key)
+        if stack is None:
+            tried = stacks[:left]
+            place = next((at for at, (_, like) in enumerate(tried) if _is_same(tokens, like)), None)
+            left -= len(tried) if place is None else place + 1
+            stack = [] if place is None else tried[place][0]
+            if place is None:
+                stacks.append((stack, tokens))
+            known[key] = stack
+        stack.append(node)
     return [stack for stack, _ in stacks]
 
 
