@@ -194,11 +194,13 @@ def _fill(held: Held, export: Export, parameters: Parameters, stream: BinaryIO) 
         for row in maker.of(stored):
             writer.write(row)
             rows += 1
-        if stream.tell() > MAX_EXPORT_BYTES:
-            raise ExportFailedError(
-                f"The file grew beyond {MAX_EXPORT_BYTES:,} bytes after {done + 1:,} of {len(wanted):,} "
-                "trees. Choose fewer steps."
-            )
+            # Row by row: one tree may have a hundred thousand long rows.
+            held.report(done, rows)
+            if stream.tell() > MAX_EXPORT_BYTES:
+                raise ExportFailedError(
+                    f"The file grew beyond {MAX_EXPORT_BYTES:,} bytes after {done + 1:,} of {len(wanted):,} "
+                    "trees. Choose fewer steps."
+                )
     for row in maker.rest():
         writer.write(row)
         rows += 1

@@ -226,6 +226,21 @@ def test_a_full_disk_and_a_file_too_large_are_told_in_a_sentence(
     assert list(files.folder().iterdir()) == []
 
 
+def test_a_single_tree_cannot_fill_the_disk(
+    run: Run, people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "MAX_EXPORT_BYTES", 1)
+    rows = []
+    real = worker.Csv.write
+    monkeypatch.setattr(worker.Csv, "write", lambda self, row: rows.append(row) or real(self, row))
+    export = asked(run, people, "nodes")
+    held = worker.claim(export.id, "worker-1", lambda: False)
+    assert held is not None
+    worker.work_off(held)
+    export.refresh_from_db()
+    assert (export.status, len(rows)) == ("failed", 1)  # of the tree's seven
+
+
 def test_files_go_after_their_time_and_so_do_those_that_nobody_knows(run: Run, people: People) -> None:
     export = asked(run, people)
     written(export)
