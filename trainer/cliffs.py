@@ -67,7 +67,7 @@ def edges_of(tree: RolloutTree) -> Edges:
 
     A child's answers are also its parent's, so child and parent cannot be compared as if they were two
     samples. The child (s of n answers correct) is compared with the rest of the parent's answers (t of m):
-    the next steps that were taken in its place.
+    the next segments that were taken in its place.
 
         theta ~ Beta(1 + s, 1 + n - s),   rest ~ Beta(1 + t, 1 + m - t),   probability = P(theta < rest)
 

@@ -170,7 +170,7 @@ def _amount_symbols(credit: CreditConfig) -> tuple[str, list[str]]:
         return parts, ["z = (R − mean R) / (std R + ε) over the answers of its tree, of the prompt"]
     if baseline.kind == "state":
         step = "(V − μ) / (σ + ε)"
-        where = ["μ, σ of the next steps from the same state, by answers through them"]
+        where = ["μ, σ of the next segments from the same state, by answers through them"]
         if baseline.global_term:
             return f"{step} + (V − V(root)) / (σ(root) + ε)", where
         return step, where

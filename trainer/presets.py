@@ -714,7 +714,7 @@ _ALGORITHMS = (
         family="flat",
         summary="Flat answers merged where they agree; each step is compared with the other steps from "
         "its state.",
-        formula="A = (V − μ) / (σ + ε) over the next steps from a state, weighted by answers through them",
+        formula="A = (V − μ) / (σ + ε) over the next segments from a state, weighted by answers through them",
         source="ours (docs/estimators.md)",
         credit=CreditConfig(
             backup="leaf_mean",
