@@ -57,6 +57,7 @@ MAX_EXPORT_BYTES_PER_USER = 16 * 2**30
 PREVIEW_ROWS = 3
 PREVIEW_TREES = 20
 PREVIEW_BYTES = 2_000_000  # of payloads
+PREVIEW_SECONDS = 1.0  # of processor time for the rows of a preview
 
 PROBE_CONTINUATIONS = 64  # of one probe
 PROBE_TOKENS = 4096  # of one continuation

@@ -241,6 +241,14 @@ def test_a_single_tree_cannot_fill_the_disk(
     assert (export.status, len(rows)) == ("failed", 1)  # of the tree's seven
 
 
+def test_a_preview_ends_in_time_within_a_tree(
+    run: Run, people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("webapp.exports.preview.PREVIEW_SECONDS", -1.0)
+    page = people.client("viewer").get(f"/p/lab/export?run={run.id}&kind=labels").content.decode()
+    assert 'give more than <strong class="figures">1</strong>' in page
+
+
 def test_files_go_after_their_time_and_so_do_those_that_nobody_knows(run: Run, people: People) -> None:
     export = asked(run, people)
     written(export)

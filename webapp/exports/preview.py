@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from webapp.exports.kinds import NodesExport, PageExport, Parameters, TreesExpor
 from webapp.exports.rows import RowMaker
 from webapp.exports.selection import Place, Selection, places, read_trees, trees_of
 from webapp.exports.services import count_trees
-from webapp.limits import PREVIEW_BYTES, PREVIEW_ROWS, PREVIEW_TREES
+from webapp.limits import PREVIEW_BYTES, PREVIEW_ROWS, PREVIEW_SECONDS, PREVIEW_TREES
 from webapp.projects.models import Project
 
 SHOWN_LETTERS = 280
@@ -31,6 +32,7 @@ class Preview:
     rows_read: int
     rows: list[list[tuple[str, str, int]]]
     left_out: dict[str, int]
+    is_cut: bool = False  # they have more rows than there was time to make
 
 
 def preview(project: Project, selection: Selection, parameters: Parameters) -> Preview:
@@ -48,18 +50,23 @@ def preview(project: Project, selection: Selection, parameters: Parameters) -> P
     few = _few(places(trees, by_problem=maker.by_problem, most=PREVIEW_TREES))
     found: list[Row] = []
     rows_read = 0
+    is_cut = False
+    until = time.thread_time() + PREVIEW_SECONDS
     for stored in read_trees(few):
         for row in maker.of(stored) if stored is not None else ():
             rows_read += 1
             if len(found) < PREVIEW_ROWS:
                 found.append(row)
-        if n_rows is not None and len(found) == PREVIEW_ROWS:
+            is_cut = time.thread_time() > until  # one tree may have a hundred thousand long rows
+            if is_cut:
+                break
+        if is_cut or (n_rows is not None and len(found) == PREVIEW_ROWS):
             break
     for row in maker.rest():
         rows_read += 1
         if len(found) < PREVIEW_ROWS:
             found.append(row)
-    if len(few) == n_trees:  # so these are all
+    if len(few) == n_trees and not is_cut:  # so these are all
         n_rows = rows_read if n_rows is None else n_rows
     return Preview(
         n_trees,
@@ -68,6 +75,7 @@ def preview(project: Project, selection: Selection, parameters: Parameters) -> P
         rows_read,
         [_shown(row) for row in found],
         {reason: count for reason, count in maker.left_out.items() if count},
+        is_cut,
     )
 
 
