@@ -258,8 +258,9 @@ def test_chart_state_lives_in_the_address(site: Site, page: Page) -> None:
     expect(page).to_have_url(re.compile(r"/\?sm=0.20$"))
     chart = page.locator('[data-panel="reward/mean"] .chart-box')
     chart.focus()
-    page.keyboard.press("Home")
     readout = page.locator('[data-panel="reward/mean"] .readout')
+    expect(readout).to_contain_text("step 20")  # drawn anew over steps
+    page.keyboard.press("Home")
     expect(readout).to_contain_text("step 1")
     page.keyboard.press("ArrowRight")
     expect(readout).to_contain_text("step 2")

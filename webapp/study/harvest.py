@@ -12,7 +12,7 @@ from webapp.projects.access import Role
 from webapp.projects.demo import ADMIN, ensure_tiny_reasoner
 from webapp.projects.models import Membership, ModelSource, Project
 from webapp.runs import services
-from webapp.runs.models import ACTIVE, Point, Run, RunStatus
+from webapp.runs.models import Point, Run, RunStatus
 from webapp.study.plan import Cell, config, identity
 from webapp.study.results import Result, result_of
 
@@ -54,10 +54,6 @@ def ensure_run(owner: Owner, cell: Cell, tokens: int) -> Run:
     return services.create_run(
         owner.project, owner.user, wanted, cell.name, idempotency_key=f"study-{identity(wanted)[:48]}"
     )
-
-
-def active_runs(owner: Owner) -> int:
-    return Run.objects.filter(project=owner.project, status__in=ACTIVE).count()
 
 
 def harvest(run: Run, cell: Cell) -> Result:
