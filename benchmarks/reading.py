@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,7 @@ def measure(*, with_browser: bool) -> None:
             answer = client.get(path)
             if answer.status_code != 200:
                 sys.exit(f"{path} answered {answer.status_code}")
-            ask = lambda path=path: client.get(path)  # noqa: E731
+            ask = partial(client.get, path)
             cold = cpu_milliseconds(ask, opened.forget, COLD)
             kept = cpu_milliseconds(ask, lambda: None, KEPT)
             print(f"{name:24} {page:12} {len(answer.content):>10,} {cold:8.1f} {kept:8.1f}", flush=True)

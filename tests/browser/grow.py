@@ -43,7 +43,7 @@ def main() -> None:
     )
     Run.objects.filter(id=run.id).update(ended_at=None, status=RunStatus.QUEUED, not_before=None)
     start(run)
-    print(run.id, flush=True)  # noqa: T201
+    print(run.id, flush=True)  # noqa: T201  # read by the test
     try:
         for line in sys.stdin:
             step = int(line)
@@ -51,7 +51,7 @@ def main() -> None:
                 add_tree(run, step, worked_tree(step, problem_id=f"p-{step}-{index}"), index)
             last = add_metrics(run, step, {"reward/mean": 0.25})
             poke(run.id, run.project_id, last)
-            print("ok", flush=True)  # noqa: T201
+            print("ok", flush=True)  # noqa: T201  # read by the test
     finally:
         Run.objects.filter(id=run.id).update(
             status=RunStatus.STOPPED, ended_at=timezone.now(), lease_until=None

@@ -37,6 +37,7 @@ WORDS = {
     "trainer.credit",
     "trainer.explanation",
     "trainer.data",
+    "trainer.edit_distance",
     "trainer.events",
     "trainer.intervals",
     "trainer.loss_weights",

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from tests.trainer.chance import chi_square, upper_tail
 from trainer.data import Problem
+from trainer.edit_distance import edit_distance
 from trainer.sampling.engine import (
     NO_ALTERNATIVES,
     Plan,
@@ -25,7 +26,6 @@ from trainer.sampling.engine import (
 from trainer.sampling.growth import END, PROMPT, Ground, Orders, Request, Segment, Strand, tree_of
 from trainer.sampling.lookahead import (
     LookaheadGrowth,
-    edit_distance,
     is_too_similar,
     rouge_l,
     suffix_match,

@@ -10,6 +10,7 @@ import pytest
 
 from tests.webapp.material import worked_tree
 from tests.webapp.test_trees import grown
+from trainer.edit_distance import edit_distance
 from trainer.summary import duplicate_share, zero_variance_share
 from trainer.tree import FinishReason, RolloutTree, Verdict, sampled_tree
 from webapp.problems.aggregate import MAX_MERGED_ROWS, N_BINS, NO_VALUE, Bins, by_depth, merge, nodes_in
@@ -19,7 +20,6 @@ from webapp.problems.history import (
     answers_of,
     bands,
     clusters,
-    edit_distance,
     opening,
     openings_of,
     reads_alike,

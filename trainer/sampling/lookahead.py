@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from trainer.edit_distance import edit_distance
 from trainer.sampling.growth import (
     END,
     PROMPT,
@@ -53,16 +54,6 @@ from trainer.seeding import ROOT_PATH, child_path
 from trainer.tree import FinishReason, RolloutTree
 
 CHUNK = 8
-
-
-def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:
-    """Levenshtein: fewest insertions, deletions and replacements that make one the other."""
-    row = list(range(len(b) + 1))
-    for i, left in enumerate(a, 1):
-        diagonal, row[0] = row[0], i
-        for j, right in enumerate(b, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (left != right))
-    return row[-1]
 
 
 def suffix_match(a: Sequence[int], b: Sequence[int]) -> float:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainer.edit_distance import edit_distance
 from trainer.tree import ROOT, FinishReason, RolloutTree, Verdict
 
 OPENING_WORDS = 8
@@ -182,16 +183,6 @@ def _words(text: str) -> list[str]:
 
 def _has_digit(word: str) -> bool:
     return any(letter.isdigit() for letter in word)
-
-
-def edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
-    """Fewest words to put in, take out or replace that make `b` of `a` (Levenshtein)."""
-    row = list(range(len(b) + 1))
-    for i, left in enumerate(a, 1):
-        before, row[0] = row[0], i
-        for j, right in enumerate(b, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (left != right))
-    return row[-1]
 
 
 # ----------------------------------------------------------------------------------------- turning points
