@@ -15,6 +15,9 @@ LOGIN_FAILURES_PER_ACCOUNT = 5
 LOGIN_FAILURES_PER_ADDRESS = 20
 LOGIN_WINDOW_SECONDS = 900
 PASSWORD_CHECKS_AT_ONCE = 2  # in one process; each takes 100 MB
+TOKENS_PER_USER = 50  # that are good
+TOKEN_DAYS = 365  # the longest life that the page offers a number for
+TOKEN_NAME_LETTERS = 80
 
 API_CALLS = 100  # per user and window, that is 20 a second
 API_WINDOW_SECONDS = 5

@@ -13,7 +13,7 @@ from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver
 
 from tests.webapp.material import People
-from webapp.accounts.models import User
+from webapp.accounts.models import ApiToken, User
 from webapp.api import api
 from webapp.exports.models import Export
 from webapp.notes.models import Note
@@ -33,6 +33,10 @@ PAGES = {
     "login": ("GET", 200, 200, 200, 200),
     "login-link": ("GET", 410, 410, 410, 410),
     "logout": ("POST", 302, 302, 302, 302),
+    "settings": ("GET", 302, 302, 302, 302),
+    "tokens": ("GET", 302, 200, 200, 200),
+    "token-revoke": ("POST", 302, 404, 404, 302),  # it is the editor's
+    "password": ("GET", 302, 200, 200, 200),
     "run-list": ("GET", 302, 404, 200, 200),
     "run-new": ("GET", 302, 404, 403, 200),
     "run-detail": ("GET", 302, 404, 200, 200),
@@ -153,7 +157,11 @@ def fill(route: str, run: Run) -> str:
         project=run.project,
         defaults={"owner": run.created_by, "name": "a view", "page": "search", "query": "q=a"},
     )
+    token = ApiToken.objects.filter(user__username="editor").first() or ApiToken.objects.create(
+        user=User.objects.get(username="editor"), name="a token", prefix="arb_", secret_sha256="0" * 64
+    )
     values = {
+        "int:token_id": token.id,
         "int:note_id": note.id,
         "note_id": note.id,
         "int:view_id": view.id,

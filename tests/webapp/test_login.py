@@ -270,7 +270,7 @@ def bearer(token: str) -> dict[str, str]:
 
 
 def test_a_token_reads_and_needs_no_csrf(run: Run, people: People) -> None:
-    token = create_token(people.editor, "cli", ApiToken.Scope.WRITE)
+    token = create_token(people.editor, "cli", ApiToken.Scope.CONTROL)
     client = Client(enforce_csrf_checks=True)
     assert client.get(f"/api/v1/runs/{run.id}", headers=bearer(token)).status_code == 200
     assert client.post(f"/api/v1/runs/{run.id}/stop", headers=bearer(token)).status_code == 200
@@ -286,7 +286,7 @@ def test_a_read_token_writes_nothing(run: Run, people: People) -> None:
 
 
 def test_a_token_has_no_more_rights_than_its_user(run: Run, people: People) -> None:
-    token = create_token(people.viewer, "cli", ApiToken.Scope.WRITE)
+    token = create_token(people.viewer, "cli", ApiToken.Scope.CONTROL)
     assert Client().post(f"/api/v1/runs/{run.id}/stop", headers=bearer(token)).status_code == 403
     stranger = create_token(people.stranger, "cli", ApiToken.Scope.WRITE)
     assert Client().get(f"/api/v1/runs/{run.id}", headers=bearer(stranger)).status_code == 404

@@ -19,6 +19,11 @@ from webapp.errors import error_response, is_api
 
 OPEN_VIEWS = frozenset({"login", "login-link", "healthz"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+# What the last word of an operation's route does to runs and workers that exist. Everything else that is no
+# reading is writing.
+CONTROL_VERBS = frozenset(
+    {"pause", "resume", "stop", "kill", "retry", "priority", "drain", "undrain", "limits", "actions"}
+)
 
 
 class LoginRequiredMiddleware:
@@ -50,11 +55,14 @@ class LoginRequiredMiddleware:
             token = find_token(secret.strip()) if kind.lower() == "bearer" else None
             if token is None:
                 return _unauthorised(
-                    "This token is unknown, expired or revoked. Make one with `manage.py create_token`."
+                    "This token is unknown, expired or revoked. Make one under Settings, API tokens."
                 )
-            if token.scope == "read" and request.method not in SAFE_METHODS:
+            needed = scope_of(request)
+            if needed not in token.scopes:
                 return error_response(
-                    403, "This token may only read. Make one with `--scope write` to change something."
+                    403,
+                    f"This token may {' and '.join(token.scopes)}, and this needs the scope {needed!r}. Make "
+                    "one that has it under Settings, API tokens.",
                 )
             request.user = token.user
             request.api_token = token  # type: ignore[attr-defined]  # read by webapp.api's authentication
@@ -62,6 +70,14 @@ class LoginRequiredMiddleware:
         if request.user.is_authenticated:
             return None
         return _unauthorised("Log in, or send a token in the header `Authorization: Bearer …`.")
+
+
+def scope_of(request: HttpRequest) -> str:
+    """What a token must be allowed for this call."""
+    if request.method in SAFE_METHODS:
+        return "read"
+    route = request.resolver_match.route if request.resolver_match is not None else ""
+    return "control" if route.rstrip("/").rpartition("/")[2] in CONTROL_VERBS else "write"
 
 
 def _unauthorised(detail: str) -> HttpResponse:

@@ -7,7 +7,8 @@ import secrets
 from datetime import timedelta
 from typing import Literal
 
-from django.db.models import Q
+from django.db import transaction
+from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 from django.urls import reverse
 
@@ -58,21 +59,28 @@ def use_login_link(secret: str) -> User | None:
     return user if user.is_active else None
 
 
-def create_token(user: User, name: str, scope: ApiToken.Scope, *, days: int | None = None) -> str:
-    """A new bearer token. The returned text is the only copy."""
+def create_token(
+    user: User,
+    name: str,
+    *scopes: ApiToken.Scope,
+    days: int | None = None,
+    project_id: int | None = None,
+) -> str:
+    """A new bearer token, which may read whatever else it may. The returned text is the only copy."""
     secret = TOKEN_MARK + secrets.token_urlsafe(32)
     ApiToken.objects.create(
         user=user,
         name=name,
         prefix=secret[:12],
         secret_sha256=sha256(secret),
-        scope=scope,
+        scopes=[str(scope) for scope in ApiToken.Scope if scope in (*scopes, ApiToken.Scope.READ)],
+        project_id=project_id,
         expires_at=None if days is None else Now() + timedelta(days=days),
     )
     return secret
 
 
-def find_token(secret: str) -> ApiToken | None:
+def find_token(secret: str, *, note_use: bool = True) -> ApiToken | None:
     """The live token with this secret, its user at hand; notes that it was used, at most once a minute."""
     token = (
         ApiToken.objects.filter(
@@ -85,6 +93,8 @@ def find_token(secret: str) -> ApiToken | None:
         .first()
     )
     if token is not None:
+        token.user.only_project = token.project_id
+    if token is not None and note_use:
         ApiToken.objects.filter(
             Q(last_used_at__isnull=True) | Q(last_used_at__lt=Now() - timedelta(seconds=TOKEN_SEEN_SECONDS)),
             id=token.id,
@@ -92,8 +102,22 @@ def find_token(secret: str) -> ApiToken | None:
     return token
 
 
-def revoke_tokens(user: User, prefix: str) -> int:
-    """Revoke `user`'s tokens that start with `prefix`, at once. Returns how many."""
-    return ApiToken.objects.filter(user=user, prefix__startswith=prefix, revoked_at__isnull=True).update(
-        revoked_at=Now()
+def live_tokens(user: User) -> QuerySet[ApiToken]:
+    """Those that still open something: neither revoked nor expired."""
+    return ApiToken.objects.filter(
+        Q(expires_at__isnull=True) | Q(expires_at__gt=Now()), user=user, revoked_at__isnull=True
     )
+
+
+def revoke_tokens(user: User, prefix: str = TOKEN_MARK) -> int:
+    """Revoke `user`'s tokens that start with `prefix`, at once. Returns how many."""
+    return live_tokens(user).filter(prefix__startswith=prefix).update(revoked_at=Now())
+
+
+def change_password(user: User, password: str, *, revoke: bool) -> None:
+    """Ends every session and socket that stood on the old one, and with `revoke` every token."""
+    with transaction.atomic():
+        user.set_password(password)
+        user.save(update_fields=["password"])
+        if revoke:
+            revoke_tokens(user)

@@ -80,12 +80,17 @@ def _member(user: User | AnonymousUser, path: str) -> Q:
     """Of one membership row, so that the role annotated beside it is this user's. Strangers match nothing."""
     if not isinstance(user, User) or not user.is_active:
         return Q(pk__in=())
-    return Q(**{f"{path}memberships__user": user})
+    mine = Q(**{f"{path}memberships__user": user})
+    if user.only_project is not None:
+        mine &= Q(**{f"{path}memberships__project": user.only_project})
+    return mine
 
 
 def role_in(user: User | AnonymousUser, project: Project) -> Membership.Role | None:
     """None: not a member."""
     if not isinstance(user, User) or not user.is_active:
+        return None
+    if user.only_project not in (None, project.pk):
         return None
     found = Membership.objects.filter(user=user, project=project).values_list("role", flat=True).first()
     return None if found is None else Role(found)
@@ -106,6 +111,27 @@ def require(user: User | AnonymousUser, project: Project, needed: Membership.Rol
             f"Ask: {', '.join(admins_of(project)) or 'an administrator'}."
         )
     return role
+
+
+def is_operator(user: User | AnonymousUser) -> bool:
+    """Whether the user may order workers about, which are everybody's: staff, and whoever is admin of every
+    project there is.
+    """
+    if not isinstance(user, User) or not user.is_active or user.only_project is not None:
+        return False
+    if user.is_staff:
+        return True
+    mine = Membership.objects.filter(user=user, role=Role.ADMIN).values("project")
+    return mine.exists() and not Project.objects.exclude(id__in=mine).exists()
+
+
+def require_operator(user: User | AnonymousUser) -> None:
+    """Raises PermissionDenied for everybody else."""
+    if not is_operator(user):
+        raise PermissionDenied(
+            "Workers belong to everybody, so this needs an operator: staff, or an admin of every project. "
+            "`manage.py create_user NAME --operator` makes one."
+        )
 
 
 def admins_of(project: Project) -> list[str]:

@@ -6,6 +6,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from webapp.accounts.models import ApiToken, User
 from webapp.accounts.services import create_token
+from webapp.projects.access import projects_for
 
 
 class Command(BaseCommand):
@@ -13,7 +14,14 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("user", help="user name; the token may do what this user may")
-        parser.add_argument("--scope", choices=ApiToken.Scope.values, default=ApiToken.Scope.READ.value)
+        parser.add_argument(
+            "--scope",
+            nargs="+",
+            choices=ApiToken.Scope.values,
+            default=[ApiToken.Scope.READ.value],
+            help="one or more; reading is always among them",
+        )
+        parser.add_argument("--project", help="slug; the token is good for this project alone")
         parser.add_argument("--name", default="command line", help="what it is for, to tell tokens apart")
         parser.add_argument(
             "--days", type=int, default=None, help="it ends after so many days (default: never)"
@@ -29,5 +37,13 @@ class Command(BaseCommand):
             raise CommandError(f"--days {options['days']} is in the past. Use 1 or more.")
         if not 0 < len(options["name"]) <= 80:
             raise CommandError(f"--name has {len(options['name'])} letters. Use 1 to 80.")
-        scope = ApiToken.Scope(options["scope"])
-        self.stdout.write(create_token(user, options["name"], scope, days=options["days"]))
+        project = None
+        if options["project"]:
+            project = projects_for(user).filter(slug=options["project"]).first()
+            if project is None:
+                raise CommandError(f"{user.username} is in no project {options['project']!r}.")
+        scopes = [ApiToken.Scope(scope) for scope in options["scope"]]
+        bound = None if project is None else project.id
+        self.stdout.write(
+            create_token(user, options["name"], *scopes, days=options["days"], project_id=bound)
+        )

@@ -21,9 +21,11 @@ class Command(BaseCommand):
         parser.add_argument("--project", help="slug; the project is made when it does not exist")
         parser.add_argument("--role", choices=Role.values, default=Role.VIEWER.value)
 
+        parser.add_argument("--operator", action="store_true", help="may drain workers")
+
     @transaction.atomic
     def handle(self, *_args: Any, **options: Any) -> None:
-        user = User(username=options["user"])
+        user = User(username=options["user"], is_staff=options["operator"])
         user.set_unusable_password()
         try:
             user.full_clean()

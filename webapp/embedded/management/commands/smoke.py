@@ -102,7 +102,7 @@ class Command(BaseCommand):
             return bool(stack.interrupts)
 
         content = demo.prepare(stack)
-        token = create_token(content.admin, "smoke", ApiToken.Scope.WRITE, days=1)
+        token = create_token(content.admin, "smoke", ApiToken.Scope.CONTROL, days=1)
         client = smoke.Client(stack.url, token)
         smoke.wait_for_steps(client, content.run_id, steps, RUN_SECONDS, look=look)
         if not stack.interrupts and client.get(f"/runs/{content.run_id}")["status"] not in smoke.ENDED:
