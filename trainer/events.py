@@ -181,10 +181,12 @@ class LogLine(_Event):
 
 
 class Finished(_Event):
-    """The last event. `reason` is one sentence that a researcher understands."""
+    """The last event. `reason` is one sentence that a researcher understands. "paused": the trainer cannot go
+    on for now, and saved what it could; a person makes room, then resumes.
+    """
 
     kind: Literal["finished"] = "finished"
-    outcome: Literal["succeeded", "stopped", "failed"]
+    outcome: Literal["succeeded", "stopped", "failed", "paused"]
     step: int = Field(ge=0)
     reason: Sentence = Field(max_length=2000)
     weights_sha256: str | None = None

@@ -28,6 +28,7 @@ _GLYPHS = {
     "running": "▶",
     "stopping": "◧",
     "recovering": "↻",
+    "paused": "‖",
     "succeeded": "✓",
     "stopped": "■",
     "failed": "✕",

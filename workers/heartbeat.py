@@ -1,4 +1,4 @@
-"""A thread that keeps the lease, tells how the trainer is, and brings back the wish to stop.
+"""A thread that keeps the lease, tells how the trainer is, and brings back what people wish for.
 
 It needs nothing of the thread that reads the trainer, so the lease lives while that one is busy.
 """
@@ -15,20 +15,20 @@ from django.db.models.functions import Now
 from webapp.limits import HEARTBEAT_SECONDS
 from webapp.runs.models import Worker
 from workers import lease as leases
-from workers.lease import Lease, LeaseLostError
+from workers.lease import Lease, LeaseLostError, Wish
 from workers.limits import WISH_SECONDS
 
 logger = logging.getLogger(__name__)
 
 
 class Heartbeat(threading.Thread):
-    """`lost`: why the lease is gone, or None. `stop_by`: who asked for a stop, or None."""
+    """`lost`: why the lease is gone, or None. `wish`: what people ask of the run, acknowledged already."""
 
     def __init__(self, lease: Lease) -> None:
         super().__init__(name=f"heartbeat-{lease.run_id}", daemon=True)
         self.lease = lease
         self.lost: str | None = None
-        self.stop_by: str | None = None
+        self.wish = Wish()
         self._spoke = time.monotonic()
         self._leave = threading.Event()
         self._away = False
@@ -71,9 +71,9 @@ class Heartbeat(threading.Thread):
             Worker.objects.filter(name=self.lease.owner).update(heartbeat_at=Now(), run_id=self.lease.run_id)
         else:
             wish = leases.read_wish(self.lease)
-        if wish.stop_by is not None and self.stop_by is None:
-            leases.begin_stopping(self.lease, wish.stop_by)
-            self.stop_by = wish.stop_by
+        if wish.kind and wish != self.wish:
+            leases.acknowledge(self.lease, wish)
+            self.wish = wish
 
     def leave(self) -> None:
         """Stop beating; the lease is kept by nobody from now on."""

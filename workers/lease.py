@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from django.db import connection, transaction
-from django.db.models import F, Q
+from django.db.models import Q
 from django.db.models.functions import Coalesce, Now
 
 from trainer.text import storable
 from webapp.limits import LEASE_SECONDS
-from webapp.runs.models import CLAIMABLE, LEASED, Attempt, Run, RunStatus
-from webapp.runs.services import append_status_event
+from webapp.runs.models import CLAIMABLE, LEASED, Attempt, Run, RunStatus, WishKind
+from webapp.runs.states import MAX_REASON, append_status_event, move
 
 LEASE = timedelta(seconds=LEASE_SECONDS)
-MAX_REASON = 2000
 BACK_IN_CONTACT = "The worker is back in contact and goes on."
 
 logger = logging.getLogger(__name__)
@@ -39,36 +38,39 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What people want of the run: `stop_by` is the name of who asked it to stop, "" if somebody unknown."""
+    """What people want of the run: "pause", "stop" or "kill", and the name of who asked ("" if unknown).
+    Without a kind: nothing.
+    """
 
-    stop_by: str | None
+    kind: str = ""
+    by: str = ""
 
 
 def claim(run_id: int, owner: str) -> Lease | None:
     """Take the run if it waits for a worker. None: it does not, or another was faster, which is no error."""
+    owner = owner[:120]
+    free = Q(lease_until__isnull=True) | Q(lease_until__lt=Now())
+    due = Q(not_before__isnull=True) | Q(not_before__lte=Now())
     with transaction.atomic():
-        free = Q(lease_until__isnull=True) | Q(lease_until__lt=Now())
-        due = Q(not_before__isnull=True) | Q(not_before__lte=Now())
-        won = Run.objects.filter(free, due, id=run_id, status__in=CLAIMABLE).update(
-            status=RunStatus.STARTING,
+        run = Run.objects.defer("config").filter(free, due, id=run_id, status__in=CLAIMABLE).first()
+        if run is None or not move(
+            run,
+            RunStatus.STARTING,
+            f"Taken by {owner}.",
+            actor=owner,
+            when=free & due,
             reason="",
-            lease_epoch=F("lease_epoch") + 1,
-            lease_owner=owner[:120],
+            lease_epoch=run.lease_epoch + 1,
+            lease_owner=owner,
             lease_until=Now() + LEASE,
             heartbeat_at=Now(),
             progress_at=Now(),
             started_at=Coalesce("started_at", Now()),
             not_before=None,
-            phase="",
-            phase_done=0,
-            phase_total=0,
-        )
-        if not won:
+        ):
             return None
-        epoch = Run.objects.values_list("lease_epoch", flat=True).get(id=run_id)
-        Attempt.objects.create(run_id=run_id, epoch=epoch, owner=owner[:120])
-        append_status_event(run_id, epoch, RunStatus.STARTING, f"Taken by {owner}.", actor=owner)
-    return Lease(run_id, epoch, owner)
+        Attempt.objects.create(run=run, epoch=run.lease_epoch, owner=owner)
+    return Lease(run_id, run.lease_epoch, owner)
 
 
 def lock(lease: Lease) -> Run:
@@ -89,10 +91,12 @@ def lock(lease: Lease) -> Run:
 
 
 def _take_back(run: Run, lease: Lease) -> None:
-    run.status = RunStatus.RUNNING
     run.restarts = max(run.restarts - 1, 0)
-    Run.objects.filter(id=run.id).update(
-        status=run.status,
+    move(
+        run,
+        RunStatus.RUNNING,
+        BACK_IN_CONTACT,
+        actor=lease.owner,
         reason="",
         restarts=run.restarts,
         not_before=None,
@@ -100,9 +104,6 @@ def _take_back(run: Run, lease: Lease) -> None:
         lease_owner=lease.owner[:120],
     )
     Attempt.objects.filter(run_id=run.id, epoch=lease.epoch).update(ended_at=None, outcome="", reason="")
-    run.last_seq = append_status_event(
-        run.id, lease.epoch, RunStatus.RUNNING, BACK_IN_CONTACT, actor=lease.owner
-    )
 
 
 def renew(lease: Lease, progress_age_seconds: float) -> Wish:
@@ -124,23 +125,33 @@ def read_wish(lease: Lease) -> Wish:
     """One cheap look between renewals: plain SQL, since it is asked all day long."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT u.username FROM arborist_run r LEFT JOIN arborist_user u ON u.id = r.stop_requested_by_id"
-            " WHERE r.id = %s AND r.stop_requested_at IS NOT NULL",
-            [lease.run_id],
+            "SELECT r.wish, u.username FROM arborist_run r LEFT JOIN arborist_user u ON u.id = r.wish_by_id"
+            " WHERE r.id = %s AND r.wish <> '' AND r.lease_epoch = %s",
+            [lease.run_id, lease.epoch],
         )
         row = cursor.fetchone()
-    return Wish(None if row is None else row[0] or "")
+    return Wish() if row is None else Wish(row[0], row[1] or "")
 
 
-def begin_stopping(lease: Lease, actor: str) -> None:
-    """Show that the wish to stop has arrived. Raises LeaseLostError."""
+_ACKNOWLEDGED = {
+    WishKind.PAUSE: "The worker answers: it lets the trainer save, then the run is paused.",
+    WishKind.STOP: "The worker answers: it lets the trainer save, then the run is stopped.",
+    WishKind.KILL: "The worker answers: it ends the trainer at once.",
+}
+
+
+def acknowledge(lease: Lease, wish: Wish) -> None:
+    """Show that the wish has arrived; the run is stopping now. Raises LeaseLostError."""
     with transaction.atomic():
         run = lock(lease)
-        if run.status != RunStatus.STOPPING:
-            Run.objects.filter(id=run.id).update(status=RunStatus.STOPPING)
-            append_status_event(
-                run.id, lease.epoch, RunStatus.STOPPING, "The trainer was asked to stop.", actor=actor
-            )
+        if run.wish != wish.kind or run.wish_seen_at is not None:
+            return
+        words, told = _ACKNOWLEDGED[WishKind(wish.kind)], {"wish": wish.kind, "wish_is": "acknowledged"}
+        Run.objects.filter(id=run.id).update(wish_seen_at=Now())
+        if run.status == RunStatus.STOPPING:
+            append_status_event(run.id, lease.epoch, None, words, actor=lease.owner, **told)
+        else:
+            move(run, RunStatus.STOPPING, words, actor=lease.owner, told=told)
 
 
 def end(lease: Lease, status: RunStatus, reason: str) -> None:
@@ -152,26 +163,23 @@ def end(lease: Lease, status: RunStatus, reason: str) -> None:
 def settle(run: Run, lease: Lease, status: RunStatus, reason: str) -> int:
     """`end` for a run that is locked already, in the caller's transaction. Returns the last seq.
 
-    QUEUED gives the run back to the queue ("preempted"), to go on from its checkpoint elsewhere.
+    QUEUED gives the run back to the queue ("preempted"), to go on from its checkpoint elsewhere. A wish
+    outweighs that: a run that was to pause or to stop does not go on elsewhere.
     """
-    if status == RunStatus.QUEUED and run.stop_requested_at is not None:
-        # Somebody asked for a stop just before: nobody wants it to go on elsewhere.
-        status, reason = RunStatus.STOPPED, "Stopped, as was asked."
-    requeued = status == RunStatus.QUEUED
-    reason = storable(reason)[:MAX_REASON]
-    Run.objects.filter(id=run.id).update(
-        status=status,
-        reason=reason,
-        lease_owner="",
-        lease_until=None,
-        ended_at=None if requeued else Now(),
-        queued_at=Now() if requeued else F("queued_at"),
-        phase="",
-        phase_done=0,
-        phase_total=0,
-    )
-    outcome = "preempted" if requeued else str(status)
+    by = run.wish_by.get_username() if run.wish_by else "somebody"
+    if run.wish == WishKind.PAUSE and status in (RunStatus.QUEUED, RunStatus.STOPPED):
+        if status == RunStatus.QUEUED:
+            reason = f"Paused by {by}; its worker was told to stop."
+        status = RunStatus.PAUSED
+    elif run.wish in (WishKind.STOP, WishKind.KILL) and status in (RunStatus.QUEUED, RunStatus.PAUSED):
+        if status == RunStatus.QUEUED:
+            reason = f"Stopped by {by}; its worker was told to stop."
+        status = RunStatus.STOPPED
+    seq = move(run, status, reason, actor=lease.owner)
+    if seq is None:
+        raise LeaseLostError(f"run {run.id} was moved by somebody else")
+    outcome = "preempted" if status == RunStatus.QUEUED else str(status)
     Attempt.objects.filter(run_id=run.id, epoch=lease.epoch).update(
-        ended_at=Now(), outcome=outcome, reason=reason
+        ended_at=Now(), outcome=outcome, reason=storable(reason)[:MAX_REASON]
     )
-    return append_status_event(run.id, lease.epoch, status, reason, actor=lease.owner)
+    return seq

@@ -30,8 +30,8 @@ from trainer.events import (
 from trainer.text import storable
 from webapp.limits import MAX_SERIES_PER_RUN
 from webapp.live.poke import poke
-from webapp.runs.models import LEASED, Attempt, Checkpoint, Run, RunStatus, Series
-from webapp.runs.services import append_status_event
+from webapp.runs.models import LEASED, Attempt, Checkpoint, Run, RunStatus, Series, WishKind
+from webapp.runs.states import move
 from webapp.trees.models import summary_columns
 from workers.lease import Lease, lock, settle
 from workers.output import Preempted, moment, storable_json
@@ -77,6 +77,7 @@ _TREE_TYPES = {
 _OUTCOMES = {
     "succeeded": RunStatus.SUCCEEDED,
     "stopped": RunStatus.STOPPED,
+    "paused": RunStatus.PAUSED,
     "failed": RunStatus.FAILED,
 }
 
@@ -313,15 +314,16 @@ class Recorder:
             )
         last_seq = rows.seq
         if run.status == RunStatus.STARTING and any(row[3] == "started" for row in rows.events):
-            Run.objects.filter(id=run.id).update(status=RunStatus.RUNNING)
-            last_seq = append_status_event(
-                run.id, self.lease.epoch, RunStatus.RUNNING, "", actor=self.lease.owner
-            )
+            last_seq = move(run, RunStatus.RUNNING, "", actor=self.lease.owner) or last_seq
         ended = True
-        # An earlier attempt's "preempted" says only that this one is to go on.
-        if isinstance(last, Finished):
+        is_earlier = self.epoch != self.lease.epoch
+        # An earlier attempt's "preempted" says only that this one is to go on; and so does any but the last
+        # word "succeeded" of one that somebody took the run up again after.
+        if isinstance(last, Finished) and not (
+            is_earlier and self.epoch <= run.settled_epoch and last.outcome != "succeeded"
+        ):
             last_seq = settle(run, self.lease, _OUTCOMES[last.outcome], _reason(run, last))
-        elif isinstance(last, Preempted) and self.epoch == self.lease.epoch:
+        elif isinstance(last, Preempted) and not is_earlier:
             last_seq = settle(run, self.lease, RunStatus.QUEUED, last.reason)
         else:
             ended = False
@@ -371,9 +373,13 @@ class Recorder:
 
 
 def _reason(run: Run, last: Finished) -> str:
-    if last.outcome == "stopped" and run.stop_requested_by is not None:
-        return f"Stopped by {run.stop_requested_by.get_username()} after step {last.step}."
-    return last.reason
+    """Who wished for it, and after which step; what the worker itself has to say of it comes after."""
+    if last.outcome != "stopped" or not run.wish:
+        return last.reason
+    by = run.wish_by.get_username() if run.wish_by else "somebody"
+    word = "Paused" if run.wish == WishKind.PAUSE else "Stopped"
+    more = "" if last.weights_sha256 else f" {last.reason}"
+    return f"{word} by {by} after step {last.step}.{more}"
 
 
 def _tree_row(rows: _Rows, seq: int, event: TreeSampled) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from django.db import InterfaceError, OperationalError, connection
 from django.db.models.functions import Now
 
-from webapp.runs.models import ENDED, Run, Worker
+from webapp.runs.models import LEASED, Run, RunStatus, Worker
 from workers import probing, reaper
 from workers.limits import UPKEEP_SECONDS
 
@@ -54,7 +54,8 @@ class _Upkeep(threading.Thread):
 
 def _is_current(run_id: int, epoch: int) -> bool:
     """Whether the attempt may still have a trainer; it may while its worker is only out of contact."""
-    return Run.objects.filter(id=run_id, lease_epoch=epoch).exclude(status__in=ENDED).exists()
+    held = (*LEASED, RunStatus.RECOVERING)
+    return Run.objects.filter(id=run_id, lease_epoch=epoch, status__in=held).exists()
 
 
 _current: _Upkeep | None = None

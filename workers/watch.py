@@ -92,7 +92,7 @@ class Watch:
         self.told_to_leave = told_to_leave
         self.finished: Finished | None = None
         self.failure: str | None = None
-        self.is_stopping = self.is_leaving = False
+        self.is_stopping = self.is_leaving = self.is_killing = False
         self.step = 0
         self._deadline: float | None = None
         self._strays = 0
@@ -166,9 +166,13 @@ class Watch:
         if self.recording.is_full and not self._is_full:
             logger.warning("The spool is full: the trainer waits for the database.")
         self._is_full = self.recording.is_full
-        if self.heart.stop_by is not None and not self.is_stopping:
+        if self.heart.wish.kind and not self.is_stopping:
             self.is_stopping = True
-            self._ask_to_leave(STOP_GRACE_SECONDS)
+            if self.heart.wish.kind != "kill":
+                self._ask_to_leave(STOP_GRACE_SECONDS)
+        if self.heart.wish.kind == "kill" and not self.is_killing:
+            self.is_killing = True
+            self.child.kill()
         if self.told_to_leave() and not (self.is_leaving or self.is_stopping):
             self.is_leaving = True
             self._ask_to_leave(PREEMPT_GRACE_SECONDS)
@@ -199,12 +203,11 @@ class Watch:
             if self.finished.outcome == "stopped" and not self.is_stopping:
                 return _preempted(self.step)
             return self.finished
+        if self.is_killing:
+            return finished("stopped", "Its trainer was ended at once.", self.step)
         if self.is_stopping:
-            return finished(
-                "stopped",
-                f"The trainer did not stop within {STOP_GRACE_SECONDS} s: ended after step {self.step}.",
-                self.step,
-            )
+            reason = f"The trainer did not save and leave within {STOP_GRACE_SECONDS} s, so it was ended."
+            return finished("stopped", reason, self.step)
         if self.is_leaving:
             return _preempted(self.step)
         reason = endings.describe(status, self.child.error_tail(), kernel_was_out_of_memory=was_out_of_memory)

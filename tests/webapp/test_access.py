@@ -79,7 +79,11 @@ API = {
     "GET /api/v1/projects/{slug}/runs": (401, 404, 200, 200),
     "POST /api/v1/projects/{slug}/runs": (401, 404, 403, 201),
     "GET /api/v1/runs/{run_id}": (401, 404, 200, 200),
+    "POST /api/v1/runs/{run_id}/pause": (401, 404, 403, 200),
+    "POST /api/v1/runs/{run_id}/resume": (401, 404, 403, 409),
     "POST /api/v1/runs/{run_id}/stop": (401, 404, 403, 200),
+    "POST /api/v1/runs/{run_id}/stop-now": (401, 404, 403, 200),
+    "POST /api/v1/runs/{run_id}/retry": (401, 404, 403, 409),
     "GET /api/v1/runs/{run_id}/metrics": (401, 404, 200, 200),
     "GET /api/v1/runs/{run_id}/events": (401, 404, 200, 200),
     "GET /api/v1/runs/{run_id}/steps": (401, 404, 200, 200),
@@ -316,7 +320,7 @@ def test_cookie_writes_need_the_csrf_token(method: str, run: Run, people: People
         assert response.status_code in (403, 404, 405), f"{method} {route}: {response.status_code}"
     assert Run.objects.count() == before
     run.refresh_from_db()
-    assert run.stop_requested_at is None
+    assert run.wish_at is None
 
 
 def test_csrf_token_from_the_cookie_lets_a_write_through(run: Run, people: People) -> None:

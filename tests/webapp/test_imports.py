@@ -97,7 +97,7 @@ def test_every_page_of_an_imported_run_says_so_and_works(run: Run, people: Peopl
     assert written(asked(done.run, people, "page", selection={"trees": [second.id]}))
     assert people.client("editor").post(f"{base}stop").status_code == 302
     done.run.refresh_from_db()
-    assert done.run.stop_requested_at is None
+    assert done.run.wish_at is None
 
 
 def test_the_audit_is_there_where_the_file_names_a_preset_that_comes_to_its_numbers(

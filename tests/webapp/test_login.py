@@ -282,7 +282,7 @@ def test_a_read_token_writes_nothing(run: Run, people: People) -> None:
     response = Client().post(f"/api/v1/runs/{run.id}/stop", headers=bearer(token))
     assert response.status_code == 403
     run.refresh_from_db()
-    assert run.stop_requested_at is None
+    assert run.wish_at is None
 
 
 def test_a_token_has_no_more_rights_than_its_user(run: Run, people: People) -> None:

@@ -14,7 +14,9 @@ from webapp.accounts.models import User
 from webapp.errors import RequestError
 from webapp.projects.models import ModelSource, Project
 from webapp.runs import services
+from webapp.runs.controls import Action, control
 from webapp.runs.models import Event, Run, RunStatus
+from webapp.runs.states import append_status_event
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def test_a_waiting_run_is_cancelled_at_once(people: People, queued: Run) -> None
     )
     queued.refresh_from_db()
     assert queued.ended_at is not None
-    assert queued.stop_requested_by == people.editor
+    assert (queued.wish, queued.wish_at, queued.wish_by) == ("", None, None)
     last = Event.objects.filter(run=queued).latest("seq")
     assert (last.seq, queued.last_seq, last.kind, last.body["status"]) == (2, 2, "status", "cancelled")
     assert last.body["actor"] == "editor"
@@ -44,9 +46,12 @@ def test_a_waiting_run_is_cancelled_at_once(people: People, queued: Run) -> None
 def test_a_working_run_is_asked_and_keeps_working(people: People, run: Run) -> None:
     before = run.last_seq
     response = stop(people, run)
-    assert (response.json()["status"], response.json()["stop_requested"]) == ("running", True)
+    wish = response.json()["wish"]
+    assert (response.json()["status"], wish["kind"], wish["by"], wish["is_seen"]) == (
+        *("running", "stop", "editor", False),
+    )
     run.refresh_from_db()
-    assert (run.status, run.stop_requested_by, run.ended_at) == ("running", people.editor, None)
+    assert (run.status, run.wish, run.wish_by, run.ended_at) == ("running", "stop", people.editor, None)
     last = Event.objects.filter(run=run).latest("seq")
     assert (last.seq, last.body["status"], last.body["reason"]) == (
         before + 1,
@@ -58,10 +63,10 @@ def test_a_working_run_is_asked_and_keeps_working(people: People, run: Run) -> N
 def test_asking_twice_changes_nothing(people: People, run: Run) -> None:
     stop(people, run)
     run.refresh_from_db()
-    first, events = run.stop_requested_at, run.last_seq
+    first, events = run.wish_at, run.last_seq
     assert stop(people, run).status_code == 200
     run.refresh_from_db()
-    assert (run.stop_requested_at, run.last_seq) == (first, events)
+    assert (run.wish_at, run.last_seq) == (first, events)
 
 
 @pytest.mark.parametrize("status", ["succeeded", "stopped", "failed", "cancelled"])
@@ -71,7 +76,7 @@ def test_an_ended_run_cannot_be_stopped(people: People, run: Run, status: str) -
     assert response.status_code == 409
     assert response.json()["detail"] == f"first has already ended ({status}); there is nothing to stop."
     run.refresh_from_db()
-    assert run.stop_requested_at is None
+    assert run.wish == ""
 
 
 def test_a_recovering_run_is_cancelled(people: People, run: Run) -> None:
@@ -83,7 +88,7 @@ def test_the_page_stops_and_says_so(people: People, run: Run) -> None:
     client = people.client("editor")
     page = client.post(f"/r/{run.id}/stop", follow=True)
     assert "will stop; it keeps everything it made" in page.content.decode()
-    Run.objects.filter(id=run.id).update(status="stopped", ended_at=Now())
+    Run.objects.filter(id=run.id).update(status="stopped", ended_at=Now(), wish="", wish_at=None)
     assert "has already ended (stopped)" in client.post(f"/r/{run.id}/stop", follow=True).content.decode()
 
 
@@ -106,7 +111,7 @@ def test_stops_and_claims_at_once_leave_one_truth(config: RunConfig) -> None:
                             status=RunStatus.STARTING, lease_epoch=1, lease_until=Now(), lease_owner="w"
                         )
                 with contextlib.suppress(RequestError):  # it had been cancelled
-                    services.request_stop(Run.objects.get(id=run_id), user)
+                    control(Run.objects.get(id=run_id), user, Action.STOP)
                 return 0
             finally:
                 connection.close()
@@ -117,7 +122,7 @@ def test_stops_and_claims_at_once_leave_one_truth(config: RunConfig) -> None:
         events = list(Event.objects.filter(run=run).order_by("seq"))
         assert [event.seq for event in events] == [1, 2]
         assert run.last_seq == 2
-        assert run.stop_requested_at is not None
+        assert run.wish == ("stop" if claimed else "")
         assert run.status == ("starting" if claimed else "cancelled")
         assert events[1].body["status"] == run.status
 
@@ -126,6 +131,6 @@ def test_status_events_are_numbered_without_a_gap_and_notify(people: People, que
     start(queued)
     with connection.cursor() as cursor:
         cursor.execute("LISTEN arborist_poke")
-    seqs = [services.append_status_event(queued.id, 1, "running", f"line {n}\x00") for n in range(3)]
+    seqs = [append_status_event(queued.id, 1, "running", f"line {n}\x00") for n in range(3)]
     assert seqs == [2, 3, 4]
     assert Event.objects.get(run=queued, seq=4).body["reason"] == "line 2\u2400"

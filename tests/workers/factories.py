@@ -18,7 +18,7 @@ from trainer.events import (
 from webapp.accounts.models import User
 from webapp.projects.models import Membership, ModelSource, Project
 from webapp.runs.models import Run
-from webapp.runs.services import append_status_event
+from webapp.runs.states import append_status_event
 
 _numbers = itertools.count(1)
 NAN = float("nan")

@@ -8,10 +8,10 @@ from django.db import close_old_connections, connection
 from django.db.models.functions import Now
 
 from tests.workers.factories import make_run
+from webapp.runs.controls import Action, control
 from webapp.runs.models import Attempt, Event, Run, RunStatus
-from webapp.runs.services import request_stop
 from workers import lease
-from workers.lease import Lease, LeaseLostError
+from workers.lease import Lease, LeaseLostError, Wish
 
 pytestmark = pytest.mark.django_db
 
@@ -101,7 +101,7 @@ def test_renewal_prolongs_and_carries_progress() -> None:
     run = make_run()
     held = claimed(run)
     Run.objects.filter(id=run.id).update(lease_until=Now() + timedelta(seconds=1))
-    assert lease.renew(held, progress_age_seconds=7.0).stop_by is None
+    assert lease.renew(held, progress_age_seconds=7.0) == Wish()
     fresh = Run.objects.annotate(now=Now()).get(id=run.id)
     assert fresh.lease_until is not None
     assert fresh.progress_at is not None
@@ -113,12 +113,13 @@ def test_renewal_prolongs_and_carries_progress() -> None:
 def test_wish_to_stop_reaches_the_worker_with_a_name() -> None:
     run = make_run()
     held = claimed(run)
-    request_stop(run, run.created_by)
-    assert lease.renew(held, 0.0).stop_by == run.created_by.username
-    lease.begin_stopping(held, run.created_by.username)
-    lease.begin_stopping(held, run.created_by.username)
+    control(run, run.created_by, Action.STOP)
+    wish = lease.renew(held, 0.0)
+    assert wish == Wish("stop", run.created_by.username)
+    lease.acknowledge(held, wish)
+    lease.acknowledge(held, wish)
     run.refresh_from_db()
-    assert run.status == "stopping"
+    assert (run.status, run.wish_seen_at is not None) == ("stopping", True)
     assert statuses(run)[-1] == "stopping"
     assert statuses(run).count("stopping") == 1
 
@@ -132,7 +133,7 @@ def test_old_epoch_can_write_nothing() -> None:
     before = Run.objects.values().get(id=run.id)
     for write in (
         lambda: lease.renew(old, 0.0),
-        lambda: lease.begin_stopping(old, "x"),
+        lambda: lease.acknowledge(old, Wish("stop", "x")),
         lambda: lease.end(old, RunStatus.SUCCEEDED, "x"),
     ):
         with pytest.raises(LeaseLostError, match="epoch 2"):
@@ -200,7 +201,7 @@ def test_preempted_run_waits_again() -> None:
 def test_preemption_of_a_run_that_should_stop_ends_it() -> None:
     run = make_run()
     held = claimed(run)
-    request_stop(run, run.created_by)
+    control(run, run.created_by, Action.STOP)
     lease.end(held, RunStatus.QUEUED, "The worker was told to stop.")
     run.refresh_from_db()
     assert run.status == "stopped"

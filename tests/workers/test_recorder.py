@@ -6,6 +6,7 @@ from typing import Any
 import psycopg
 import pytest
 from django.db import connection, connections
+from django.db.models.functions import Now
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -369,7 +370,7 @@ def test_preempted_attempt_gives_the_run_back() -> None:
 def test_stop_names_who_asked() -> None:
     run = make_run()
     held = claimed(run)
-    Run.objects.filter(id=run.id).update(stop_requested_by=run.created_by)
+    Run.objects.filter(id=run.id).update(wish="stop", wish_at=Now(), wish_by=run.created_by)
     Recorder(held).record(numbered([started(), finished("stopped", step=2, reason="Stopped, as asked.")]))
     run.refresh_from_db()
     assert run.reason == f"Stopped by {run.created_by.username} after step 2."

@@ -19,8 +19,8 @@ from trainer.config import RunConfig
 from trainer.events import GrowingTree, Progress
 from webapp.embedded import processes
 from webapp.projects.models import ModelSource
+from webapp.runs.controls import Action, control
 from webapp.runs.models import Attempt, Checkpoint, Event, Point, Run
-from webapp.runs.services import request_stop
 from webapp.trees.models import GrowingTrees
 from workers import child, lease, limits, recorder, watch
 from workers.drain import Drain
@@ -234,7 +234,7 @@ def test_stop_lets_the_trainer_save_and_keeps_everything() -> None:
     thread = in_background(run, "polite")
     until(lambda: steps(run) >= 3)
     asked = time.monotonic()
-    request_stop(run, run.created_by)
+    control(run, run.created_by, Action.STOP)
     thread.join()
     seconds = time.monotonic() - asked
     run.refresh_from_db()
@@ -252,7 +252,7 @@ def test_trainer_that_does_not_listen_is_ended_within_ten_seconds() -> None:
     thread = in_background(run, "deaf")
     until(lambda: steps(run) >= 3)
     asked = time.monotonic()
-    request_stop(run, run.created_by)
+    control(run, run.created_by, Action.STOP)
     thread.join()
     assert time.monotonic() - asked < 10
     run.refresh_from_db()
@@ -275,7 +275,7 @@ def test_worker_that_leaves_gives_the_run_back_and_it_goes_on() -> None:
     leave.clear()
     thread = in_background(run, "polite", leave.is_set)
     until(lambda: steps(run) >= saved + 2)
-    request_stop(run, run.created_by)
+    control(run, run.created_by, Action.STOP)
     thread.join()
     run.refresh_from_db()
     assert run.status == "stopped"
@@ -340,7 +340,7 @@ def test_database_away_loses_nothing() -> None:
         time.sleep(0.1)
     at = steps(run)
     until(lambda: steps(run) > at + 5)
-    request_stop(run, run.created_by)
+    control(run, run.created_by, Action.STOP)
     thread.join()
     run.refresh_from_db()
     assert run.status == "stopped"

@@ -11,8 +11,8 @@ from django.db.models.functions import Now
 from tests.workers.factories import make_run
 from webapp import broker, limits
 from webapp.runs import sweeper
+from webapp.runs.controls import Action, control
 from webapp.runs.models import Attempt, Event, Run, Worker
-from webapp.runs.services import request_stop
 from webapp.runs.sweeper import sweep
 from workers import lease
 
@@ -84,7 +84,7 @@ def test_crash_loop_ends(sent: list[Any]) -> None:
 
 def test_lost_run_that_should_stop_stops(sent: list[Any]) -> None:
     run = lost_run()
-    request_stop(run, run.created_by)
+    control(run, run.created_by, Action.STOP)
     sweep()
     run.refresh_from_db()
     name = run.created_by.username

@@ -27,8 +27,8 @@ from webapp.embedded.broker import BrokerServer
 from webapp.embedded.folder import DataFolder
 from webapp.embedded.processes import Identity
 from webapp.runs import sweeper
+from webapp.runs.controls import Action, control
 from webapp.runs.models import Attempt, Event, Point, Run, Worker
-from webapp.runs.services import request_stop
 from webapp.runs.sweeper import sweep
 from webapp.trees.models import StoredTree
 from workers.child import MARK
@@ -217,7 +217,7 @@ def test_worker_told_to_stop_gives_the_run_back_and_the_next_one_goes_on(
     broker.send_train_run(run.id, "cpu")
     until(lambda: step(run) >= saved.step + 2, 60)
     assert Attempt.objects.get(run=run, epoch=2).resumed_from_step == saved.step
-    request_stop(run, run.created_by)
+    control(run, run.created_by, Action.STOP)
     until(lambda: status(run) == "stopped", 10)
     assert_whole(run)
     shown = Point.objects.filter(run_id=run.id, series__name="reward/mean", superseded=False).order_by("seq")
@@ -249,7 +249,7 @@ def test_killed_worker_leaves_no_trainer_and_the_next_one_goes_on(
     resumed = Attempt.objects.get(run=run, epoch=2).resumed_from_step
     assert resumed is not None
     until(lambda: step(run) >= resumed + 2, 60)
-    request_stop(run, run.created_by)
+    control(run, run.created_by, Action.STOP)
     until(lambda: status(run) == "stopped", 10)
     assert_whole(run)
     shown = Point.objects.filter(run_id=run.id, series__name="reward/mean", superseded=False).order_by("seq")

@@ -22,7 +22,8 @@ from webapp.accounts.models import User
 from webapp.errors import RequestError
 from webapp.projects.models import Project
 from webapp.runs.models import Event, Run, RunOrigin, RunStatus
-from webapp.runs.services import N_COLOURS, append_status_event, check_name
+from webapp.runs.services import N_COLOURS, check_name
+from webapp.runs.states import append_status_event
 from webapp.trees.models import StoredTree, summary_columns
 
 BATCH_TREES = 50

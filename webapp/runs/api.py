@@ -19,6 +19,7 @@ from webapp.live.catch_up import events_between
 from webapp.projects.access import Role, get_project, get_run, projects_for, require, user_of
 from webapp.runs import services
 from webapp.runs.config_form import ConfigError, config_errors
+from webapp.runs.controls import Action, control
 from webapp.runs.estimate import estimate
 from webapp.runs.metrics import series_data
 from webapp.runs.querysets import run_detail, runs_page
@@ -93,11 +94,35 @@ def read_run(request: HttpRequest, run_id: int) -> Any:
     return run_detail(get_run(request, run_id))
 
 
-@router.post("/runs/{int:run_id}/stop", summary="Stop a run")
-def stop_run(request: HttpRequest, run_id: int) -> Any:
+def _control(request: HttpRequest, run_id: int, action: Action) -> Any:
     run = get_run(request, run_id)
     require(request.user, run.project, Role.EDITOR)
-    return run_detail(services.request_stop(run, user_of(request)))
+    return run_detail(control(run, user_of(request), action))
+
+
+@router.post("/runs/{int:run_id}/pause", summary="Save a checkpoint, free the machine, and wait")
+def pause_run(request: HttpRequest, run_id: int) -> Any:
+    return _control(request, run_id, Action.PAUSE)
+
+
+@router.post("/runs/{int:run_id}/resume", summary="Queue a paused run again")
+def resume_run(request: HttpRequest, run_id: int) -> Any:
+    return _control(request, run_id, Action.RESUME)
+
+
+@router.post("/runs/{int:run_id}/stop", summary="Save a checkpoint and stop a run")
+def stop_run(request: HttpRequest, run_id: int) -> Any:
+    return _control(request, run_id, Action.STOP)
+
+
+@router.post("/runs/{int:run_id}/stop-now", summary="End a run's trainer at once, without a checkpoint")
+def stop_run_now(request: HttpRequest, run_id: int) -> Any:
+    return _control(request, run_id, Action.STOP_NOW)
+
+
+@router.post("/runs/{int:run_id}/retry", summary="Queue a run again that failed, was stopped or cancelled")
+def retry_run(request: HttpRequest, run_id: int) -> Any:
+    return _control(request, run_id, Action.RETRY)
 
 
 @router.get("/runs/{int:run_id}/metrics", summary="Metric series, bucketed for charts")

@@ -1,7 +1,7 @@
 """What was asked for, and how it went: runs, attempts, events, metric points, checkpoints, workers.
 
-Truth lives in these rows. Queue messages and pokes are hints. States move only by conditional UPDATE
-(`querysets.py`, `services.py`); workers write only under the run's current lease epoch. A key to a run or
+Truth lives in these rows. Queue messages and pokes are hints. States move only by `states.move`; workers
+write only under the run's current lease epoch. A key to a run or
 series has no index of its own (`db_index=False`) where a constraint or index that starts with it serves.
 """
 
@@ -15,17 +15,28 @@ from webapp.projects.models import Project
 
 
 class RunStatus(models.TextChoices):
-    """Where a run stands. Ends: succeeded, stopped, failed, cancelled."""
+    """Where a run stands; `states.MOVES` says where it may go from there. Ends: succeeded, stopped, failed,
+    cancelled. Paused: not ended, nobody holds it, and it waits for a person.
+    """
 
     QUEUED = "queued"
     STARTING = "starting"
     RUNNING = "running"
     STOPPING = "stopping"
     RECOVERING = "recovering"
+    PAUSED = "paused"
     SUCCEEDED = "succeeded"
     STOPPED = "stopped"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+
+class WishKind(models.TextChoices):
+    """What somebody asked the worker of a run to do. A later one of these may replace an earlier one."""
+
+    PAUSE = "pause"
+    STOP = "stop"
+    KILL = "kill"
 
 
 class RunOrigin(models.TextChoices):
@@ -68,10 +79,14 @@ class Run(models.Model):
     queued_at = models.DateTimeField(db_default=Now())
     started_at = models.DateTimeField(null=True, blank=True)
     ended_at = models.DateTimeField(null=True, blank=True)
-    stop_requested_at = models.DateTimeField(null=True, blank=True)
-    stop_requested_by = models.ForeignKey(
+
+    # What its worker was asked to do and has not done yet; nobody asks for anything where nobody works.
+    wish = models.CharField(max_length=8, choices=WishKind.choices, blank=True, default="", db_default="")
+    wish_at = models.DateTimeField(null=True, blank=True)
+    wish_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
     )
+    wish_seen_at = models.DateTimeField(null=True, blank=True, help_text="The worker acknowledged the wish.")
 
     # The lease: the right to write to this run. The epoch fences every write of a worker.
     lease_epoch = models.BigIntegerField(default=0)
@@ -83,6 +98,11 @@ class Run(models.Model):
     )
     not_before = models.DateTimeField(null=True, blank=True, help_text="Back-off: not claimed earlier.")
     restarts = models.PositiveSmallIntegerField(default=0, help_text="Attempts lost without an orderly end.")
+    settled_epoch = models.BigIntegerField(
+        default=0,
+        db_default=0,
+        help_text="Attempts up to this one are settled: somebody took the run up again after them.",
+    )
 
     # Where it stands.
     last_seq = models.BigIntegerField(default=0, help_text="Events 1..last_seq are stored, without a gap.")
@@ -110,6 +130,13 @@ class Run(models.Model):
                 condition=~models.Q(status__in=[s.value for s in LEASED])
                 | models.Q(lease_until__isnull=False),
                 name="run_that_is_worked_on_has_a_lease",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(wish="", wish_at__isnull=True, wish_seen_at__isnull=True)
+                | models.Q(
+                    wish__in=WishKind.values, wish_at__isnull=False, status__in=[s.value for s in LEASED]
+                ),
+                name="run_has_a_wish_only_while_it_is_worked_on",
             ),
             models.CheckConstraint(
                 condition=models.Q(origin="trained") | models.Q(origin="imported", status="succeeded"),
@@ -151,7 +178,7 @@ class Attempt(models.Model):
     started_at = models.DateTimeField(db_default=Now())
     ended_at = models.DateTimeField(null=True, blank=True)
     outcome = models.CharField(
-        max_length=12, blank=True, help_text="succeeded, stopped, failed, preempted or lost."
+        max_length=12, blank=True, help_text="succeeded, stopped, failed, paused, preempted or lost."
     )
     reason = models.CharField(max_length=2000, blank=True)
     resumed_from_step = models.BigIntegerField(null=True, blank=True)

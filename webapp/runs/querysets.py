@@ -40,18 +40,29 @@ def run_states(runs: Iterable[Run]) -> list[dict[str, Any]]:
     ids = [run.id for run in runs]
     latest: dict[int, dict[str, float | None]] = {run_id: {} for run_id in ids}
     ages: dict[int, float | None] = {}
+    wishes: dict[int, dict[str, Any]] = {}
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            SELECT r.id, extract(epoch FROM now() - r.heartbeat_at)::float8, s.name, s.last_value
+            SELECT r.id, extract(epoch FROM now() - r.heartbeat_at)::float8, s.name, s.last_value,
+                   r.wish, u.username, extract(epoch FROM now() - r.wish_at)::float8,
+                   r.wish_seen_at IS NOT NULL
             FROM arborist_run r
+            LEFT JOIN arborist_user u ON u.id = r.wish_by_id
             LEFT JOIN arborist_series s ON s.run_id = r.id AND s.name = ANY(%s)
             WHERE r.id = ANY(%s)
             """,
             [list(LATEST), ids],
         )
-        for run_id, age, name, value in cursor.fetchall():
+        for run_id, age, name, value, wish, by, wish_age, is_seen in cursor.fetchall():
             ages[run_id] = age
+            if wish:
+                wishes[run_id] = {
+                    "kind": wish,
+                    "by": by or "somebody",
+                    "age_s": _rounded(wish_age),
+                    "is_seen": is_seen,
+                }
             if name is not None:
                 latest[run_id][name] = value if value is not None and math.isfinite(value) else None
     etas = _etas([run for run in runs if run.status == RunStatus.RUNNING])
@@ -70,7 +81,7 @@ def run_states(runs: Iterable[Run]) -> list[dict[str, Any]]:
             "heartbeat_age_s": _rounded(ages.get(run.id)) if run.status in LEASED else None,
             "eta_s": etas.get(run.id),
             "worker": run.lease_owner if run.status in LEASED else "",
-            "stop_requested": run.is_active and run.stop_requested_at is not None,
+            "wish": wishes.get(run.id),
             "latest": {name: latest[run.id].get(name) for name in LATEST},
         }
         for run in runs

@@ -1,12 +1,11 @@
-"""The verbs of a run that people speak: create it, stop it. Workers have theirs in `workers`."""
+"""Making a run. What people ask of it later is in `controls`; workers have their verbs in `workers`."""
 
 from __future__ import annotations
 
 import logging
 import unicodedata
 
-from django.db import IntegrityError, connection, transaction
-from django.db.models.functions import Now
+from django.db import IntegrityError, transaction
 
 from trainer.config import RunConfig
 from trainer.schema.data import Data, HubData, JsonlData, ParquetData
@@ -14,9 +13,9 @@ from trainer.text import storable
 from webapp import broker
 from webapp.accounts.models import User
 from webapp.errors import RequestError
-from webapp.live.poke import poke
 from webapp.projects.models import Dataset, ModelSource, Project
-from webapp.runs.models import CLAIMABLE, LEASED, Event, Run, RunStatus
+from webapp.runs.models import Run, RunStatus
+from webapp.runs.states import append_status_event
 
 log = logging.getLogger(__name__)
 
@@ -119,70 +118,6 @@ def create_run(
         return run
     run.refresh_from_db()
     return run
-
-
-def request_stop(run: Run, user: User) -> Run:
-    """Cancel a run that waits, ask the worker of one that works. Asking twice changes nothing.
-
-    Raises RequestError(409) for a run that has ended.
-    """
-    name = user.get_username()
-    # A run may move between the two updates (a lost worker's is queued again), so the pair is tried again.
-    for _ in range(3):
-        with transaction.atomic():
-            waiting = Run.objects.filter(id=run.id, status__in=CLAIMABLE)
-            reason = (
-                f"Cancelled by {name} before it started."
-                if run.step == 0
-                else f"Cancelled by {name} while it waited."
-            )
-            if waiting.update(
-                status=RunStatus.CANCELLED,
-                ended_at=Now(),
-                reason=reason,
-                stop_requested_at=Now(),
-                stop_requested_by=user,
-                lease_until=None,
-            ):
-                append_status_event(run.id, run.lease_epoch, RunStatus.CANCELLED, reason, actor=name)
-                break
-            working = Run.objects.filter(id=run.id, status__in=LEASED, stop_requested_at__isnull=True)
-            if working.update(stop_requested_at=Now(), stop_requested_by=user):
-                append_status_event(run.id, run.lease_epoch, None, f"Stop requested by {name}.", actor=name)
-                break
-        run.refresh_from_db()
-        if run.status in LEASED:
-            break
-        if not run.is_active:
-            raise RequestError(409, f"{run.name} has already ended ({run.status}); there is nothing to stop.")
-    run.refresh_from_db()
-    return run
-
-
-def append_status_event(run_id: int, epoch: int, status: str | None, reason: str, actor: str = "") -> int:
-    """Write the run's next event, of kind "status", and poke. Returns its seq. `status` None: as it stands.
-
-    Call it in a transaction; it takes the run's row lock, if that is not held already, and keeps it to the
-    commit.
-    """
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "UPDATE arborist_run SET last_seq = last_seq + 1 WHERE id = %s "
-            "RETURNING last_seq, project_id, status, step",
-            [run_id],
-        )
-        seq, project_id, stands, step = cursor.fetchone()
-        body = {
-            "status": str(status or stands),
-            "reason": storable(reason),
-            "actor": storable(actor),
-            "epoch": epoch,
-        }
-        Event.objects.create(
-            run_id=run_id, seq=seq, epoch=epoch, kind="status", step=step, at=Now(), body=body
-        )
-    poke(run_id, project_id, seq)
-    return int(seq)
 
 
 def _wrong(path: str, message: str) -> RequestError:

@@ -25,8 +25,8 @@ from webapp.limits import (
     SWEEP_SECONDS,
 )
 from webapp.probes import sweeper as probes
-from webapp.runs.models import ENDED, LEASED, Attempt, Run, RunStatus, Worker
-from webapp.runs.services import append_status_event
+from webapp.runs.models import LEASED, Attempt, Run, RunStatus, WishKind, Worker
+from webapp.runs.states import move
 
 LOCK = 0x4152_424F_5245  # any number that nobody else uses: "ARBORE"
 MAX_SENT = 1000  # messages of one sweep
@@ -74,10 +74,13 @@ def _give_up_lost() -> int:
 def _give_up(run: Run) -> None:
     restarts = run.restarts + 1
     where = f"after step {run.step}" if run.step else "before its first step"
-    changes: dict[str, Any] = {"lease_until": None, "lease_owner": "", "restarts": restarts}
-    if run.stop_requested_at is not None:
-        by = run.stop_requested_by.get_username() if run.stop_requested_by else "somebody"
-        status, reason = RunStatus.STOPPED, f"Stopped by {by}; contact with its worker was lost {where}."
+    changes: dict[str, Any] = {"restarts": restarts}
+    owner, epoch = run.lease_owner, run.lease_epoch
+    if run.wish:
+        by = run.wish_by.get_username() if run.wish_by else "somebody"
+        is_pause = run.wish == WishKind.PAUSE
+        status, word = (RunStatus.PAUSED, "Paused") if is_pause else (RunStatus.STOPPED, "Stopped")
+        reason = f"{word} by {by}; contact with its worker was lost {where}."
     elif restarts > MAX_RESTARTS:
         status = RunStatus.FAILED
         reason = (
@@ -89,14 +92,11 @@ def _give_up(run: Run) -> None:
         status = RunStatus.RECOVERING
         reason = f"Contact with its worker was lost {where}; another one may take it in {back_off} s."
         changes["not_before"] = Now() + timedelta(seconds=back_off)
-    changes |= {"status": status, "reason": reason}
-    if status in ENDED:
-        changes |= {"ended_at": Now(), "phase": "", "phase_done": 0, "phase_total": 0}
-    Run.objects.filter(id=run.id).update(**changes)
-    Attempt.objects.filter(run=run, epoch=run.lease_epoch).update(
-        ended_at=Now(), outcome="lost", reason=f"Contact with {run.lease_owner} was lost {where}."
+    if move(run, status, reason, actor="sweeper", **changes) is None:
+        return
+    Attempt.objects.filter(run=run, epoch=epoch).update(
+        ended_at=Now(), outcome="lost", reason=f"Contact with {owner} was lost {where}."
     )
-    append_status_event(run.id, run.lease_epoch, status, reason, actor="sweeper")
     logger.warning("Run %s: %s", run.id, reason)
 
 

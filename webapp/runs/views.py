@@ -39,6 +39,7 @@ from webapp.runs.config_form import (
     read_form,
     unseen_fields,
 )
+from webapp.runs.controls import Action, control
 from webapp.runs.estimate import estimate
 from webapp.runs.events import packing_check, told_events
 from webapp.runs.method import source_url
@@ -313,7 +314,7 @@ def run_stop(request: HttpRequest, run_id: int) -> HttpResponseBase:
     run = get_run(request, run_id)
     require(request.user, run.project, Role.EDITOR)
     try:
-        services.request_stop(run, user_of(request))
+        control(run, user_of(request), Action.STOP)
     except RequestError as refused:
         messages.warning(request, refused.detail)
     else:

@@ -17,10 +17,10 @@ interface RunState {
   heartbeat_age_s: number | null;
   eta_s: number | null;
   worker: string;
-  stop_requested: boolean;
+  wish: { kind: "pause" | "stop" | "kill"; by: string; age_s: number; is_seen: boolean } | null;
   latest: Record<string, number | null>;
 }
-type RunStatus = "queued" | "starting" | "running" | "stopping" | "recovering" | "succeeded" | "stopped" | "failed" | "cancelled";
+type RunStatus = "queued" | "starting" | "running" | "stopping" | "recovering" | "paused" | "succeeded" | "stopped" | "failed" | "cancelled";
 
 interface TreeRow {
   id: number;

@@ -11,6 +11,7 @@ const GLYPHS = {
   running: "▶",
   stopping: "◧",
   recovering: "↻",
+  paused: "‖",
   succeeded: "✓",
   stopped: "■",
   failed: "✕",

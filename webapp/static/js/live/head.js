@@ -96,7 +96,7 @@ export class RunHead {
     const place = this.#root.querySelector('[data-state="stop"]');
     const stop = document.getElementById("stop-button");
     if (!place || !(stop instanceof HTMLButtonElement)) return;
-    const requested = this.#askedAt !== null || state?.stop_requested;
+    const requested = this.#askedAt !== null || state?.wish;
     if (!requested || !state || hasEnded(state.status)) return;
     stop.disabled = true;
     this.#askedAt ??= performance.now();
