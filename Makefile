@@ -4,10 +4,13 @@
 # make check    linters, types, migrations, JavaScript
 # make smoke    the demo without a browser until its run has 5 steps; the last line is one JSON object
 # make study    which sampling and which credit learn most, at equal tokens; goes on where it was, writes docs/study
+# make campaign the real system under a seeded schedule of faults, and what must hold afterwards (docs/campaign.md)
 # make clean    remove .venv and caches; the data folder .arborist/ stays
 #
 # ARGS="…" is passed on:  make demo ARGS="--port 8123"   make test ARGS="tests/trainer -k tree"
 
+SEED ?= 1
+FAULTS ?= 15
 PYTHON ?= python3
 export PYTHON
 PY := .venv/bin/python
@@ -17,7 +20,7 @@ ARGS ?=
 READY := .venv/.ready-$(shell cat pyproject.toml scripts/setup.sh | cksum | tr ' ' '-')
 NODE_READY := node_modules/.ready-$(shell cat package.json 2>/dev/null | cksum | tr ' ' '-')
 
-.PHONY: help setup demo up test check lint types migrations js smoke study clean
+.PHONY: help setup demo up test check lint types migrations js smoke study campaign clean
 .DEFAULT_GOAL := help
 
 help:
@@ -43,6 +46,9 @@ study: $(READY)
 
 test: $(READY)
 	@exec $(PY) -m pytest $(ARGS)
+
+campaign: $(READY)
+	@exec $(PY) -m tests.campaign --seed $(SEED) --faults $(FAULTS) $(ARGS)
 
 check: lint types migrations js
 

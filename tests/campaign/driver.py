@@ -1,0 +1,319 @@
+"""Plays a seeded schedule of faults against the real system, heals, waits, and gathers what is left."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.campaign import checker, material
+from tests.campaign.evidence import Evidence, Twin
+from tests.campaign.faults import Fault, catalogue
+from tests.campaign.gathering import gather
+from tests.campaign.material import Site, TwinInWork
+from tests.campaign.stack import System
+from tests.campaign.viewers import Audience, Viewer
+from tests.campaign.watching import Asker, RunSeen, Watcher, ask
+
+STEPS = 60
+RUNS_AT_ONCE = 3  # two are worked on, one waits
+FINISH_SECONDS = 75.0
+CONVERGE_SECONDS = 10.0
+TICK_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One entry of a schedule: `gap` seconds after the one before; `draw` decides what the fault hits."""
+
+    number: int
+    gap: float
+    faults: tuple[str, ...]
+    draw: int
+
+    def __str__(self) -> str:
+        return f"{self.number}: {' + '.join(self.faults)}"
+
+
+def plan(seed: int, count: int, names: list[str], gap: tuple[float, float]) -> list[Planned]:
+    """The schedule of a seed: always the same for the same seed, count and names."""
+    rng = random.Random(seed)
+    entries = []
+    bag: list[str] = []
+    number = 0
+    while number < count:
+        if not bag:
+            bag = rng.sample(names, len(names))  # every fault comes before one comes again
+        chosen = (bag.pop(),)
+        if bag and rng.random() < 0.15 and number + 2 <= count:
+            chosen += (bag.pop(),)  # F38
+        number += len(chosen)
+        entries.append(Planned(number, round(rng.uniform(*gap), 2), chosen, rng.getrandbits(32)))
+    return entries
+
+
+@dataclass
+class Active:
+    fault: Fault
+    until: float
+
+
+@dataclass
+class Campaign:
+    """What a fault may see and touch: the system, what is known of the runs, and the API."""
+
+    system: System
+    seed: int
+    say: Callable[[str], None]
+    site: Site = field(init=False)
+    watcher: Watcher = field(init=False)
+    audience: Audience = field(init=False)
+    config_of: dict[int, str] = field(default_factory=dict)
+    torn: set[tuple[int, int]] = field(default_factory=set)
+    damaged: set[Path] = field(default_factory=set)
+    counts: Counter[str] = field(default_factory=Counter)
+    active: list[Active] = field(default_factory=list)
+
+    def begin(self, steps: int = STEPS) -> None:
+        self.configs = material.configs(steps)
+        self.twins_in_work: dict[str, TwinInWork] = {
+            name: material.begin_twin(self.system.folder.root / "twins", name, config, self.system.env)
+            for name, config in self.configs.items()
+        }
+        self.site = Site()
+        self.watcher = Watcher(self.system)
+        self.watcher.start()
+        front, slow = self.system.proxies["front"], self.system.proxies["slow"]
+        headers = self.site.page_headers
+        self.viewers = [
+            Viewer("viewer", front, headers, self.system.history),
+            Viewer("slow viewer", slow, headers, self.system.history, pace=0.5),
+            Viewer("frozen viewer", front, headers, self.system.history),
+        ]
+        self.audience = Audience(self.system.loop, self.viewers)
+        self.asker = Asker(self.system, headers, ["/healthz", f"/p/{material.PROJECT}/", "/workers/"])
+        self.asker.start()
+        self.rng = random.Random(self.seed + 1)
+        self.fill()
+
+    # Runs
+
+    def api(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
+        """(status, JSON). Status 0: nobody answered."""
+        content = None if body is None and method == "GET" else json.dumps(body or {}).encode()
+        port = self.system.proxies["front"].port
+        try:
+            status, retry_after, answer = ask(port, method, f"/api/v1{path}", self.site.api_headers, content)
+        except (OSError, http.client.HTTPException) as error:
+            self.system.history.add("http", "fail", path=path, status=0, why=str(error))
+            return 0, None
+        self.system.history.add("http", "ok", path=path, status=status, retry_after=retry_after)
+        try:
+            return status, json.loads(answer)
+        except ValueError:
+            return status, None
+
+    def fill(self) -> None:
+        """As many runs as are wanted; a request that got no answer is made again with the same key."""
+        alive = [run for run in self.config_of if self.run(run).status not in checker.ENDED]
+        if len(alive) >= RUNS_AT_ONCE:
+            return
+        number = len(self.config_of)
+        name = sorted(self.configs)[number % len(self.configs)]
+        self.create(name, self.configs[name], f"run-{number}")
+
+    def create(self, name: str, config: Any, key: str) -> int | None:
+        status, answer = self.api(
+            "POST",
+            f"/projects/{material.PROJECT}/runs",
+            {"name": f"{name} {key}", "config": config.model_dump(mode="json"), "idempotency_key": key},
+        )
+        if status != 201:
+            return None
+        run = int(answer["id"])
+        if run not in self.config_of:
+            self.config_of[run] = name
+            self.audience.watch(run)
+        return run
+
+    def run(self, run: int) -> RunSeen:
+        return self.watcher.runs.get(run, RunSeen(run, "queued"))
+
+    def leased(self) -> list[RunSeen]:
+        """Runs that somebody works on, oldest first."""
+        return [run for _, run in sorted(self.watcher.runs.items()) if run.status in checker.LEASED]
+
+    # Playing
+
+    def play(self, entries: list[Planned]) -> None:
+        for entry in entries:
+            self.wait(entry.gap)
+            faults = [
+                catalogue()[name](self, random.Random(entry.draw + i)) for i, name in enumerate(entry.faults)
+            ]
+            touched = {part for fault in faults for part in fault.touches}
+            self.wait(40, until=lambda t=touched: not any(t & set(one.fault.touches) for one in self.active))
+            for fault in faults:
+                self.inject(fault, entry)
+
+    def inject(self, fault: Fault, entry: Planned) -> None:
+        history = self.system.history
+        if why_not := fault.impossible():
+            history.add("fault", "fail", fault=fault.name, entry=str(entry), why=why_not)
+            self.counts[f"{fault.name} not possible: {why_not}"] += 1
+            return
+        self.wait(fault.patience, until=fault.is_moment)
+        history.add("fault", "invoke", fault=fault.name, entry=str(entry))
+        what = fault.inject()
+        history.add("fault", "ok", fault=fault.name, entry=str(entry), what=what)
+        self.say(f"{history.now():6.1f} s  {entry.number:3d}  {fault.name:4s} {what}")
+        self.counts[fault.name] += 1
+        self.active.append(Active(fault, time.monotonic() + fault.hold))
+
+    def wait(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
+        """Meanwhile what is due is healed, what died is started again, and runs are made."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self.tick()
+            if until() or time.monotonic() >= deadline:
+                return
+            time.sleep(TICK_SECONDS)
+
+    def tick(self) -> None:
+        for one in list(self.active):
+            one.fault.go_on()
+            if time.monotonic() >= one.until:
+                self.heal(one)
+        self.system.keep_up()
+        if time.monotonic() - getattr(self, "_filled", 0.0) > 1.5 and not self.system.is_ending:
+            self._filled = time.monotonic()
+            if self.is_filling:
+                self.fill()
+        self._look_at_wishes()
+
+    is_filling = True
+
+    def heal(self, one: Active) -> None:
+        self.active.remove(one)
+        one.fault.heal()
+        self.system.history.add("fault", "info", fault=one.fault.name, text="healed")
+
+    def _look_at_wishes(self) -> None:
+        for run in list(self.wishes):
+            if self.is_acknowledged(run):
+                self.system.history.add("wish", "ok", run=run)
+                self.wishes.remove(run)
+
+    @property
+    def wishes(self) -> set[int]:
+        if not hasattr(self, "_wishes"):
+            self._wishes: set[int] = set()
+        return self._wishes
+
+    def is_acknowledged(self, run: int) -> bool:
+        return self.run(run).status not in ("starting", "running", "queued", "recovering")
+
+    def wish(self, run: int, what: str) -> bool:
+        """Ask for it by the API. Returns whether it was taken."""
+        self.system.history.add("wish", "invoke", run=run, wish=what)
+        status, _ = self.api("POST", f"/runs/{run}/{what}")
+        if status != 200:
+            self.system.history.add("wish", "fail", run=run, wish=what, status=status)
+            return False
+        self.wishes.add(run)
+        return True
+
+    # The end
+
+    def finish(self) -> tuple[Evidence, dict[str, Any]]:
+        """Heal everything, let the runs end, compare."""
+        history = self.system.history
+        self.is_filling = False
+        for one in list(self.active):
+            self.heal(one)
+        for name, part in self.system.parts.items():
+            if not part.is_alive():
+                self.system.up(name)
+        for proxy in self.system.proxies.values():
+            proxy.mend()
+        history.add("note", text="everything is healed")
+        self.say(f"{history.now():6.1f} s  everything is healed; runs go on to their end")
+        self.wait(FINISH_SECONDS, until=self.all_ended)
+        for run in self.config_of:
+            if self.run(run).status not in checker.ENDED:
+                self.wish(run, "stop")
+        self.wait(60, until=self.all_ended)
+        self.wait(2)
+        wanted = {run: (self.run(run).last_seq, self.run(run).status) for run in self.config_of}
+        began = time.monotonic()
+        self.wait(CONVERGE_SECONDS, until=lambda: not self.audience.has_seen(wanted))
+        converged = time.monotonic() - began
+        for behind in self.audience.has_seen(wanted):
+            history.add("note", text=f"behind at the end: {behind}")
+        self.wait(1)
+        twins: dict[str, Twin] = {}
+        for name, twin in self.twins_in_work.items():
+            twins[name] = material.end_twin(twin)
+        self.asker.end()
+        self.watcher.end()
+        from django.db import connections
+
+        left = gather(
+            self.system.folder.root,
+            self.system.folder.logs,
+            self.system.temporary,
+            twins,
+            self.config_of,
+            self.torn,
+            self.damaged,
+        )
+        connections.close_all()
+        return left, {"converged_s": round(converged, 1)}
+
+    def all_ended(self) -> bool:
+        return all(self.run(run).status in checker.ENDED for run in self.config_of)
+
+
+def figures(campaign: Campaign, left: Evidence, more: dict[str, Any]) -> dict[str, Any]:
+    """What a campaign measured."""
+    history = campaign.system.history.lines
+    spans = checker.false_spans(history)
+    wishes = checker.acknowledged(history)
+    outlived = checker.outlived(history)
+    codes = Counter(line["status"] for line in checker.of(history, "http"))
+    return {
+        "seed": campaign.seed,
+        "faults": dict(sorted(campaign.counts.items())),
+        "faults_in_all": sum(n for name, n in campaign.counts.items() if "not possible" not in name),
+        "seconds": round(campaign.system.history.now(), 1),
+        "runs": dict(Counter(run.status for run in left.runs)),
+        "attempts": len(left.attempts),
+        "events": len(left.events),
+        "equal_to_twin": sum(run.status == "succeeded" and run.config in left.twins for run in left.runs),
+        "resumed_and_equal": sum(
+            run.status == "succeeded" and run.config in left.twins and run.epoch > 1 for run in left.runs
+        ),
+        "worst_false_status_s": round(max((span.seconds for span in spans), default=0.0), 1),
+        "worst_false_status_with_excuses_s": round(max((s.end - s.start for s in spans), default=0.0), 1),
+        "worst_acknowledgement_s": round(max((seconds for _, _, seconds in wishes), default=0.0), 1),
+        "wishes": len(wishes),
+        "worst_orphan_s": round(max((seconds for _, _, seconds, _ in outlived), default=0.0), 1),
+        "viewer_connections": {viewer.name: viewer.connects for viewer in campaign.viewers},
+        "resyncs": sum(viewer.resyncs for viewer in campaign.viewers),
+        "http": {str(code): n for code, n in sorted(codes.items())},
+        "slowest_page_s": round(campaign.asker.slowest, 2),
+        "memory_growth_mb": {f"{n} {pid}": round(mb, 1) for (n, pid), mb in checker.growth(history).items()},
+        "slowest_look_s": round(campaign.watcher.lag, 2),
+    } | more
+
+
+@contextlib.contextmanager
+def _nothing() -> Any:
+    yield

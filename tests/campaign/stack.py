@@ -1,0 +1,274 @@
+"""The real system in a temporary folder: PostgreSQL, broker, web, sweeper, two run workers, each a process
+that the campaign may kill, freeze and start again, and a proxy on every way to the database and to the web.
+
+Everything is started as the product's own launcher starts it. Start processes from the thread that stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from tests.campaign.history import History
+from tests.campaign.proxy import Loop, Proxy
+from webapp.embedded import processes
+from webapp.embedded.broker import BrokerServer
+from webapp.embedded.folder import DATABASE, POSTGRES_SOCKET, ROLE, DataFolder
+from webapp.embedded.postgres import PostgresServer
+from webapp.embedded.processes import Child, Identity
+from webapp.embedded.stack import Program, Server, Stack, answers
+from webapp.embedded.terminal import Terminal
+
+WORKERS = ("worker1", "worker2")
+# What the campaign's time goes into; the product's own limits (lease, back-off, patience) stay as they are.
+DATABASE_SETTINGS = {"max_connections": "60", "shared_buffers": "32MB", "max_wal_size": "96MB"}
+START_SECONDS = 90.0
+RUNS_MB = 96  # of checkpoints and spools, where that is a disk of its own
+NICE = 5
+
+
+@dataclass
+class Part:
+    """A process of the system. `held`: down on purpose, so that nobody starts it again."""
+
+    name: str
+    server: Server
+    child: Child | None = None
+    held: bool = False
+    died_at: float = 0.0
+
+    @property
+    def pid(self) -> int:
+        return self.child.popen.pid if self.child is not None else 0
+
+    def is_alive(self) -> bool:
+        return self.child is not None and self.child.is_alive()
+
+
+class System:
+    """Use as a context manager."""
+
+    def __init__(self, history_name: str = "history.jsonl") -> None:
+        self.folder = DataFolder.at(tempfile.mkdtemp(prefix="arborist-campaign-"))
+        self.folder.prepare()
+        self.history = History(self.folder.root / history_name)
+        self.loop = Loop()
+        self.parts: dict[str, Part] = {}
+        self.proxies: dict[str, Proxy] = {}
+        self.mounts: list[Path] = []
+        self.extra_env: dict[str, dict[str, str]] = {name: {} for name in WORKERS}
+        self.temporary = self.folder.root / "tmp"
+        self.temporary.mkdir(mode=0o1777)
+        self.temporary.chmod(0o1777)
+        self.is_ending = False
+        launcher = Stack(self.folder, Terminal(io.StringIO()))
+        launcher.secret_key = self.folder.make_secret_key()
+        self.launcher = launcher
+        self.env: dict[str, str] = {}
+
+    # Starting and stopping
+
+    def __enter__(self) -> System:
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.is_ending = True
+        for part in reversed(self.parts.values()):
+            if part.child is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(part.pid, signal.SIGCONT)
+                part.server.stop(part.child, hurry=lambda: False)
+        self.left = processes.end_marked(self.folder.digest)
+        self.loop.end()
+        self.history.close()
+        for mount in reversed(self.mounts):
+            subprocess.run(["umount", "-l", mount], check=False, capture_output=True)
+
+    def remove(self) -> None:
+        """Delete the folder; only when nobody wants to look at it."""
+        self.folder.remove()
+
+    def _start(self) -> None:
+        self.set_environment()
+        database = PostgresServer(self.folder, settings=DATABASE_SETTINGS)
+        database.prepare()
+        self.parts["database"] = Part("database", database)
+        self.up("database")
+        self._proxy_database()
+        self._migrate()
+        self.parts["broker"] = Part("broker", BrokerServer(self.folder))
+        self.up("broker")
+        (self.folder.root / "runs").mkdir(mode=0o700)
+        self.web_port = free_port()
+        self.proxies["front"] = Proxy(self.loop, 0, self.web_port)
+        self.proxies["slow"] = Proxy(self.loop, 0, self.web_port)
+        self.parts["web"] = Part("web", self.launcher._web(self.web_port, self.environment("web")))
+        self.parts["sweeper"] = Part("sweeper", self.launcher._sweeper(self.environment("sweeper")))
+        for name in WORKERS:
+            self.parts[name] = Part(name, self._worker(name))
+        for name in ("web", "sweeper", *WORKERS):
+            self._launch(name)
+        for name in ("web", "sweeper", *WORKERS):
+            self._wait_ready(name)
+
+    def set_environment(self) -> None:
+        """For Django in this process, too: it asks the database directly, never through a proxy."""
+        for name in ("ARBORIST_DATABASE_URL", "ARBORIST_BROKER_URL"):
+            os.environ.pop(name, None)
+        os.environ["ARBORIST_DATA_DIR"] = str(self.folder.root)
+        os.environ["ARBORIST_SECRET_KEY"] = self.launcher.secret_key
+        self.env = self.launcher._environment() | {"TMPDIR": str(self.temporary)}
+
+    def environment(self, name: str) -> dict[str, str]:
+        """A part's: its own way to the database."""
+        folder = self.folder.root / "proxy" / name
+        url = f"postgresql://{ROLE}@/{DATABASE}?host={quote(str(folder), safe='')}"
+        return self.env | {"ARBORIST_DATABASE_URL": url} | self.extra_env.get(name, {})
+
+    def _proxy_database(self) -> None:
+        there = self.folder.postgres_socket_folder / POSTGRES_SOCKET
+        for name in ("web", "sweeper", *WORKERS):
+            folder = self.folder.root / "proxy" / name
+            folder.mkdir(mode=0o700, parents=True)
+            self.proxies[name] = Proxy(self.loop, folder / POSTGRES_SOCKET, there)
+
+    def _migrate(self) -> None:
+        self.launcher._run_once("migrate", ["manage.py", "migrate", "--noinput"], self.env)
+
+    def _worker(self, name: str) -> Program:
+        program = self.launcher._celery(name, "cpu", 1, self.environment(name))
+        program.argv = [shutil.which("nice") or "/usr/bin/nice", "-n", str(NICE), *program.argv]
+        return program
+
+    def up(self, name: str) -> None:
+        """Start a part and wait until it answers."""
+        self._launch(name)
+        self._wait_ready(name)
+
+    def _launch(self, name: str) -> None:
+        part = self.parts[name]
+        if part.is_alive():
+            return
+        if part.child is not None:
+            part.child.end()
+        if name in WORKERS:
+            part.server = self._worker(name)
+        part.held = False
+        part.child = part.server.start(self.folder.digest)
+
+    def _wait_ready(self, name: str) -> None:
+        part = self.parts[name]
+        child = part.child
+        assert child is not None
+        if not processes.wait_until(lambda: part.server.is_ready() or not child.is_alive(), START_SECONDS):
+            raise RuntimeError(f"{name} did not start: {part.server.explain()}")
+        if not child.is_alive():
+            raise RuntimeError(f"{name} ended while it started: {part.server.explain()}")
+        if part.died_at:
+            part.died_at = 0.0
+            self.history.add("away", "ok", what=_kind(name))
+
+    def down(self, name: str, number: int = signal.SIGKILL) -> None:
+        """End a part by a signal and leave it down until `up`."""
+        part = self.parts[name]
+        part.held = True
+        self.note_away(name)
+        if part.child is not None:
+            part.child.signal(number)
+
+    def note_away(self, name: str) -> None:
+        part = self.parts[name]
+        if not part.died_at:
+            part.died_at = self.history.now() or 0.001
+            self.history.add("away", "invoke", what=_kind(name))
+
+    def keep_up(self) -> list[str]:
+        """What the launcher does: start again what ended without being asked to. Returns the names."""
+        died = [name for name, part in self.parts.items() if not part.held and not part.is_alive()]
+        for name in died:
+            self.note_away(name)
+            status = self.parts[name].child.end() if self.parts[name].child is not None else None
+            self.history.add("note", text=f"{name} ended by itself ({status})")
+            self.up(name)
+        return died
+
+    # Looking
+
+    def pool_child(self, name: str) -> Identity | None:
+        """The process of a worker that supervises its run."""
+        try:
+            children = Path(f"/proc/{self.parts[name].pid}/task/{self.parts[name].pid}/children").read_text()
+        except OSError:
+            return None
+        for pid in children.split():
+            if (identity := Identity.of(int(pid))) is not None:
+                return identity
+        return None
+
+    def url(self, proxy: str = "front") -> str:
+        return f"http://127.0.0.1:{self.proxies[proxy].port}"
+
+    # Disks
+
+    def mount(self, path: Path, megabytes: int, owner: int | None = None) -> bool:
+        """A small disk at `path`, if we may. What was there is put into it."""
+        if os.geteuid() != 0:
+            return False
+        aside = path.with_name(f"{path.name}.aside-{secrets.token_hex(4)}")
+        path.rename(aside)
+        path.mkdir(mode=0o700)
+        options = f"size={megabytes}m,mode=700" + ("" if owner is None else f",uid={owner}")
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "arborist-campaign", path],
+            check=False,
+            capture_output=True,
+        )
+        if mounted.returncode:
+            path.rmdir()
+            aside.rename(path)
+            return False
+        self.mounts.append(path)
+        subprocess.run(["cp", "-a", f"{aside}/.", path], check=True)
+        shutil.rmtree(aside)
+        return True
+
+
+def _kind(name: str) -> str:
+    return "worker" if name in WORKERS else name
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def environment_kept() -> Iterator[None]:
+    """Puts the environment back as it was."""
+    before: Mapping[str, str] = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+__all__ = ["WORKERS", "Part", "System", "answers", "environment_kept", "free_port", "time"]
