@@ -28,7 +28,7 @@ from trainer.packing import Runs
 
 NAME: Final = "arborist_packed"
 # A bucket is closed when padding would make it so much larger than what it holds, unless it is small anyway.
-MOST_PADDING: Final = 1.25
+MOST_PADDING: Final = 1.1
 SMALL_BUCKET: Final = 1 << 14  # query-key pairs
 FLEX_LENGTH: Final = 2048  # tokens from which on a GPU's block mask is worth its kernel
 
@@ -80,17 +80,17 @@ class PathLayout:
         before = 0  # queries of the buckets so far
         for chosen in _grouped(order, length, width):
             b, q, w = len(chosen), int(length[chosen].max()), int(width[chosen].max())
-            asks = np.zeros((b, q), np.int64)
+            n, total = length[chosen][:, None], width[chosen][:, None]
+            query, key = np.arange(q), np.arange(w)
+            is_real = query < n
+            asks = runs.start[chosen][:, None] + np.where(is_real, query, 0)
+            back[asks[is_real]] = before + np.flatnonzero(is_real)
             sees = np.zeros((b, w), np.int64)
-            hidden = np.ones((b, q, w), np.bool_)
             for row, run in enumerate(chosen):
-                n, total = int(length[run]), int(width[run])
-                own = np.arange(runs.start[run], runs.end[run])
-                asks[row, :n], asks[row, n:] = own, own[0]
-                sees[row, :total], sees[row, total:] = seen[run], seen[run][0]
-                hidden[row, :n] = np.arange(w) > (total - n + np.arange(n))[:, None]
-                hidden[row, n:, 0] = False  # a padded query looks somewhere, so that nothing is NaN
-                back[own] = before + row * q + np.arange(n)
+                sees[row, : width[run]] = seen[run]
+            hidden = key > (total - n + query)[:, :, None]
+            # A padded query looks somewhere, so that nothing is NaN.
+            hidden[~is_real] = key > 0
             before += b * q
             queries.append(asks.ravel())
             keys.append(sees.ravel())

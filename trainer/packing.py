@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,17 +113,19 @@ class FlatBatch:
 
 
 class _Losses:
-    """Collects loss tokens segment by segment."""
+    """Collects segments, and makes the loss tokens of all of them at once: a call of numpy per segment is
+    what would cost.
+    """
 
-    def __init__(self, old: Sequence[Floats] | None, reference: Sequence[Floats] | None) -> None:
-        self._old, self._reference = old, reference
-        self.parts: dict[str, list[NDArray[np.float64]]] = {
-            name: [] for name in ("up", "down", "held", "supervised", "sampled", "old", "reference")
-        }
-        self.tree: list[Ints] = []
-        self.place: list[Ints] = []
-        self.group: list[Ints] = []
-        self.n_groups = 0
+    def __init__(
+        self,
+        weights: Sequence[TreeWeights],
+        old: Sequence[Floats] | None,
+        reference: Sequence[Floats] | None,
+    ) -> None:
+        self._weights, self._old, self._reference = weights, old, reference
+        self.segments: list[tuple[int, int]] = []  # tree, node
+        self.scales: list[tuple[float, float, float, float]] = []  # up, down, held, supervised
         self.items: dict[str, list[float]] = {name: [] for name in ("up", "down", "held", "length")}
         self.item_of: list[int] = []
         self.item_group: list[int] = []
@@ -132,33 +135,11 @@ class _Losses:
         self.chosen: list[tuple[int, int]] = []
         self.rejected: list[tuple[int, int]] = []
 
-    def segment(
-        self,
-        number: int,
-        weights: TreeWeights,
-        node: int,
-        up: float,
-        down: float,
-        held: float,
-        supervised: float,
-    ) -> Ints:
-        """The trained tokens of a segment become loss tokens of the next group. Returns their places in the
-        segment.
-        """
-        tree = weights.tree
-        first, last = int(tree.token_offsets[node]), int(tree.token_offsets[node + 1])
-        inside = np.flatnonzero(weights.trains[first:last])
-        place = first + inside
-        for name, value in (("up", up), ("down", down), ("held", held), ("supervised", supervised)):
-            self.parts[name].append(np.full(len(place), value))
-        self.parts["sampled"].append(tree.logprobs[place].astype(np.float64))
-        for name, known in (("old", self._old), ("reference", self._reference)):
-            self.parts[name].append(np.full(len(place), np.nan) if known is None else known[number][place])
-        self.tree.append(np.full(len(place), number))
-        self.place.append(place)
-        self.group.append(np.full(len(place), self.n_groups))
-        self.n_groups += 1
-        return inside
+    def segment(self, tree: int, node: int, up: float, down: float, held: float, supervised: float) -> int:
+        """The trained tokens of a segment become loss tokens of the next group. Returns its number."""
+        self.segments.append((tree, node))
+        self.scales.append((up, down, held, supervised))
+        return len(self.segments) - 1
 
     def item(self, weights: TreeWeights, item: int, groups: Sequence[int]) -> None:
         whole, advantage = float(weights.whole[item]), float(weights.advantage[item])
@@ -182,15 +163,45 @@ class _Losses:
         self.chosen += [(number, group) for group in chosen]
         self.rejected += [(number, group) for group in rejected]
 
-    def done(self) -> LossTokens:
-        joined = {name: _joined(parts) for name, parts in self.parts.items()}
+    def done(self) -> tuple[LossTokens, Ints]:
+        """All loss tokens, segment after segment, and the place [M] of each within its segment."""
+        segments = np.array(self.segments, np.int64).reshape(-1, 2)
+        used = np.unique(segments[:, 0]).tolist()
+        trees = [self._weights[number].tree for number in used]
+        begins = np.zeros(len(self._weights), np.int64)  # of a tree's tokens when those of all stand in a row
+        begins[used] = np.cumsum([0, *(len(tree.tokens) for tree in trees)])[:-1]
+        first, length = np.empty(len(segments), np.int64), np.empty(len(segments), np.int64)
+        for number, tree in zip(used, trees, strict=True):
+            mine = np.flatnonzero(segments[:, 0] == number)
+            node = segments[mine, 1]
+            first[mine] = tree.token_offsets[node]
+            length[mine] = tree.token_offsets[node + 1] - tree.token_offsets[node]
+        group, inside = ranges(length)
+        trains = _in_a_row([self._weights[number].trains for number in used], np.bool_)
+        trained = trains[begins[segments[group, 0]] + first[group] + inside]
+        group, inside = group[trained], inside[trained]
+        tree_of, place = segments[group, 0], first[group] + inside
+        at = begins[tree_of] + place
+        nothing = np.full(len(at), np.nan)
+
+        def known(logprobs: Sequence[NDArray[Any]] | None) -> Floats:
+            return nothing if logprobs is None else _in_a_row([logprobs[n] for n in used], np.float64)[at]
+
+        scales = np.array(self.scales, np.float64).reshape(-1, 4)[group]
         chosen = np.array(self.chosen, np.int64).reshape(-1, 2)
         rejected = np.array(self.rejected, np.int64).reshape(-1, 2)
-        return LossTokens(
-            tree=_joined_ints(self.tree),
-            place=_joined_ints(self.place),
-            group=_joined_ints(self.group),
-            n_groups=self.n_groups,
+        tokens = LossTokens(
+            tree=tree_of,
+            place=place,
+            up=scales[:, 0],
+            down=scales[:, 1],
+            held=scales[:, 2],
+            supervised=scales[:, 3],
+            sampled=known([weights.tree.logprobs for weights in self._weights]),
+            old=known(self._old),
+            reference=known(self._reference),
+            group=group,
+            n_groups=len(segments),
             item_of=np.array(self.item_of, np.int64),
             item_group=np.array(self.item_group, np.int64),
             item_up=np.array(self.items["up"]),
@@ -205,16 +216,20 @@ class _Losses:
             pair_weight=np.array(self.pairs["weight"]),
             chosen_length=np.array(self.pairs["chosen_length"]),
             rejected_length=np.array(self.pairs["rejected_length"]),
-            **joined,
         )
+        return tokens, inside
 
 
-def _joined(parts: Sequence[Floats]) -> Floats:
-    return np.concatenate(parts) if parts else np.empty(0)
+def ranges(length: Ints) -> tuple[Ints, Ints]:
+    """0 .. length[i] - 1 for every i, one after the other: which i, and which number of it; [sum of length]
+    each.
+    """
+    which = np.repeat(np.arange(len(length)), length)
+    return which, np.arange(len(which)) - np.repeat(np.cumsum(length) - length, length)
 
 
-def _joined_ints(parts: Sequence[Ints]) -> Ints:
-    return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
+def _in_a_row(parts: Sequence[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
+    return np.concatenate(parts).astype(dtype, copy=False) if parts else np.empty(0, dtype)
 
 
 # ------------------------------------------------------------------------------------------------ packed
@@ -346,11 +361,11 @@ def _packed(
     *,
     with_items: bool,
 ) -> PackedBatch:
-    losses = _Losses(old, reference)
+    losses = _Losses(weights, old, reference)
     tokens: list[Ints] = []
     positions: list[Ints] = []
-    source: list[Ints] = []
-    target: list[Ints] = []
+    begins: list[int] = []  # of every segment with a loss: its first place, and the one that predicts it
+    before_it: list[int] = []
     run_start: list[int] = []
     run_end: list[int] = []
     run_parent: list[int] = []
@@ -363,25 +378,32 @@ def _packed(
         own = weights[number]
         tree = own.tree
         n = tree.n_nodes
-        up, down, held = own.up, own.down, own.held
         supervised = own.supervised if len(own.supervised) else np.zeros(n)
-        wanted = fresh & ((held != 0) | (supervised != 0))
+        wanted = fresh & ((own.held != 0) | (supervised != 0))
         if with_items:
-            wanted |= kept & (held != 0)
+            wanted |= kept & (own.held != 0)
         for pair in own.pairs:
             wanted[list(pair.chosen + pair.rejected)] = True
-        counts = tree.token_counts()
-        kept_children = np.bincount(tree.parent[np.flatnonzero(kept & (np.arange(n) > 0))], minlength=n)
-        last = np.full(
-            n, -1
-        )  # packed place of each segment's last token, or of its nearest ancestor's with tokens
-        depth = np.zeros(n, np.int64)  # tokens of the path up to and with the segment
-        run_of = np.full(n, -1)
+        has_value = np.zeros(n, np.bool_)
+        if len(own.value_target):
+            has_value = fresh & np.isfinite(own.value_target)
+        # Reading a number out of an array is slow, and this is done for every segment.
+        lengths, parents = tree.token_counts().tolist(), tree.parent.tolist()
+        kept_children = np.bincount(
+            tree.parent[np.flatnonzero(kept & (np.arange(n) > 0))], minlength=n
+        ).tolist()
+        scales = np.stack((own.up, own.down, own.held, supervised), 1)
+        scales[~fresh] = 0.0
+        scale = scales.tolist()
+        is_wanted, is_value = wanted.tolist(), has_value.tolist()
+        last = [-1] * n  # packed place of each segment's last token, or of its nearest ancestor's with tokens
+        depth = [0] * n  # tokens of the path up to and with the segment
+        run_of = [-1] * n
         group_of: dict[int, int] = {}
-        for node in _depth_first(tree.parent, kept):
-            above = int(tree.parent[node])
-            length = int(counts[node])
-            before = 0 if node == ROOT else int(depth[above])
+        order = _depth_first(tree.parent, kept)
+        for node in order:
+            above, length = parents[node], lengths[node]
+            before = 0 if node == ROOT else depth[above]
             depth[node] = before + length
             if (
                 node != ROOT
@@ -395,51 +417,39 @@ def _packed(
                 run_of[node] = len(run_start)
                 run_start.append(used)
                 run_end.append(used + length)
-                run_parent.append(-1 if node == ROOT else int(run_of[above]))
+                run_parent.append(-1 if node == ROOT else run_of[above])
                 run_path.append(before)
-            tokens.append(
-                tree.tokens[tree.token_offsets[node] : tree.token_offsets[node + 1]].astype(np.int64)
-            )
-            positions.append(np.arange(before, before + length))
             last[node] = used + length - 1 if length else (last[above] if node != ROOT else -1)
-            if wanted[node] and length:
-                weighs = bool(fresh[node])
-                inside = losses.segment(
-                    number,
-                    own,
-                    node,
-                    up[node] if weighs else 0.0,
-                    down[node] if weighs else 0.0,
-                    held[node] if weighs else 0.0,
-                    supervised[node] if weighs else 0.0,
-                )
-                group_of[node] = losses.n_groups - 1
-                source.append(np.where(inside > 0, used + inside - 1, last[above]).astype(np.int64))
-                target.append(used + inside)
-            if (
-                len(own.value_target)
-                and fresh[node]
-                and np.isfinite(own.value_target[node])
-                and last[node] >= 0
-            ):
-                values_at.append(int(last[node]))
+            if is_wanted[node] and length:
+                group_of[node] = losses.segment(number, node, *scale[node])
+                begins.append(used)
+                before_it.append(last[above])
+            if is_value[node] and last[node] >= 0:
+                values_at.append(last[node])
                 value_target.append(float(own.value_target[node]))
                 value_weight.append(own.value_weight)
             used += length
+        nodes = np.array(order, np.int64)
+        which, inside = ranges(tree.token_counts()[nodes].astype(np.int64))
+        tokens.append(tree.tokens[tree.token_offsets[nodes][which] + inside].astype(np.int64))
+        ends = np.array(depth, np.int64)[nodes] - tree.token_counts()[nodes]
+        positions.append(ends[which] + inside)
         for item, end in enumerate(own.end.tolist()):
             if with_items and kept[end] and fresh[end]:
                 losses.item(own, item, [group_of[node] for node in own.item_nodes(item) if node in group_of])
         for pair in own.pairs:
             sides = [[group_of[m] for m in side if m in group_of] for side in (pair.chosen, pair.rejected)]
-            lengths = [int(counts[list(side)].sum()) for side in (pair.chosen, pair.rejected)]
-            losses.pair(own, pair.smoothing, sides[0], sides[1], lengths[0], lengths[1])
+            long = [sum(lengths[m] for m in side) for side in (pair.chosen, pair.rejected)]
+            losses.pair(own, pair.smoothing, sides[0], sides[1], long[0], long[1])
+    loss, inside = losses.done()
+    target = np.array(begins, np.int64)[loss.group] + inside
     return PackedBatch(
-        tokens=_joined_ints(tokens),
-        positions=_joined_ints(positions),
+        tokens=_in_a_row(tokens, np.int64),
+        positions=_in_a_row(positions, np.int64),
         runs=Runs(*(np.array(column, np.int64) for column in (run_start, run_end, run_parent, run_path))),
-        source=_joined_ints(source),
-        target=_joined_ints(target),
-        loss=losses.done(),
+        source=np.where(inside > 0, target - 1, np.array(before_it, np.int64)[loss.group]),
+        target=target,
+        loss=loss,
         values_at=np.array(values_at, np.int64),
         value_target=np.array(value_target),
         value_weight=np.array(value_weight),
@@ -533,11 +543,11 @@ def _padded(
     old: Sequence[Floats] | None,
     reference: Sequence[Floats] | None,
 ) -> FlatBatch:
-    losses = _Losses(old, reference)
+    losses = _Losses(weights, old, reference)
     width = max(row.length for row in rows)
     tokens = np.zeros((sum(row.rows for row in rows), width), np.int64)
-    at_row: list[Ints] = []
-    at_column: list[Ints] = []
+    rows_of: list[int] = []  # of every segment with a loss: its row, and the column where it begins
+    begins: list[int] = []
     values: list[tuple[int, int, float, float]] = []
     number = 0
     for row in rows:
@@ -546,8 +556,8 @@ def _padded(
         groups: list[list[int]] = []
         lengths: list[int] = []
         for path, weighed in zip(row.branches, row.own, strict=True):
-            column, mine = 0, []
-            trained = 0
+            column, trained = 0, 0
+            mine: list[int] = []
             for node in path:
                 part = tree.tokens[tree.token_offsets[node] : tree.token_offsets[node + 1]]
                 tokens[number, column : column + len(part)] = part
@@ -558,11 +568,11 @@ def _padded(
                         up, down, held = weight * max(advantage, 0.0), weight * min(advantage, 0.0), weight
                     if row.supervised:
                         supervised = float(own.supervised[node])
-                    inside = losses.segment(row.tree, own, node, up, down, held, supervised)
-                    mine.append(losses.n_groups - 1)
-                    trained += len(inside)
-                    at_row.append(np.full(len(inside), number))
-                    at_column.append(column + inside)
+                    mine.append(losses.segment(row.tree, node, up, down, held, supervised))
+                    first = tree.token_offsets[node]
+                    trained += int(own.trains[first : first + len(part)].sum())
+                    rows_of.append(number)
+                    begins.append(column)
                 column += len(part)
             groups.append(mine)
             lengths.append(trained)
@@ -573,12 +583,13 @@ def _padded(
             losses.item(own, row.item, groups[0])
         if row.pair >= 0:
             losses.pair(own, own.pairs[row.pair].smoothing, groups[0], groups[1], lengths[0], lengths[1])
+    loss, inside = losses.done()
     read = np.array(values, np.float64).reshape(-1, 4)
     return FlatBatch(
         tokens=tokens,
-        row=_joined_ints(at_row),
-        column=_joined_ints(at_column),
-        loss=losses.done(),
+        row=np.array(rows_of, np.int64)[loss.group],
+        column=np.array(begins, np.int64)[loss.group] + inside,
+        loss=loss,
         value_row=read[:, 0].astype(np.int64),
         value_column=read[:, 1].astype(np.int64),
         value_target=read[:, 2],
