@@ -10,8 +10,10 @@ import contextlib
 import fcntl
 import os
 import selectors
+import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -35,6 +37,11 @@ def passed_on(env: Mapping[str, str]) -> dict[str, str]:
     """The part of an environment that the trainer is given; hubs and telemetry are switched off in it."""
     kept = {k: v for k, v in env.items() if k in _PASSED_ON or k.startswith(_PASSED_ON_FAMILIES)}
     return kept | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+def temporary_folder(mark: str) -> Path:
+    """Where a trainer with this mark puts what is not to outlive it. Short, since sockets may lie in it."""
+    return Path(tempfile.gettempdir()) / f"arborist-{mark}"
 
 
 class Lines:
@@ -77,21 +84,24 @@ class TrainerChild:
         self.lines = Lines()
         self._tail = bytearray()
         self._log = log.open("ab")
+        temporary = temporary_folder(mark)
         watched, self._held = os.pipe2(os.O_CLOEXEC)
         try:
+            temporary.mkdir(mode=0o700)
             self._popen = subprocess.Popen(
                 processes.guarded([*argv, "--parent-fd", str(watched)], death_signal=signal.SIGKILL),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 pass_fds=[watched],
-                env=passed_on(env) | {MARK: mark},
+                env=passed_on(env) | {MARK: mark, "TMPDIR": str(temporary)},
                 cwd=cwd,
                 start_new_session=True,
             )
         except BaseException:
             os.close(self._held)
             self._log.close()
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
         finally:
             os.close(watched)
@@ -176,6 +186,7 @@ class TrainerChild:
         self.kill()
         status = self._popen.wait()
         processes.end_marked(self.mark, variable=MARK)
+        shutil.rmtree(temporary_folder(self.mark), ignore_errors=True)
         self._selector.close()
         for stream in (self._popen.stdout, self._popen.stderr):
             if stream is not None:

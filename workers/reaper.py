@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from webapp.embedded import processes
 from webapp.embedded.processes import Identity
-from workers.child import MARK
+from workers.child import MARK, temporary_folder
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ def reap(folder: Path, is_current: Callable[[int, int], bool] = lambda _run, _ep
             except ProcessLookupError:
                 logger.info("Trainer %s has just ended by itself.", record.trainer.pid)
         processes.end_marked(record.mark, variable=MARK)
+        shutil.rmtree(temporary_folder(record.mark), ignore_errors=True)
         ended += 1
         record.path.unlink(missing_ok=True)
         logger.warning(

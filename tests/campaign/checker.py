@@ -32,8 +32,8 @@ MOVES: dict[str, set[str]] = {
     "queued": {"starting", "cancelled", "paused"},
     "starting": {"running", "stopping", "recovering", "queued", "paused", *ENDED} - {"cancelled"},
     "running": {"stopping", "recovering", "queued", "paused", "succeeded", "stopped", "failed"},
-    "stopping": {"recovering", "queued", "paused", "succeeded", "stopped", "failed"},
-    "recovering": {"starting", "running", "queued", "paused", "cancelled", "failed", "stopped", "succeeded"},
+    "stopping": {"paused", "succeeded", "stopped", "failed"},
+    "recovering": {"starting", "running", "paused", "cancelled"},
     "paused": {"queued", "cancelled", "stopped"},
     "succeeded": set(),
     "stopped": {"queued"},  # resumed by a person
@@ -250,7 +250,7 @@ def unexcused(start: float, end: float, spans: Sequence[tuple[float, float]]) ->
 
 def false_spans(history: list[Line]) -> list[FalseSpan]:
     """Every time a run's status was not true, however short."""
-    spans = excuses(history, "database", "sweeper")
+    spans = excuses(history, "database", "sweeper", "lock")
     status: dict[int, tuple[str, int]] = {}
     alive: dict[tuple[int, int], bool] = {}
     since: dict[int, float] = {}
@@ -481,7 +481,7 @@ def controls(history: list[Line], left: Evidence) -> list[str]:
 
 def acknowledged(history: list[Line]) -> list[tuple[int, str, float]]:
     """(run, wish, seconds until it was acknowledged, excused times left out)."""
-    spans = excuses(history, "database", "worker", "web")
+    spans = excuses(history, "database", "worker", "web", "lock")
     asked: dict[int, Line] = {}
     found = []
     for line in of(history, "wish"):

@@ -6,12 +6,16 @@ import contextlib
 import http.client
 import json
 import random
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psycopg
+import redis
 
 from tests.campaign import checker, material
 from tests.campaign.evidence import Evidence, Twin
@@ -27,6 +31,8 @@ RUNS_AT_ONCE = 3  # two are worked on, one waits
 FINISH_SECONDS = 75.0
 CONVERGE_SECONDS = 10.0
 TICK_SECONDS = 0.1
+OWN_MODEL = "own model"  # the config of runs that start from a folder of their own
+RETRIES = 2  # how often a person tries a run again
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +84,22 @@ class Campaign:
     config_of: dict[int, str] = field(default_factory=dict)
     torn: set[tuple[int, int]] = field(default_factory=set)
     damaged: set[Path] = field(default_factory=set)
+    retries: Counter[int] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
     active: list[Active] = field(default_factory=list)
 
     def begin(self, steps: int = STEPS) -> None:
         self.configs = material.configs(steps)
+        shutil.copytree(material.tiny_reasoner(), self.own_model)
         self.twins_in_work: dict[str, TwinInWork] = {
             name: material.begin_twin(self.system.folder.root / "twins", name, config, self.system.env)
             for name, config in self.configs.items()
         }
-        self.site = Site()
+        self.site = Site(self.own_model)
+        # The same weights, so the same twin.
+        own = self.configs["treerpo"].model_dump(mode="json")
+        own["model"]["path"] = material.OWN_SLUG
+        self.configs[OWN_MODEL] = type(self.configs["treerpo"]).model_validate(own)
         self.watcher = Watcher(self.system)
         self.watcher.start()
         front, slow = self.system.proxies["front"], self.system.proxies["slow"]
@@ -95,7 +107,7 @@ class Campaign:
         self.viewers = [
             Viewer("viewer", front, headers, self.system.history),
             Viewer("slow viewer", slow, headers, self.system.history, pace=0.5),
-            Viewer("frozen viewer", front, headers, self.system.history),
+            Viewer("frozen viewer", self.system.proxies["frozen"], headers, self.system.history),
         ]
         self.audience = Audience(self.system.loop, self.viewers)
         self.asker = Asker(self.system, headers, ["/healthz", f"/p/{material.PROJECT}/", "/workers/"])
@@ -129,6 +141,17 @@ class Campaign:
         name = sorted(self.configs)[number % len(self.configs)]
         self.create(name, self.configs[name], f"run-{number}")
 
+    def look_after(self) -> None:
+        """What a person does: resume what is paused, try again what failed."""
+        for run, seen in list(self.watcher.runs.items()):
+            if run not in self.config_of:
+                continue
+            if seen.status == "paused":
+                self.api("POST", f"/runs/{run}/resume")
+            elif seen.status in ("failed", "stopped", "cancelled") and self.retries[run] < RETRIES:
+                self.retries[run] += 1
+                self.api("POST", f"/runs/{run}/retry")
+
     def create(self, name: str, config: Any, key: str) -> int | None:
         status, answer = self.api(
             "POST",
@@ -145,6 +168,68 @@ class Campaign:
 
     def run(self, run: int) -> RunSeen:
         return self.watcher.runs.get(run, RunSeen(run, "queued"))
+
+    # What faults hit
+
+    def run_of(self, worker: str) -> int:
+        """The run that a worker holds; 0 if none."""
+        return next((run.id for run in self.leased() if run.owner.partition("@")[0] == worker), 0)
+
+    def processes_of(self, worker: str, *, trainers: bool) -> list[int]:
+        """The worker's own processes, and if wanted those of its run."""
+        child = self.system.pool_child(worker)
+        found = [self.system.parts[worker].pid] + ([child.pid] if child else [])
+        if trainers:
+            held = self.run_of(worker)
+            found += [pid for run, _, pid in self.watcher.trainers if run == held]
+        return found
+
+    def a_trainer(self, rng: random.Random) -> int:
+        """The pid of a trainer; 0 if there is none."""
+        found = [pid for _, _, pid in self.watcher.trainers if b"verifier" not in command_line(pid)]
+        return rng.choice(found) if found else 0
+
+    def a_verifier(self, rng: random.Random) -> tuple[int, int]:
+        """(pid, run) of a process that verifies answers; zeros if there is none."""
+        found = [(pid, run) for run, _, pid in self.watcher.trainers if b"verifier" in command_line(pid)]
+        return rng.choice(found) if found else (0, 0)
+
+    def sessions(self, name: str) -> list[int]:
+        """Pids of the database sessions with this application name."""
+        with contextlib.suppress(psycopg.Error), self.watcher.connect() as link:
+            rows = link.execute(
+                "SELECT pid FROM pg_stat_activity WHERE application_name LIKE %s", [name]
+            ).fetchall()
+            return [row[0] for row in rows]
+        return []
+
+    def terminate(self, name: str) -> int:
+        """End these sessions. Returns how many."""
+        with contextlib.suppress(psycopg.Error), self.watcher.connect() as link:
+            rows = link.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE %s",
+                [name],
+            ).fetchall()
+            return len(rows)
+        return 0
+
+    def tell_broker(self, *words: str) -> str:
+        """The answer of the broker itself, or why there was none."""
+        try:
+            with redis.Redis(
+                unix_socket_path=str(self.system.folder.broker_socket), socket_timeout=3
+            ) as client:
+                return str(client.execute_command(*words))
+        except redis.RedisError as error:
+            return str(error)
+
+    def is_own_model(self, run: int) -> bool:
+        return self.config_of.get(run) == OWN_MODEL
+
+    @property
+    def own_model(self) -> Path:
+        """A copy of the tiny reasoner that faults may move."""
+        return self.system.folder.root / "models" / "own"
 
     def leased(self) -> list[RunSeen]:
         """Runs that somebody works on, oldest first."""
@@ -196,6 +281,7 @@ class Campaign:
             self._filled = time.monotonic()
             if self.is_filling:
                 self.fill()
+                self.look_after()
         self._look_at_wishes()
 
     is_filling = True
@@ -218,12 +304,13 @@ class Campaign:
         return self._wishes
 
     def is_acknowledged(self, run: int) -> bool:
-        return self.run(run).status not in ("starting", "running", "queued", "recovering")
+        seen = self.run(run)
+        return seen.wish_seen or seen.status not in ("starting", "running", "stopping")
 
     def wish(self, run: int, what: str) -> bool:
         """Ask for it by the API. Returns whether it was taken."""
         self.system.history.add("wish", "invoke", run=run, wish=what)
-        status, _ = self.api("POST", f"/runs/{run}/{what}")
+        status, _ = self.api("POST", f"/runs/{run}/{what}")  # a moment later the row shows the wish
         if status != 200:
             self.system.history.add("wish", "fail", run=run, wish=what, status=status)
             return False
@@ -244,7 +331,11 @@ class Campaign:
         for proxy in self.system.proxies.values():
             proxy.mend()
         history.add("note", text="everything is healed")
+        for viewer in self.viewers:
+            viewer.pace = 0.0
         self.say(f"{history.now():6.1f} s  everything is healed; runs go on to their end")
+        self.wait(3)
+        self.look_after()
         self.wait(FINISH_SECONDS, until=self.all_ended)
         for run in self.config_of:
             if self.run(run).status not in checker.ENDED:
@@ -261,6 +352,7 @@ class Campaign:
         twins: dict[str, Twin] = {}
         for name, twin in self.twins_in_work.items():
             twins[name] = material.end_twin(twin)
+        twins[OWN_MODEL] = twins["treerpo"]
         self.asker.end()
         self.watcher.end()
         from django.db import connections
@@ -314,6 +406,8 @@ def figures(campaign: Campaign, left: Evidence, more: dict[str, Any]) -> dict[st
     } | more
 
 
-@contextlib.contextmanager
-def _nothing() -> Any:
-    yield
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

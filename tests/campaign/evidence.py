@@ -23,7 +23,7 @@ class StoredEvent:
 @dataclass(frozen=True, slots=True)
 class EndedRun:
     """A run's row. `config`: which twin it is to equal. `metrics`: visible ones, (step, name) -> value to
-    the bit, clocks left out. `trees`: (step, index) -> digest. `weights`: of the last checkpoint, file -> SHA.
+    the bit, clocks left out. `trees`: (step, index) -> digest. `weights`: of the last checkpoint, by file.
     """
 
     id: int

@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import resource
 import signal
-from typing import TYPE_CHECKING, ClassVar
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from tests.campaign.stack import WORKERS
+import psycopg
+
+from tests.campaign.stack import CLOCKED, WORKERS
+from webapp.embedded import processes
+from webapp.embedded.processes import Identity
 
 if TYPE_CHECKING:
     from tests.campaign.driver import Campaign
+
+
+MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
+NO_MOUNT = "it takes root to mount a small disk"
+
+
+def kill(pid: int, number: int) -> None:
+    """A signal to what may have ended meanwhile; 0 is nobody."""
+    if pid:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+def fill(path: Path) -> int:
+    """Take all the room there is, as `path`. Returns the bytes."""
+    taken = 0
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            taken += file.write(bytes(2**16))
+    with path.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            taken += file.write(bytes(512))
+    return taken
 
 
 class Fault:
@@ -82,6 +113,716 @@ class WorkerKilled(WorkerFault):
         self.system.up(self.worker)
 
 
+class ChildKilled(WorkerFault):
+    name, what = "F2", "worker's task process killed"
+    moments = "RT"
+    hold = 1.0
+
+    def inject(self) -> str:
+        child = self.system.pool_child(self.worker)
+        kill(child.pid if child else 0, signal.SIGKILL)
+        return f"kill -9 of {self.worker}'s child {child.pid if child else 'that is not there'}"
+
+
+class TrainerKilled(Fault):
+    """The engine samples in the trainer's own process here, so this is the engine's death, too."""
+
+    name, what = "F3", "trainer with its engine killed"
+    moments = "SRTC"
+    hold = 0.5
+
+    def inject(self) -> str:
+        pid = self.campaign.a_trainer(self.rng)
+        kill(pid, signal.SIGKILL)
+        return f"kill -9 of trainer {pid}"
+
+
+class WorkerToldToStop(WorkerFault):
+    name, what = "F4", "worker told to stop"
+    hold = 12.0
+
+    def inject(self) -> str:
+        self.system.down(self.worker, signal.SIGTERM)
+        return f"SIGTERM to {self.worker} ({self.moment})"
+
+    def heal(self) -> None:
+        part = self.system.parts[self.worker]
+        if part.child is not None and not part.child.wait(60):
+            self.system.history.add("note", text=f"{self.worker} did not leave within 60 s")
+        self.system.up(self.worker)
+
+
+class WorkerFrozen(WorkerFault):
+    name, what = "F5", "worker frozen, then continued"
+    moments = "RTC"
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.hold = self.rng.choice((6.0, 24.0, 34.0))
+        self.with_trainer = self.rng.random() < 0.5
+
+    def inject(self) -> str:
+        self.pids = self.campaign.processes_of(self.worker, trainers=self.with_trainer)
+        for pid in self.pids:
+            kill(pid, signal.SIGSTOP)
+        self.system.note_away(self.worker)
+        return (
+            f"SIGSTOP of {self.worker}{' and its trainer' if self.with_trainer else ''} for {self.hold:.0f} s"
+        )
+
+    def heal(self) -> None:
+        for pid in reversed(self.pids):
+            kill(pid, signal.SIGCONT)
+        self.system.note_back(self.worker)
+
+
+class WorkerFrozenForEver(WorkerFrozen):
+    name, what = "F6", "worker frozen for ever"
+    moments = "R"
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.hold = 36.0
+
+    def heal(self) -> None:
+        self.system.down(self.worker)
+        self.system.up(self.worker)
+
+
+class MessageTwice(Fault):
+    name, what = "F7", "the same message several times"
+    moments = "SRI"
+    hold = 0.5
+
+    def inject(self) -> str:
+        from webapp import broker
+
+        runs = [run for run in self.campaign.config_of if self.campaign.run(run).status != "succeeded"]
+        sent = sum(broker.send_train_run(run, "cpu") for run in runs for _ in range(4))
+        return f"{sent} messages for {len(runs)} runs"
+
+
+class TrainerStuck(Fault):
+    """The trainer hangs with its worker alive, and a person asks it to stop."""
+
+    name, what = "F8", "training loop stuck, heartbeat alive"
+    hold = 14.0
+
+    def inject(self) -> str:
+        self.pid = self.campaign.a_trainer(self.rng)
+        run = next((run for run, _, pid in self.campaign.watcher.trainers if pid == self.pid), 0)
+        kill(self.pid, signal.SIGSTOP)
+        asked = bool(run) and self.campaign.wish(run, "stop")
+        return f"SIGSTOP of trainer {self.pid}; stop of run {run} {'asked for' if asked else 'not taken'}"
+
+    def heal(self) -> None:
+        kill(self.pid, signal.SIGCONT)
+
+
+class HostOutOfMemory(Fault):
+    name, what = "F9", "kernel ends the trainer for lack of memory"
+    moments = "RTC"
+    hold = 6.0
+
+    def prepare(self) -> None:
+        self.group = MEMORY_GROUPS / f"arborist-campaign-{os.getpid()}"
+
+    def impossible(self) -> str:
+        if (MEMORY_GROUPS / "memory.limit_in_bytes").exists() and os.access(MEMORY_GROUPS, os.W_OK):
+            return ""
+        return "no memory control group that we may write to"
+
+    def inject(self) -> str:
+        self.group.mkdir(exist_ok=True)
+        pid = self.campaign.a_trainer(self.rng)
+        with contextlib.suppress(OSError):
+            (self.group / "cgroup.procs").write_text(str(pid))
+            (self.group / "memory.limit_in_bytes").write_text(str(2**20))
+        return f"a limit of 1 MB for trainer {pid}"
+
+    def heal(self) -> None:
+        with contextlib.suppress(OSError):
+            (self.group / "memory.limit_in_bytes").write_text("-1")
+            for pid in (self.group / "cgroup.procs").read_text().split():
+                (MEMORY_GROUPS / "cgroup.procs").write_text(pid)
+            self.group.rmdir()
+
+
+class RunsDiskFull(Fault):
+    name, what = "F12", "worker's disk full"
+    moments = "RC"
+    touches = ("runs disk",)
+
+    def prepare(self) -> None:
+        self.ballast = self.system.folder.root / "runs" / ".ballast"
+        self.hold = self.rng.uniform(3, 10)
+
+    def impossible(self) -> str:
+        return "" if self.system.folder.root / "runs" in self.system.mounts else NO_MOUNT
+
+    def inject(self) -> str:
+        return f"{fill(self.ballast) // 2**20} MB of ballast where runs lie"
+
+    def heal(self) -> None:
+        self.ballast.unlink(missing_ok=True)
+
+
+class FileSizeLimit(Fault):
+    name, what = "F13", "file-size limit of the trainer"
+    moments = "C"
+    hold = 8.0
+
+    def inject(self) -> str:
+        self.pid = self.campaign.a_trainer(self.rng)
+        with contextlib.suppress(OSError, ValueError):
+            resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        return f"files of trainer {self.pid} may have 100 kB"
+
+    def heal(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+
+
+class CheckpointDamaged(WorkerFault):
+    """The newest checkpoint is damaged and its worker killed, so that it is what would be resumed from."""
+
+    name, what = "F14", "checkpoint damaged on disk"
+    moments = "R"
+
+    def inject(self) -> str:
+        run = self.campaign.run_of(self.worker)
+        found = sorted(
+            (
+                path
+                for path in self.system.folder.root.glob(f"runs/{run}/attempt-*/checkpoints/step-*")
+                if path.name[5:].isdecimal()
+            ),
+            key=lambda path: (int(path.name[5:]), path.parent.parent.name),
+        )
+        self.system.down(self.worker)
+        if not found:
+            return f"run {run} had no checkpoint; {self.worker} killed"
+        path = found[-1]
+        self.campaign.damaged.add(path)
+        file = path / self.rng.choice(("model/model.safetensors", "optimiser.safetensors", "state.json"))
+        how = self.rng.choice(("a byte flipped", "cut in half", "deleted"))
+        with contextlib.suppress(OSError):
+            if how == "deleted":
+                file.unlink()
+            elif how == "cut in half":
+                os.truncate(file, file.stat().st_size // 2)
+            else:
+                content = bytearray(file.read_bytes())
+                content[self.rng.randrange(len(content))] ^= 1
+                file.write_bytes(content)
+        return (
+            f"{file.name} of {path.parent.parent.name}/{path.name} of run {run} {how}; {self.worker} killed"
+        )
+
+    def heal(self) -> None:
+        self.system.up(self.worker)
+
+
+class KilledWhileSaving(WorkerFault):
+    """Everything of a worker dies in one of the moments around a checkpoint."""
+
+    name, what = "F15", "killed during a checkpoint"
+    moments = "C"
+    patience = 0.0
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.where = self.rng.choice(
+            ("half written", "just renamed", "before the pointer", "after the pointer")
+        )
+
+    def inject(self) -> str:
+        homes = f"runs/{self.campaign.run_of(self.worker)}/attempt-*/checkpoints"
+        root = self.system.folder.root
+        before = set(root.glob(f"{homes}/step-*"))
+        hit = False
+        deadline = time.monotonic() + 5
+        while not hit and time.monotonic() < deadline:
+            new = set(root.glob(f"{homes}/step-*")) - before
+            is_named = any(path.name[5:].isdecimal() for path in new)
+            hit = bool(new) if self.where == "half written" else is_named
+            time.sleep(0.001)
+        time.sleep({"before the pointer": 0.03, "after the pointer": 0.6}.get(self.where, 0.0))
+        for pid in self.campaign.processes_of(self.worker, trainers=True):
+            kill(pid, signal.SIGKILL)
+        self.system.down(self.worker)
+        return f"{self.worker} and its trainer killed {self.where if hit else 'without a checkpoint'}"
+
+    def heal(self) -> None:
+        self.system.up(self.worker)
+
+
+class WebKilled(Fault):
+    name, what = "F16", "web process killed"
+    moments = "I"
+    touches = ("web",)
+    hold = 2.0
+
+    def inject(self) -> str:
+        self.system.down("web")
+        return "kill -9 of web"
+
+    def heal(self) -> None:
+        self.system.up("web")
+
+
+class WebFrozen(Fault):
+    name, what = "F17", "web process frozen"
+    moments = "I"
+    touches = ("web",)
+
+    def prepare(self) -> None:
+        self.hold = self.rng.choice((5.0, 12.0, 30.0))
+
+    def inject(self) -> str:
+        kill(self.system.parts["web"].pid, signal.SIGSTOP)
+        self.system.note_away("web")
+        return f"SIGSTOP of web for {self.hold:.0f} s"
+
+    def heal(self) -> None:
+        kill(self.system.parts["web"].pid, signal.SIGCONT)
+        self.system.note_back("web")
+
+
+class WebReplaced(Fault):
+    """A new web process takes over while the old one answers what it has begun, as in a deployment."""
+
+    name, what = "F18", "web processes replaced"
+    moments = "I"
+    touches = ("web",)
+    hold = 0.5
+
+    def inject(self) -> str:
+        seconds = self.system.replace_web()
+        if seconds > 10:
+            self.system.history.add("note", text=f"the old web process took {seconds:.0f} s to leave")
+        return f"web replaced; the old one left within {seconds:.1f} s"
+
+
+class SweeperKilled(Fault):
+    name, what = "F19", "sweeper killed"
+    touches = ("sweeper",)
+
+    def prepare(self) -> None:
+        self.hold = self.rng.uniform(2, 8)
+
+    def inject(self) -> str:
+        self.system.down("sweeper")
+        return "kill -9 of the sweeper"
+
+    def heal(self) -> None:
+        self.system.up("sweeper")
+
+
+class DatabaseStopped(Fault):
+    name, what = "F20", "PostgreSQL stopped at once, and started"
+    moments = "RTC"
+    touches = ("database",)
+
+    def prepare(self) -> None:
+        self.hold = self.rng.choice((2.0, 5.0, 12.0, 25.0))
+
+    def inject(self) -> str:
+        self.system.down("database", signal.SIGQUIT)
+        return f"immediate stop of PostgreSQL for {self.hold:.0f} s"
+
+    def heal(self) -> None:
+        child = self.system.parts["database"].child
+        if child is not None:
+            child.wait(20)
+        self.system.up("database")
+
+
+class BackendKilled(Fault):
+    name, what = "F21", "a PostgreSQL backend killed"
+    touches = ("database",)
+    hold = 2.0
+
+    def inject(self) -> str:
+        self.system.note_away("database")
+        pids = self.campaign.sessions("arborist%")
+        pid = self.rng.choice(sorted(pids)) if pids else 0
+        kill(pid, signal.SIGKILL)
+        return f"kill -9 of backend {pid}"
+
+    def heal(self) -> None:
+        self.system.up("database")
+        self.system.note_back("database")
+
+
+class SessionsCut(Fault):
+    name, what = "F22", "all database sessions cut, again and again"
+    touches = ("database",)
+
+    def prepare(self) -> None:
+        self.hold = self.rng.uniform(4, 10)
+        self.cut = 0
+
+    def inject(self) -> str:
+        self.go_on()
+        return f"pg_terminate_backend in a loop for {self.hold:.0f} s"
+
+    def go_on(self) -> None:
+        self.cut += self.campaign.terminate("arborist%")
+
+
+class DataVolumeFull(Fault):
+    name, what = "F23", "PostgreSQL's data volume full"
+    touches = ("database",)
+
+    def prepare(self) -> None:
+        self.hold = self.rng.uniform(4, 10)
+        self.volume = self.system.folder.postgres
+
+    def impossible(self) -> str:
+        return "" if self.volume in self.system.mounts else NO_MOUNT
+
+    def inject(self) -> str:
+        self.system.note_away("database")
+        return f"{fill(self.volume / 'ballast') // 2**20} MB of ballast beside the tables"
+
+    def heal(self) -> None:
+        (self.volume / "ballast").unlink(missing_ok=True)
+        self.system.up("database")
+        self.system.note_back("database")
+
+
+class WalVolumeFull(DataVolumeFull):
+    name, what = "F24", "PostgreSQL's WAL volume full"
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.volume = self.system.folder.postgres / "pg_wal"
+
+    def inject(self) -> str:
+        self.system.parts["database"].held = True
+        return super().inject()
+
+    def heal(self) -> None:
+        child = self.system.parts["database"].child
+        if child is not None and child.is_alive():
+            # Nothing was written meanwhile that needed more than was there.
+            self.system.history.add("note", text="PostgreSQL outlived a full WAL volume")
+        super().heal()
+        self.system.parts["database"].held = False
+
+
+class TableLocked(Fault):
+    name, what = "F25", "the table of runs locked"
+    moments = "I"
+    touches = ("database",)
+
+    def prepare(self) -> None:
+        self.hold = self.rng.uniform(4, 9)
+
+    def inject(self) -> str:
+        self.system.history.add("away", "invoke", what="lock")
+        self.link = self.campaign.watcher.connect()
+        self.link.autocommit = False
+        try:
+            self.link.execute("LOCK TABLE arborist_run IN ACCESS EXCLUSIVE MODE")
+        except psycopg.Error as error:
+            return f"the lock was not had: {error}"
+        return f"LOCK TABLE for {self.hold:.0f} s"
+
+    def heal(self) -> None:
+        with contextlib.suppress(psycopg.Error):
+            self.link.rollback()
+            self.link.close()
+        self.system.history.add("away", "ok", what="lock")
+
+
+class ConnectionsUsedUp(Fault):
+    name, what = "F26", "all connections used up"
+    moments = "I"
+    touches = ("database",)
+
+    def prepare(self) -> None:
+        self.hold = self.rng.uniform(4, 9)
+        self.links: list[psycopg.Connection[Any]] = []
+
+    def inject(self) -> str:
+        self.system.history.add("away", "invoke", what="lock")
+        self.go_on()
+        return f"{len(self.links)} connections taken for {self.hold:.0f} s"
+
+    def go_on(self) -> None:
+        with contextlib.suppress(psycopg.Error):
+            while len(self.links) < 100:
+                self.links.append(self.campaign.watcher.connect())
+
+    def heal(self) -> None:
+        for link in self.links:
+            with contextlib.suppress(psycopg.Error):
+                link.close()
+        self.system.history.add("away", "ok", what="lock")
+
+
+class BrokerKilled(Fault):
+    name, what = "F27", "broker killed"
+    moments = "RI"
+    touches = ("broker",)
+
+    def prepare(self) -> None:
+        self.hold = self.rng.choice((3.0, 8.0, 20.0))
+
+    def inject(self) -> str:
+        self.system.down("broker")
+        return f"kill -9 of the broker for {self.hold:.0f} s"
+
+    def heal(self) -> None:
+        self.system.up("broker")
+
+
+class BrokerEmptied(Fault):
+    name, what = "F28", "broker emptied"
+    moments = "RI"
+    touches = ("broker",)
+    hold = 0.5
+
+    def inject(self) -> str:
+        return f"FLUSHALL: {self.campaign.tell_broker('FLUSHALL')}"
+
+
+class BrokerFrozen(Fault):
+    name, what = "F29", "broker frozen"
+    touches = ("broker",)
+
+    def prepare(self) -> None:
+        self.hold = self.rng.choice((5.0, 12.0, 30.0))
+
+    def inject(self) -> str:
+        kill(self.system.parts["broker"].pid, signal.SIGSTOP)
+        return f"SIGSTOP of the broker for {self.hold:.0f} s"
+
+    def heal(self) -> None:
+        kill(self.system.parts["broker"].pid, signal.SIGCONT)
+
+
+class BrokerOutOfMemory(Fault):
+    name, what = "F30", "broker out of memory"
+    moments = "I"
+    touches = ("broker",)
+    hold = 8.0
+
+    def inject(self) -> str:
+        return f"maxmemory 1: {self.campaign.tell_broker('CONFIG', 'SET', 'maxmemory', '1')}"
+
+    def heal(self) -> None:
+        self.campaign.tell_broker("CONFIG", "SET", "maxmemory", "64mb")
+
+
+class PokesLost(Fault):
+    name, what = "F31", "pokes lost"
+
+    def prepare(self) -> None:
+        self.hold = self.rng.uniform(4, 9)
+
+    def inject(self) -> str:
+        self.go_on()
+        return f"the listener's connection cut in a loop for {self.hold:.0f} s"
+
+    def go_on(self) -> None:
+        self.campaign.terminate("arborist-live")
+
+
+class SocketHalfOpen(Fault):
+    name, what = "F32", "half-open socket of a viewer"
+    moments = "I"
+    touches = ("frozen viewer",)
+
+    def prepare(self) -> None:
+        self.hold = self.rng.choice((8.0, 20.0, 50.0))
+
+    def inject(self) -> str:
+        self.system.proxies["frozen"].is_stalled = True
+        return f"nothing passes to a viewer for {self.hold:.0f} s"
+
+    def heal(self) -> None:
+        self.system.proxies["frozen"].mend()
+
+
+class NetworkSlow(Fault):
+    name, what = "F33", "slow network of a viewer"
+    moments = "I"
+    touches = ("slow viewer",)
+    hold = 12.0
+
+    def inject(self) -> str:
+        self.system.proxies["slow"].bytes_per_second = 1000
+        return "1 kB/s to a viewer"
+
+    def heal(self) -> None:
+        self.system.proxies["slow"].mend()
+
+
+class WorkerCutOff(WorkerFault):
+    name, what = "F34", "network cut between worker and database"
+    moments = "R"
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.how = self.rng.choice(("cut", "a black hole"))
+        self.hold = self.rng.choice((5.0, 15.0, 32.0))
+
+    def inject(self) -> str:
+        proxy = self.system.proxies[self.worker]
+        self.system.note_away(self.worker)
+        if self.how == "cut":
+            proxy.cut()
+        else:
+            proxy.is_stalled = True
+        return f"{self.worker}'s way to the database is {self.how} for {self.hold:.0f} s"
+
+    def heal(self) -> None:
+        self.system.proxies[self.worker].mend()
+        self.system.note_back(self.worker)
+
+
+class AnswerLost(WorkerFault):
+    """The commit arrives, its answer does not: the worker must do it again, and it must count once."""
+
+    name, what = "F35", "cut between commit and answer"
+    moments = "R"
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.hold = self.rng.uniform(3, 7)
+
+    def inject(self) -> str:
+        self.system.proxies[self.worker].cut_after = b"COMMIT"
+        return f"{self.worker} hears of no commit for {self.hold:.0f} s"
+
+    def heal(self) -> None:
+        proxy = self.system.proxies[self.worker]
+        proxy.mend()
+        self.system.history.add("note", text=f"{proxy.cuts} answers to {self.worker} were lost so far")
+
+
+class SpoolTorn(WorkerFault):
+    name, what = "F36", "spool torn at its end"
+    moments = "R"
+    hold = 3.0
+
+    def inject(self) -> str:
+        run = self.campaign.run_of(self.worker)
+        pids = self.campaign.processes_of(self.worker, trainers=True)
+        for pid in pids:
+            kill(pid, signal.SIGKILL)
+        self.system.down(self.worker)
+        processes.wait_until(lambda: not any(Identity.of(pid) for pid in pids), 5)
+        spools = sorted(
+            self.system.folder.root.glob(f"runs/{run}/attempt-*/spool"), key=lambda p: p.stat().st_mtime
+        )
+        if not spools or not spools[-1].stat().st_size:
+            return f"{self.worker} killed; run {run} had no spool"
+        spool, cut = spools[-1], self.rng.randint(1, 50)
+        os.truncate(spool, max(0, spool.stat().st_size - cut))
+        self.campaign.torn.add((run, int(spool.parent.name.removeprefix("attempt-"))))
+        return f"{cut} bytes off the spool of {spool.parent.name} of run {run}; {self.worker} killed"
+
+    def heal(self) -> None:
+        self.system.up(self.worker)
+
+
+class ClockJumps(Fault):
+    name, what = "F37", "the worker's clock jumps"
+    touches = ("clock",)
+    hold = 8.0
+
+    def impossible(self) -> str:
+        return "" if self.system.clock is not None else "no libfaketime"
+
+    def inject(self) -> str:
+        jump = self.rng.choice(("+2h", "-2h", "-10y"))
+        self.system.set_clock(jump)
+        return f"the clock of {CLOCKED} is set {jump}"
+
+    def heal(self) -> None:
+        self.system.set_clock("+0")
+
+
+class ModelGone(Fault):
+    """A run from a folder of its own; the folder is moved away and the run's worker killed."""
+
+    name, what = "F39", "model folder gone during the run"
+    moments = "R"
+    touches = WORKERS
+    hold = 20.0
+    patience = 15.0
+
+    def is_moment(self) -> bool:
+        return any(self.campaign.is_own_model(run.id) and run.step >= 2 for run in self.campaign.leased())
+
+    def inject(self) -> str:
+        self.folder = self.campaign.own_model
+        self.aside = self.folder.with_name("moved")
+        self.folder.rename(self.aside)
+        run = next((run for run in self.campaign.leased() if self.campaign.is_own_model(run.id)), None)
+        self.worker = run.owner.partition("@")[0] if run is not None else self.rng.choice(WORKERS)
+        self.system.down(self.worker)
+        return f"model folder moved; {self.worker} killed; run {run.id if run else 'of it not begun'}"
+
+    def go_on(self) -> None:
+        if not self.system.parts[self.worker].is_alive():
+            self.system.up(self.worker)
+
+    def heal(self) -> None:
+        self.aside.rename(self.folder)
+
+
+class VerifierHangs(Fault):
+    """What is verified then has no verdict, so this run is no twin's equal any more."""
+
+    name, what = "F40", "verifier hangs"
+    hold = 4.0
+
+    def inject(self) -> str:
+        pid, run = self.campaign.a_verifier(self.rng)
+        if pid:
+            self.campaign.config_of[run] = ""
+        kill(pid, signal.SIGSTOP)
+        self.pid = pid
+        return f"SIGSTOP of verifier {pid} of run {run}"
+
+    def heal(self) -> None:
+        kill(self.pid, signal.SIGCONT)
+
+
+class Asked(Fault):
+    """What a person asks for is in the schedule like a fault."""
+
+    action = ""
+    hold = 0.5
+
+    def inject(self) -> str:
+        runs = [run.id for run in self.campaign.leased()]
+        if not runs:
+            return f"nobody to {self.action}"
+        run = self.rng.choice(runs)
+        return f"{self.action} of run {run}: {'taken' if self.campaign.wish(run, self.action) else 'refused'}"
+
+
+class Paused(Asked):
+    name, what, action = "pause", "a person pauses a run", "pause"
+    moments = "SRTC"
+
+
+class Stopped(Asked):
+    name, what, action = "stop", "a person stops a run", "stop"
+    moments = "SRTC"
+
+
+class StoppedNow(Asked):
+    name, what, action = "stop-now", "a person stops a run at once", "stop-now"
+    moments = "SRTC"
+
+
 def catalogue() -> dict[str, type[Fault]]:
     """By name, in the order of the matrix."""
     found: list[type[Fault]] = []
@@ -97,6 +838,3 @@ def catalogue() -> dict[str, type[Fault]]:
 def _order(name: str) -> tuple[int, str]:
     digits = "".join(letter for letter in name if letter.isdecimal())
     return int(digits or 999), name
-
-
-__all__ = ["Fault", "catalogue", "os", "signal"]

@@ -22,6 +22,7 @@ from trainer.presets import PRESETS
 from webapp.embedded.stack import REPOSITORY
 
 PROJECT = "campaign"
+OWN_SLUG = "own-model"
 
 
 def small(preset: str, seed: int, steps: int, every: int) -> RunConfig:
@@ -124,22 +125,28 @@ def state_of(checkpoint: Path) -> dict[str, str]:
     return files | {"state.json": hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()}
 
 
+def tiny_reasoner() -> Path:
+    """The packaged model's folder."""
+    return REPOSITORY / "trainer" / "assets" / "tiny-reasoner"
+
+
 class Site:
     """A user, a project and a model, made directly; then everything goes through the API."""
 
-    def __init__(self) -> None:
+    def __init__(self, own_model: Path) -> None:
         from django.conf import settings
         from django.test import Client
 
         from webapp.accounts.models import ApiToken, User
         from webapp.accounts.services import create_token
         from webapp.projects.demo import ensure_tiny_reasoner
-        from webapp.projects.models import Membership, Project
+        from webapp.projects.models import Membership, ModelSource, Project
 
         self.user = User.objects.create_user("campaigner", password=None)
         project = Project.objects.create(slug=PROJECT, name="Campaign")
         Membership.objects.create(project=project, user=self.user, role="admin")
         ensure_tiny_reasoner()
+        ModelSource.objects.create(slug=OWN_SLUG, name="Own", path=str(own_model))
         client = Client()
         client.force_login(self.user)
         self.cookie = f"{settings.SESSION_COOKIE_NAME}={client.cookies[settings.SESSION_COOKIE_NAME].value}"

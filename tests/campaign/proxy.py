@@ -21,6 +21,8 @@ class Loop:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        # Connections break all the time; what is cancelled at the end is no error either.
+        self.loop.set_exception_handler(lambda _loop, _context: None)
         self._thread = threading.Thread(target=self.loop.run_forever, name="campaign-loop", daemon=True)
         self._thread.start()
 

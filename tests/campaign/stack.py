@@ -25,7 +25,7 @@ from tests.campaign.history import History
 from tests.campaign.proxy import Loop, Proxy
 from webapp.embedded import processes
 from webapp.embedded.broker import BrokerServer
-from webapp.embedded.folder import DATABASE, POSTGRES_SOCKET, ROLE, DataFolder
+from webapp.embedded.folder import DATABASE, POSTGRES_SOCKET, ROLE, Account, DataFolder
 from webapp.embedded.postgres import PostgresServer
 from webapp.embedded.processes import Child, Identity
 from webapp.embedded.stack import Program, Server, Stack, answers
@@ -35,7 +35,15 @@ WORKERS = ("worker1", "worker2")
 # What the campaign's time goes into; the product's own limits (lease, back-off, patience) stay as they are.
 DATABASE_SETTINGS = {"max_connections": "60", "shared_buffers": "32MB", "max_wal_size": "96MB"}
 START_SECONDS = 90.0
-RUNS_MB = 96  # of checkpoints and spools, where that is a disk of its own
+RUNS_MB = 256  # of checkpoints and spools, where that is a disk of its own
+DATABASE_MB = 400
+WAL_MB = 160
+VIEWED = ("front", "slow", "frozen")  # ways to the web
+CLOCKED = "worker2"  # whose clock can be set
+FAKETIME = (
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
+)
 NICE = 5
 
 
@@ -73,6 +81,7 @@ class System:
         self.temporary.mkdir(mode=0o1777)
         self.temporary.chmod(0o1777)
         self.is_ending = False
+        self.clock: Path | None = None
         launcher = Stack(self.folder, Terminal(io.StringIO()))
         launcher.secret_key = self.folder.make_secret_key()
         self.launcher = launcher
@@ -109,6 +118,10 @@ class System:
         self.set_environment()
         database = PostgresServer(self.folder, settings=DATABASE_SETTINGS)
         database.prepare()
+        account = self.folder.database_account
+        if account is not None:
+            self.mount(self.folder.postgres, DATABASE_MB, account)
+            self.mount(self.folder.postgres / "pg_wal", WAL_MB, account)
         self.parts["database"] = Part("database", database)
         self.up("database")
         self._proxy_database()
@@ -116,9 +129,11 @@ class System:
         self.parts["broker"] = Part("broker", BrokerServer(self.folder))
         self.up("broker")
         (self.folder.root / "runs").mkdir(mode=0o700)
+        self.mount(self.folder.root / "runs", RUNS_MB)
+        self._prepare_clock()
         self.web_port = free_port()
-        self.proxies["front"] = Proxy(self.loop, 0, self.web_port)
-        self.proxies["slow"] = Proxy(self.loop, 0, self.web_port)
+        for name in VIEWED:
+            self.proxies[name] = Proxy(self.loop, 0, self.web_port)
         self.parts["web"] = Part("web", self.launcher._web(self.web_port, self.environment("web")))
         self.parts["sweeper"] = Part("sweeper", self.launcher._sweeper(self.environment("sweeper")))
         for name in WORKERS:
@@ -151,6 +166,19 @@ class System:
 
     def _migrate(self) -> None:
         self.launcher._run_once("migrate", ["manage.py", "migrate", "--noinput"], self.env)
+
+    def _prepare_clock(self) -> None:
+        library = next((path for path in FAKETIME if Path(path).exists()), None)
+        if library is None:
+            return
+        self.clock = self.folder.root / "clock"
+        self.set_clock("+0")
+        self.extra_env[CLOCKED] = {
+            "LD_PRELOAD": library,
+            "FAKETIME_TIMESTAMP_FILE": str(self.clock),
+            "FAKETIME_CACHE_DURATION": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
 
     def _worker(self, name: str) -> Program:
         program = self.launcher._celery(name, "cpu", 1, self.environment(name))
@@ -199,6 +227,34 @@ class System:
             part.died_at = self.history.now() or 0.001
             self.history.add("away", "invoke", what=_kind(name))
 
+    def note_back(self, name: str) -> None:
+        """It works again, without a start."""
+        part = self.parts[name]
+        if part.died_at and part.is_alive():
+            part.died_at = 0.0
+            self.history.add("away", "ok", what=_kind(name))
+
+    def replace_web(self) -> float:
+        """Start another web process, send everybody there, and let the old one leave. Returns how long it
+        took.
+        """
+        old = self.parts["web"]
+        port = free_port()
+        self.parts["web"] = Part("web", self.launcher._web(port, self.environment("web")))
+        self.up("web")
+        self.web_port = port
+        for name in VIEWED:
+            self.proxies[name].there = port
+        began = time.monotonic()
+        if old.child is not None:
+            old.server.stop(old.child, hurry=lambda: False)
+        return time.monotonic() - began
+
+    def set_clock(self, jump: str) -> None:
+        """What the clock of one worker is wrong by, as libfaketime says it."""
+        assert self.clock is not None
+        self.clock.write_text(f"{jump}\n")
+
     def keep_up(self) -> list[str]:
         """What the launcher does: start again what ended without being asked to. Returns the names."""
         died = [name for name, part in self.parts.items() if not part.held and not part.is_alive()]
@@ -227,14 +283,16 @@ class System:
 
     # Disks
 
-    def mount(self, path: Path, megabytes: int, owner: int | None = None) -> bool:
+    def mount(self, path: Path, megabytes: int, owner: Account | None = None) -> bool:
         """A small disk at `path`, if we may. What was there is put into it."""
         if os.geteuid() != 0:
             return False
         aside = path.with_name(f"{path.name}.aside-{secrets.token_hex(4)}")
         path.rename(aside)
         path.mkdir(mode=0o700)
-        options = f"size={megabytes}m,mode=700" + ("" if owner is None else f",uid={owner}")
+        options = f"size={megabytes}m,mode=700" + (
+            "" if owner is None else f",uid={owner.uid},gid={owner.gid}"
+        )
         mounted = subprocess.run(
             ["mount", "-t", "tmpfs", "-o", options, "arborist-campaign", path],
             check=False,

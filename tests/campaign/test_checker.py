@@ -332,8 +332,10 @@ def test_time_without_a_database_is_excused_and_no_more() -> None:
     assert unexcused(0, 100, [(10, 30), (20, 50), (90, 200)]) == 50
 
 
-def test_the_graph_has_no_end_that_works() -> None:
-    from webapp.runs.models import RunStatus
+def test_the_product_and_the_checker_know_the_same_moves() -> None:
+    from webapp.runs.states import BORN
+    from webapp.runs.states import MOVES as PRODUCT
 
-    assert set(RunStatus.values) <= MOVES.keys()
-    assert all(target in MOVES for targets in MOVES.values() for target in targets)
+    product = {str(status): {str(to) for to in moves} for status, moves in PRODUCT.items()}
+    assert product | {"": MOVES[""]} == MOVES
+    assert MOVES[""] <= {str(status) for status in BORN}

@@ -42,7 +42,7 @@ class RunSeen:
     last_seq: int = 0
     checkpoint: tuple[int, int] | None = None  # epoch, step
     reason: str = ""
-    has_wish: bool = False
+    wish_seen: bool = False
 
 
 @dataclass
@@ -125,7 +125,7 @@ class Watcher:
             return
         for row in runs:
             pointer = None if row[7] is None else (row[7], row[8])
-            self._note_run(RunSeen(*row[:7], checkpoint=pointer, reason=row[9], has_wish=row[10]))
+            self._note_run(RunSeen(*row[:7], checkpoint=pointer, reason=row[9], wish_seen=row[10]))
         for run, epoch, through in attempts:
             if self._acks.get((run, epoch)) != through:
                 self._acks[run, epoch] = through
@@ -233,7 +233,7 @@ class Watcher:
 
 _ROWS = """
     SELECT r.id, r.status, r.lease_epoch, r.lease_owner, r.step, r.phase, r.last_seq, c.epoch, c.step,
-           r.reason, r.stop_requested_at IS NOT NULL
+           r.reason, r.wish_seen_at IS NOT NULL
     FROM arborist_run r LEFT JOIN arborist_checkpoint c ON c.id = r.checkpoint_id
 """
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from webapp.embedded import processes
 from webapp.embedded.processes import Identity
 from workers import child as children
 from workers import limits, reaper
-from workers.child import MARK, Lines, TrainerChild
+from workers.child import MARK, Lines, TrainerChild, temporary_folder
 
 
 @given(st.lists(st.binary(max_size=20).filter(lambda line: b"\n" not in line)), st.data())
@@ -45,7 +46,7 @@ def test_line_limit(monkeypatch: pytest.MonkeyPatch, size: int, overlong: bool, 
 def start(tmp_path: Path, code: str) -> TrainerChild:
     return TrainerChild(
         [sys.executable, "-c", code],
-        mark="1-1-test",
+        mark=f"1-1-{secrets.token_hex(4)}",
         env={
             **os.environ,
             "ARBORIST_SECRET_KEY": "s3cret",
@@ -104,13 +105,14 @@ def test_held_output_stays_in_the_pipe(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_child_dies_with_its_supervisor(tmp_path: Path) -> None:
     """Both ways: the kernel's signal, and the pipe that the trainer watches."""
+    mark = f"1-1-{secrets.token_hex(4)}"
     script = f"""
 import sys, time
 from pathlib import Path
 from workers.child import TrainerChild
 code = "import time; print('ready', flush=True); time.sleep(600)"
 log = Path({str(tmp_path / "log")!r})
-child = TrainerChild([sys.executable, "-c", code], mark="1-1-t", env={{}}, cwd=Path("."), log=log)
+child = TrainerChild([sys.executable, "-c", code], mark={mark!r}, env={{}}, cwd=Path("."), log=log)
 while not child.read(1): pass
 print(child.identity.pid, child.identity.started, flush=True)
 time.sleep(600)
@@ -124,6 +126,21 @@ time.sleep(600)
     supervisor.wait()
     supervisor.stdout.close()
     assert processes.wait_until(lambda: not trainer.is_alive(), 5)
+    # What it left behind is the reaper's to remove.
+    assert temporary_folder(mark).is_dir()
+    reaper.write(tmp_path, 1, 1, mark, trainer)
+    assert reaper.reap(tmp_path, lambda _run, _epoch: False) == 1
+    assert not temporary_folder(mark).exists()
+
+
+@pytest.mark.process
+def test_what_a_trainer_leaves_in_its_temporary_folder_goes_with_it(tmp_path: Path) -> None:
+    child = start(tmp_path, "import tempfile; print(tempfile.mkdtemp(), flush=True)")
+    (line,) = read_all(child)
+    assert Path(line.decode()).parent == temporary_folder(child.mark)
+    assert Path(line.decode()).is_dir()
+    child.end()
+    assert not temporary_folder(child.mark).exists()
 
 
 @pytest.mark.process
