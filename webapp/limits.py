@@ -8,7 +8,9 @@ SWEEP_SECONDS = 5
 RESEND_QUEUED_SECONDS = 15
 MAX_RESTARTS = 3
 RESTART_BACKOFF_SECONDS = (10, 30, 90)
-STOP_GRACE_SECONDS = 8  # after this a trainer that was asked to stop is ended
+STOP_GRACE_SECONDS = 45  # to save, of a trainer that was asked to stop; people who cannot wait stop it now
+KILL_SECONDS = 15  # a worker that has not ended a run by then that is to stop now is not waited for
+SAME_STEP_DEATHS = 2  # lost attempts at one step before a run fails
 
 LOGIN_LINK_SECONDS = 3600
 LOGIN_FAILURES_PER_ACCOUNT = 5

@@ -51,6 +51,7 @@ def _count(name: str, default: int) -> int:
 POOL_CONNECTIONS = _count("ARBORIST_DATABASE_POOL", 0)  # 0: no pool
 STATEMENT_SECONDS = _count("ARBORIST_STATEMENT_SECONDS", 0)  # 0: no limit
 
+STALLED_SECONDS = _count("ARBORIST_STALLED_SECONDS", 600)  # without progress, then a run is shown as stalled
 PROBE_MEMORY_MB = _count("ARBORIST_PROBE_MEMORY_MB", 0)  # of one probe's process; 0: half of the machine's
 
 

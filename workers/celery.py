@@ -71,9 +71,18 @@ class SharedFlag:
 
 # Set in the parent when the worker is told to stop; read by the supervisor in the pool's child.
 leaving = SharedFlag()
+# Set when it is told so once more: there is no time to save.
+hurrying = SharedFlag()
+
+
+def urgency() -> int:
+    """How urgently whatever is worked on has to leave: 0 not at all, 1 after saving, 2 now."""
+    return leaving.is_set() + hurrying.is_set()
 
 
 def _tell_supervisor(**_: object) -> None:
+    if leaving.is_set():
+        hurrying.set()
     leaving.set()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from django.db import InterfaceError, OperationalError, connection
 from django.db.models.functions import Now
@@ -29,6 +30,8 @@ class Heartbeat(threading.Thread):
         self.lease = lease
         self.lost: str | None = None
         self.wish = Wish()
+        self._kill: Callable[[], None] | None = None
+        self._hands = threading.Lock()
         self._spoke = time.monotonic()
         self._leave = threading.Event()
         self._away = False
@@ -36,6 +39,18 @@ class Heartbeat(threading.Thread):
     def trainer_spoke(self) -> None:
         """The trainer said something just now."""
         self._spoke = time.monotonic()
+
+    def take(self, kill: Callable[[], None] | None) -> None:
+        """What ends the trainer at once; None as soon as it may not be called any more. The thread that reads
+        the trainer may itself be stuck.
+        """
+        with self._hands:
+            self._kill = kill
+
+    def _end_trainer(self) -> None:
+        with self._hands:
+            if self._kill is not None:
+                self._kill()
 
     def run(self) -> None:
         beat = 0.0
@@ -46,6 +61,7 @@ class Heartbeat(threading.Thread):
                     self._look(renew=due)
                 except LeaseLostError as lost:
                     self.lost = str(lost)
+                    self._end_trainer()
                     return
                 except (OperationalError, InterfaceError) as error:
                     # The run goes on: nobody can take it either while the database is away.
@@ -74,6 +90,8 @@ class Heartbeat(threading.Thread):
         if wish.kind and wish != self.wish:
             leases.acknowledge(self.lease, wish)
             self.wish = wish
+        if self.wish.kind == "kill":
+            self._end_trainer()
 
     def leave(self) -> None:
         """Stop beating; the lease is kept by nobody from now on."""

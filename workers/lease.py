@@ -103,7 +103,9 @@ def _take_back(run: Run, lease: Lease) -> None:
         lease_until=Now() + LEASE,
         lease_owner=lease.owner[:120],
     )
-    Attempt.objects.filter(run_id=run.id, epoch=lease.epoch).update(ended_at=None, outcome="", reason="")
+    Attempt.objects.filter(run_id=run.id, epoch=lease.epoch).update(
+        ended_at=None, outcome="", reason="", last_step=None
+    )
 
 
 def renew(lease: Lease, progress_age_seconds: float) -> Wish:
@@ -180,6 +182,6 @@ def settle(run: Run, lease: Lease, status: RunStatus, reason: str) -> int:
         raise LeaseLostError(f"run {run.id} was moved by somebody else")
     outcome = "preempted" if status == RunStatus.QUEUED else str(status)
     Attempt.objects.filter(run_id=run.id, epoch=lease.epoch).update(
-        ended_at=Now(), outcome=outcome, reason=storable(reason)[:MAX_REASON]
+        ended_at=Now(), outcome=outcome, reason=storable(reason)[:MAX_REASON], last_step=run.step
     )
     return seq

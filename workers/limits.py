@@ -15,7 +15,8 @@ RECORD_BYTES = 16 * 2**20  # events are taken into memory up to this size at onc
 PROGRESS_SECONDS = 1.0  # how often the place inside a step is shown
 RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0, 5.0)  # the database is away
 
-WISH_SECONDS = 0.5  # how often the wish to stop is read: with the grace of 8 s a stop ends within 10 s
+WISH_SECONDS = 0.5  # how often the wish to pause or stop is read
+FAIL_GRACE_SECONDS = 8.0  # to save, of a trainer that cannot be worked with any more
 PREEMPT_GRACE_SECONDS = 60.0  # a worker that is told to stop gives its trainer this long to save
 FINISHED_GRACE_SECONDS = 10.0  # a trainer that said it finished may take this long to leave
 SHUTDOWN_RECORD_SECONDS = 10.0  # a worker that is told to stop waits this long for a lost database

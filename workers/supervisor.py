@@ -59,11 +59,12 @@ class CannotStartError(Exception):
 
 
 def supervise(
-    held: Lease, *, told_to_leave: Callable[[], bool] = lambda: False, command: Sequence[str] = TRAINER
+    held: Lease, *, told_to_leave: Callable[[], int] = lambda: 0, command: Sequence[str] = TRAINER
 ) -> None:
     """Work on the run until it has ended, or waits for another worker, or is not ours any more.
 
-    `told_to_leave`: the worker is shutting down. `command` is the trainer's, without its arguments.
+    `told_to_leave`: how often the worker was told to shut down; the second time there is no time to save.
+    `command` is the trainer's, without its arguments.
     """
     with sigterm_means_leave(told_to_leave) as leave:
         attempt = _Attempt(held, leave, command)
@@ -83,19 +84,22 @@ def supervise(
 
 
 @contextlib.contextmanager
-def sigterm_means_leave(told_to_leave: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
-    """A stop of a whole process group or container reaches this process before the worker can speak to it."""
-    signalled = threading.Event()
+def sigterm_means_leave(told_to_leave: Callable[[], int]) -> Iterator[Callable[[], int]]:
+    """A stop of a whole process group or container reaches this process before the worker can speak to it.
+    Told twice, there is no time to save.
+    """
+    signals = 0
 
     def note(_number: int, _frame: FrameType | None) -> None:
-        signalled.set()
+        nonlocal signals
+        signals += 1
 
     if threading.current_thread() is not threading.main_thread():
         yield told_to_leave
         return
     before = signal.signal(signal.SIGTERM, note)
     try:
-        yield lambda: signalled.is_set() or told_to_leave()
+        yield lambda: max(signals, told_to_leave())
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -103,7 +107,7 @@ def sigterm_means_leave(told_to_leave: Callable[[], bool]) -> Iterator[Callable[
 class _Attempt:
     """What an attempt holds, and the order of things."""
 
-    def __init__(self, held: Lease, told_to_leave: Callable[[], bool], command: Sequence[str]) -> None:
+    def __init__(self, held: Lease, told_to_leave: Callable[[], int], command: Sequence[str]) -> None:
         self.lease = held
         self.told_to_leave = told_to_leave
         self.command = command
@@ -198,8 +202,10 @@ class _Attempt:
         note: Path | None = None
         try:
             note = reaper.write(self.notes, run.id, self.lease.epoch, child.mark, child.identity)
+            self.heart.take(child.kill)
             watch.until_it_ends()
         finally:
+            self.heart.take(None)
             status = child.end()
             if note is not None:
                 note.unlink(missing_ok=True)
@@ -227,6 +233,8 @@ class _Attempt:
         return arguments
 
     def _newest_checkpoint(self, run: Run, recording: Recording) -> Path | None:
+        for folder in self.run_folder.glob("attempt-*/checkpoints"):
+            _give_names_back(folder)
         saved = self._patiently(lambda: list(Checkpoint.objects.filter(run=run).order_by("-seq")))
         for checkpoint in saved:
             path = self.run_folder / checkpoint.path
@@ -284,6 +292,16 @@ def _epoch(folder: Path) -> int:
     """Of `attempt-3`; 0 for anything else."""
     number = folder.name.removeprefix("attempt-")
     return int(number) if number.isdecimal() and len(number) < 19 else 0
+
+
+def _give_names_back(folder: Path) -> None:
+    """A trainer that was killed between the two renames of a checkpoint that it replaced left it parked. A
+    dead trainer's folder has no other process that mends it in time (`trainer.checkpoint`).
+    """
+    for parked in folder.glob("step-*.old-*"):
+        target = parked.with_name(parked.name.partition(".")[0])
+        if not target.exists():
+            parked.rename(target)
 
 
 def _is_whole(checkpoint: Path) -> bool:

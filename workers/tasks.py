@@ -11,7 +11,7 @@ from django.db import InterfaceError, OperationalError, connections
 
 from webapp import broker
 from workers import exports, lease, probing
-from workers.celery import app, leaving
+from workers.celery import app, leaving, urgency
 from workers.supervisor import supervise
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def train_run(self: Any, run_id: object) -> None:
     if held is None:
         logger.info("Run %s does not wait for a worker; nothing to do.", run_id)
         return
-    supervise(held, told_to_leave=leaving.is_set)
+    supervise(held, told_to_leave=urgency)
 
 
 @app.task(name=broker.WRITE_EXPORT, bind=True, ignore_result=True)  # type: ignore[untyped-decorator] # Celery

@@ -17,6 +17,7 @@ from workers.drain import Drain
 from workers.heartbeat import Heartbeat
 from workers.lease import LeaseLostError
 from workers.limits import (
+    FAIL_GRACE_SECONDS,
     FINISHED_GRACE_SECONDS,
     MAX_LINE_BYTES,
     MAX_SPOOL_BYTES,
@@ -84,7 +85,7 @@ class Watch:
         child: TrainerChild,
         recording: Recording,
         heart: Heartbeat,
-        told_to_leave: Callable[[], bool],
+        told_to_leave: Callable[[], int],
     ) -> None:
         self.child = child
         self.recording = recording
@@ -173,14 +174,17 @@ class Watch:
         if self.heart.wish.kind == "kill" and not self.is_killing:
             self.is_killing = True
             self.child.kill()
-        if self.told_to_leave() and not (self.is_leaving or self.is_stopping):
+        urgency = self.told_to_leave()
+        if urgency and not (self.is_leaving or self.is_stopping):
             self.is_leaving = True
             self._ask_to_leave(PREEMPT_GRACE_SECONDS)
+        if urgency > 1:
+            self._leave_within(0.0)
 
     def _fail(self, reason: str) -> None:
         if self.failure is None:
             self.failure = reason
-            self._ask_to_leave(STOP_GRACE_SECONDS)
+            self._ask_to_leave(FAIL_GRACE_SECONDS)
 
     def _ask_to_leave(self, grace_seconds: float) -> None:
         if self.finished is None and self._deadline is None:

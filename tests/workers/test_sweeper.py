@@ -82,6 +82,82 @@ def test_crash_loop_ends(sent: list[Any]) -> None:
     assert run.reason.startswith("Contact with its worker was lost 4 times, the last time after step 7.")
 
 
+def test_second_death_at_one_step_ends_the_run(sent: list[Any]) -> None:
+    run = lost_run()
+    sweep()
+    Run.objects.update(not_before=None)
+    assert lease.claim(run.id, "next@host") is not None
+    Run.objects.update(status="running", lease_until=Now() - timedelta(seconds=1), step=8)
+    sweep()
+    run.refresh_from_db()
+    assert run.status == "recovering"  # it had got on by a step
+    Run.objects.update(not_before=None)
+    assert lease.claim(run.id, "third@host") is not None
+    Run.objects.update(status="running", lease_until=Now() - timedelta(seconds=1))
+    sweep()
+    run.refresh_from_db()
+    assert run.status == "failed"
+    assert run.reason.startswith("Contact with its worker was lost 2 times at the same place, after step 8.")
+    # Whoever retries it knows that: what was before counts no more.
+    control(run, run.created_by, Action.RETRY)
+    assert lease.claim(run.id, "fourth@host") is not None
+    Run.objects.update(status="running", lease_until=Now() - timedelta(seconds=1))
+    sweep()
+    run.refresh_from_db()
+    assert (run.status, run.restarts) == ("recovering", 1)
+
+
+def test_lost_run_that_should_pause_is_paused(sent: list[Any]) -> None:
+    run = lost_run()
+    control(run, run.created_by, Action.PAUSE)
+    sweep()
+    run.refresh_from_db()
+    assert (run.status, run.ended_at, run.wish) == ("paused", None, "")
+    assert sent == []
+
+
+def test_worker_that_beats_but_does_not_stop_at_once_loses_the_run(
+    sent: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    held = lease.claim(run.id, "stuck@host")
+    assert held is not None
+    for action in (Action.STOP, Action.STOP_NOW):
+        control(run, run.created_by, action)
+        Run.objects.update(wish_at=Now() - timedelta(seconds=16))
+        if action == Action.STOP:
+            assert sweep().lost == 0  # it may still be saving
+    assert sweep().lost == 1
+    run.refresh_from_db()
+    assert run.status == "stopped"
+    with pytest.raises(lease.LeaseLostError):
+        lease.renew(held, 0.0)
+
+
+def test_run_without_progress_is_stalled_until_it_gets_on(sent: list[Any]) -> None:
+    run = make_run()
+    held = lease.claim(run.id, "w@host")
+    assert held is not None
+    Run.objects.update(status="running")
+    lease.renew(held, progress_age_seconds=599)
+    sweep()
+    run.refresh_from_db()
+    assert run.stalled_at is None
+    lease.renew(held, progress_age_seconds=601)
+    sweep()
+    sweep()
+    run.refresh_from_db()
+    assert (run.status, run.stalled_at is None) == ("running", False)
+    told = [event.body["reason"] for event in Event.objects.filter(run=run).order_by("seq")][2:]
+    assert [text.partition(":")[0] for text in told] == ["Stalled"]
+    control(run, run.created_by, Action.STOP)  # a wish still works
+    lease.renew(held, progress_age_seconds=-1)
+    sweep()
+    run.refresh_from_db()
+    assert run.stalled_at is None
+    assert Event.objects.filter(run=run).latest("seq").body["reason"] == "It makes progress again."
+
+
 def test_lost_run_that_should_stop_stops(sent: list[Any]) -> None:
     run = lost_run()
     control(run, run.created_by, Action.STOP)

@@ -104,6 +104,19 @@ class Run(models.Model):
         help_text="Attempts up to this one are settled: somebody took the run up again after them.",
     )
 
+    stalled_at = models.DateTimeField(
+        null=True, blank=True, help_text="Its worker lives, but since this look its trainer made no progress."
+    )
+
+    # What a fork began with; its curves go on where those of the run it came from leave off.
+    parent = models.ForeignKey(
+        "self", on_delete=models.SET_NULL, null=True, blank=True, related_name="children"
+    )
+    parent_step = models.BigIntegerField(null=True, blank=True)
+    forked_from = models.ForeignKey(
+        "Checkpoint", on_delete=models.SET_NULL, null=True, blank=True, related_name="forks"
+    )
+
     # Where it stands.
     last_seq = models.BigIntegerField(default=0, help_text="Events 1..last_seq are stored, without a gap.")
     step = models.BigIntegerField(default=0)
@@ -182,6 +195,7 @@ class Attempt(models.Model):
     )
     reason = models.CharField(max_length=2000, blank=True)
     resumed_from_step = models.BigIntegerField(null=True, blank=True)
+    last_step = models.BigIntegerField(null=True, blank=True, help_text="Where it stood when it ended.")
     recorded_through = models.BigIntegerField(
         default=0, help_text="Spool records 1..n of this attempt are stored."
     )
@@ -264,6 +278,9 @@ class Checkpoint(models.Model):
     path = models.CharField(max_length=1024)
     size_bytes = models.BigIntegerField()
     weights_sha256 = models.CharField(max_length=64)
+    is_pinned = models.BooleanField(
+        default=False, db_default=False, help_text="A fork begins with it: no rule deletes it."
+    )
     created_at = models.DateTimeField(db_default=Now())
 
     class Meta:

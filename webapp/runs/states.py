@@ -86,6 +86,7 @@ def move(
         "status": to,
         "reason": why,
         "ended_at": Now() if to in ENDED else None,
+        "stalled_at": None,
     }
     if to not in LEASED:
         columns |= {

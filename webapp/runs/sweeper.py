@@ -12,25 +12,29 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection, transaction
-from django.db.models import Q
+from django.db.models import F, Q
 from django.db.models.functions import Now
 
 from webapp import broker
 from webapp.limits import (
+    KILL_SECONDS,
     LEASE_SECONDS,
     MAX_RESTARTS,
     RESEND_QUEUED_SECONDS,
     RESTART_BACKOFF_SECONDS,
+    SAME_STEP_DEATHS,
     SWEEP_SECONDS,
 )
 from webapp.probes import sweeper as probes
 from webapp.runs.models import LEASED, Attempt, Run, RunStatus, WishKind, Worker
-from webapp.runs.states import move
+from webapp.runs.states import append_status_event, move
 
 LOCK = 0x4152_424F_5245  # any number that nobody else uses: "ARBORE"
 MAX_SENT = 1000  # messages of one sweep
 FORGET_WORKERS_SECONDS = 3600  # a worker that was not seen for so long leaves the health page
+LOOK_AT_THE_MACHINE = "Look at the worker's machine (memory, disk, log), then retry the run."
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +59,10 @@ def sweep() -> Swept:
             )
             has_just_started = cursor.fetchone()[0]
         # Nobody could renew while the database was away.
-        lost = 0 if has_just_started else _give_up_lost() + probes.give_up_lost()
+        lost = 0
+        if not has_just_started:
+            lost = _give_up_lost() + _end_unanswered() + probes.give_up_lost()
+            _tell_stalled()
         Worker.objects.filter(heartbeat_at__lt=Now() - timedelta(seconds=FORGET_WORKERS_SECONDS)).delete()
         waiting = _waiting()
     sent = _send(waiting) + probes.send_forgotten()
@@ -75,29 +82,72 @@ def _give_up(run: Run) -> None:
     restarts = run.restarts + 1
     where = f"after step {run.step}" if run.step else "before its first step"
     changes: dict[str, Any] = {"restarts": restarts}
-    owner, epoch = run.lease_owner, run.lease_epoch
     if run.wish:
-        by = run.wish_by.get_username() if run.wish_by else "somebody"
         is_pause = run.wish == WishKind.PAUSE
         status, word = (RunStatus.PAUSED, "Paused") if is_pause else (RunStatus.STOPPED, "Stopped")
-        reason = f"{word} by {by}; contact with its worker was lost {where}."
-    elif restarts > MAX_RESTARTS:
-        status = RunStatus.FAILED
-        reason = (
-            f"Contact with its worker was lost {restarts} times, the last time {where}. Look at the worker's "
-            "machine (memory, disk, log), then start the run again."
-        )
+        reason = f"{word} by {_wisher(run)}; contact with its worker was lost {where}."
+    elif loop := _crash_loop(run, restarts, where):
+        status, reason = RunStatus.FAILED, f"{loop} {LOOK_AT_THE_MACHINE}"
     else:
         back_off = RESTART_BACKOFF_SECONDS[min(run.restarts, len(RESTART_BACKOFF_SECONDS) - 1)]
         status = RunStatus.RECOVERING
         reason = f"Contact with its worker was lost {where}; another one may take it in {back_off} s."
         changes["not_before"] = Now() + timedelta(seconds=back_off)
+    _end_attempt(run, status, reason, f"Contact with {run.lease_owner} was lost {where}.", **changes)
+
+
+def _crash_loop(run: Run, restarts: int, where: str) -> str:
+    """Why the run is not tried once more; "" where it is."""
+    earlier = Attempt.objects.filter(run=run, epoch__gt=run.settled_epoch, epoch__lt=run.lease_epoch)
+    deaths = 1 + earlier.filter(outcome="lost", last_step=run.step).count()
+    if deaths >= SAME_STEP_DEATHS:
+        return f"Contact with its worker was lost {deaths} times at the same place, {where}."
+    if restarts > MAX_RESTARTS:
+        return f"Contact with its worker was lost {restarts} times, the last time {where}."
+    return ""
+
+
+def _end_unanswered() -> int:
+    """End runs that are to stop at once and whose worker beats but does not do it."""
+    waited = Now() - timedelta(seconds=KILL_SECONDS)
+    unanswered = Run.objects.filter(status__in=LEASED, wish=WishKind.KILL, wish_at__lt=waited)
+    runs = list(unanswered.defer("config").select_for_update(skip_locked=True).order_by("id"))
+    for run in runs:
+        reason = f"Stopped by {_wisher(run)}; its worker did not end it in {KILL_SECONDS} s and lost it."
+        _end_attempt(run, RunStatus.STOPPED, reason, f"{run.lease_owner} did not end it when asked to.")
+    return len(runs)
+
+
+def _end_attempt(run: Run, status: RunStatus, reason: str, why_lost: str, **changes: Any) -> None:
     if move(run, status, reason, actor="sweeper", **changes) is None:
         return
-    Attempt.objects.filter(run=run, epoch=epoch).update(
-        ended_at=Now(), outcome="lost", reason=f"Contact with {owner} was lost {where}."
+    Attempt.objects.filter(run=run, epoch=run.lease_epoch).update(
+        ended_at=Now(), outcome="lost", reason=why_lost, last_step=run.step
     )
     logger.warning("Run %s: %s", run.id, reason)
+
+
+def _wisher(run: Run) -> str:
+    return run.wish_by.get_username() if run.wish_by else "somebody"
+
+
+def _tell_stalled() -> None:
+    """Mark runs whose worker lives but whose trainer does not get on, and those that get on again."""
+    seconds = settings.STALLED_SECONDS
+    leased = Run.objects.filter(status__in=LEASED).defer("config")
+    silent = leased.filter(stalled_at__isnull=True, progress_at__lt=Now() - timedelta(seconds=seconds))
+    for run in silent.select_for_update(skip_locked=True).order_by("id"):
+        Run.objects.filter(id=run.id).update(stalled_at=Now())
+        why = (
+            f"Stalled: no progress for {seconds} s, though its worker is alive. Look at its log; if it "
+            "hangs, stop it now and retry."
+        )
+        append_status_event(run.id, run.lease_epoch, None, why, actor="sweeper", stalled="yes")
+        logger.warning("Run %s makes no progress.", run.id)
+    moving = leased.filter(progress_at__gt=F("stalled_at"))
+    for run in moving.select_for_update(skip_locked=True).order_by("id"):
+        Run.objects.filter(id=run.id).update(stalled_at=None)
+        append_status_event(run.id, run.lease_epoch, None, "It makes progress again.", actor="sweeper")
 
 
 def _waiting() -> dict[str, list[int]]:
