@@ -9,7 +9,7 @@ import pytest
 
 from webapp.study import plan
 from webapp.study.plan import CREDITS, SAMPLINGS, TASKS, UPDATE_TOKENS, Cell, config
-from webapp.study.report import choose_update_tokens, estimate, figure, tables, tuning_tables
+from webapp.study.report import choose_update_tokens, contrasts, estimate, figure, tables, tuning_tables
 from webapp.study.results import Result, append_result, by_method, read_results, result_of
 
 CELL = Cell(TASKS["uniform-8"], "flat", "trajectory", 5000, 1)
@@ -23,9 +23,11 @@ def result(
     update: int = 5000,
     greedy: float = 0.9,
     status: str = "succeeded",
+    sampling: str = "flat",
 ) -> Result:
     curve = tuple((1000.0 * i, 100.0 * i, 2.0 * i, value, greedy) for i, value in enumerate(sampled))
-    return Result(f"{seed}{credit}{update}", "uniform-8", "flat", credit, update, seed, status, curve)
+    identity = f"{seed}{sampling}{credit}{update}"
+    return Result(identity, "uniform-8", sampling, credit, update, seed, status, curve)
 
 
 @pytest.mark.parametrize(
@@ -180,3 +182,31 @@ def test_figure_has_a_dot_per_seed_and_one_for_the_mean() -> None:
     )
     assert drawing.count("<circle") == 3
     assert figure([result([0.1, 0.9], seed=0)], "uniform-8") == ""
+
+
+def test_accuracy_at_a_budget_lies_on_the_line_between_two_evaluations() -> None:
+    found = result([0.1, 0.3, 0.2])  # after 0, 1000, 2000 tokens; 0, 100, 200 trained; 0, 2, 4 CPU-seconds
+    assert found.accuracy_at(0, 500) == pytest.approx(0.2)
+    assert found.accuracy_at(1, 150) == pytest.approx(0.25)
+    assert found.accuracy_at(2, 2.0) == pytest.approx(0.3)
+    assert (found.accuracy_at(0, 0), found.accuracy_at(0, 9e9)) == (0.1, 0.2)
+
+
+def test_contrasts_are_paired_by_seed_over_the_other_factor() -> None:
+    effect = {"flat": 0.0, "segments": -0.02, "forks": 0.04, "lookahead": 0.01}
+    given = {"trajectory": 0.0, "sibling": -0.1, "global": 0.06, "ancestor": 0.0}
+    seeds = {1: 0.2, 2: 0.5}  # seeds differ by far more than methods, and that does not matter
+    runs = [
+        result([level + effect[s] + given[c]] * 2, seed=seed, sampling=s, credit=c)
+        for seed, level in seeds.items()
+        for s in SAMPLINGS
+        for c in CREDITS
+    ]
+    lone = result([0.9, 0.9], seed=3)  # a seed that lacks methods counts nowhere
+    found = {one.level: one.difference for one in contrasts([*runs, lone])}
+    assert found["surprisal forks"].mean == pytest.approx(0.04)
+    assert found["fixed segments"].mean == pytest.approx(-0.02)
+    assert found["sibling step"].mean == pytest.approx(-0.1)
+    assert all(one.n == 2 and one.half == pytest.approx(0.0, abs=1e-9) for one in found.values())
+    assert "| surprisal forks | +0.040 ± 0.000 | global + step | +0.060 ± 0.000 |" in tables(runs)
+    assert contrasts([lone]) == []

@@ -69,26 +69,93 @@ def tables(results: Iterable[Result]) -> str:
             continue
         rows.sort(key=lambda row: -statistics.fmean(run.mean_accuracy for run in row[1]))
         start = statistics.fmean(run.curve[0][3] for _, runs in rows for run in runs)
+        trained = min(statistics.fmean(run.trained_tokens for run in runs) for _, runs in rows)
+        seconds = min(statistics.fmean(run.cpu_seconds for run in runs) for _, runs in rows)
         parts += [
             f"### {task.errors} errors, k = {task.operations}",
             "",
             f"Start: {start:.3f} sampled.",
             "",
-            "| sampling | credit | mean accuracy | final | update | M tokens | M trained | CPU-s | fell |",
-            "|---|---|---|---|---|---|---|---|---|",
+            (
+                f"| sampling | credit | mean accuracy | final | after {trained / 1e3:.0f} k trained "
+                f"| after {seconds:.0f} CPU-s | update | M tokens | M trained | CPU-s | fell |"
+            ),
+            "|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         for (_, sampling, credit), runs in rows:
             parts.append(
                 f"| {SAMPLING_WORDS[_sampling(sampling)]} | {CREDIT_WORDS[_credit(credit)]} "
                 f"| {estimate([run.mean_accuracy for run in runs])} "
-                f"| {estimate([run.final_accuracy for run in runs])} | {runs[0].update_tokens:,} "
+                f"| {estimate([run.final_accuracy for run in runs])} "
+                f"| {statistics.fmean(run.accuracy_at(1, trained) for run in runs):.3f} "
+                f"| {statistics.fmean(run.accuracy_at(2, seconds) for run in runs):.3f} "
+                f"| {runs[0].update_tokens:,} "
                 f"| {statistics.fmean(run.curve[-1][0] for run in runs) / 1e6:.2f} "
                 f"| {statistics.fmean(run.trained_tokens for run in runs) / 1e6:.2f} "
                 f"| {statistics.fmean(run.cpu_seconds for run in runs):.0f} "
                 f"| {sum(run.is_collapsed for run in runs)} of {len(runs)} |"
             )
-        parts.append("")
+        parts += ["", *_contrast_table([run for _, runs in rows for run in runs])]
     return "\n".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """What one level of a factor does against the factor's first: difference in mean accuracy, the mean over
+    all levels of the other factor, seed by seed. Runs of a seed share start and held-out problems: a pair.
+    """
+
+    level: str
+    difference: Estimate
+
+
+def contrasts(results: Iterable[Result]) -> list[Contrast]:
+    """Of one task: samplings against flat, then credits against trajectory. Only seeds with all methods
+    count.
+    """
+    runs = {(r.sampling, r.credit, r.seed): r.mean_accuracy for r in results if r.seed != TUNING_SEED}
+    cells = [(sampling, credit) for sampling in SAMPLINGS for credit in CREDITS]
+    seeds = sorted({seed for *_, seed in runs})
+    seeds = [seed for seed in seeds if all((*cell, seed) in runs for cell in cells)]
+    if not seeds:
+        return []
+
+    def over(seed: int, sampling: str = "", credit: str = "") -> float:
+        chosen = [cell for cell in cells if (sampling or cell[0], credit or cell[1]) == cell]
+        return statistics.fmean(runs[*cell, seed] for cell in chosen)
+
+    found = []
+    for kind in SAMPLINGS[1:]:
+        differences = [over(seed, sampling=kind) - over(seed, sampling=SAMPLINGS[0]) for seed in seeds]
+        found.append(Contrast(SAMPLING_WORDS[kind], estimate(differences)))
+    for given in CREDITS[1:]:
+        differences = [over(seed, credit=given) - over(seed, credit=CREDITS[0]) for seed in seeds]
+        found.append(Contrast(CREDIT_WORDS[given], estimate(differences)))
+    return found
+
+
+def _contrast_table(results: Sequence[Result]) -> list[str]:
+    found = contrasts(results)
+    if not found:
+        return []
+    half = len(SAMPLINGS) - 1
+    lines = [
+        (
+            f"Over all credits, against {SAMPLING_WORDS[SAMPLINGS[0]]} sampling; over all samplings, against "
+            f"{CREDIT_WORDS[CREDITS[0]]} credit (paired by seed, {found[0].difference.n} seeds):"
+        ),
+        "",
+        "| sampling | mean accuracy | credit | mean accuracy |",
+        "|---|---|---|---|",
+    ]
+    for left, right in zip(found[:half], found[half:], strict=True):
+        lines.append(f"| {left.level} | {_signed(left)} | {right.level} | {_signed(right)} |")
+    return [*lines, ""]
+
+
+def _signed(contrast: Contrast) -> str:
+    found = contrast.difference
+    return f"{found.mean:+.3f}" + (f" ± {found.half:.3f}" if found.n > 1 else "")
 
 
 def tuning_tables(results: Iterable[Result]) -> str:

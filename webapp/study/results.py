@@ -51,6 +51,16 @@ class Result:
     def cpu_seconds(self) -> float:
         return self.curve[-1][2]
 
+    def accuracy_at(self, axis: int, budget: float) -> float:
+        """Sampled accuracy when `budget` was spent, on a straight line between evaluations; beyond them the
+        last one. axis: 0 generated tokens, 1 trained tokens, 2 CPU-seconds.
+        """
+        for before, after in zip(self.curve, self.curve[1:], strict=False):
+            if after[axis] >= budget > before[axis]:
+                share = (budget - before[axis]) / (after[axis] - before[axis])
+                return before[3] + share * (after[3] - before[3])
+        return self.curve[-1][3] if budget > 0 else self.curve[0][3]
+
     @property
     def is_collapsed(self) -> bool:
         """Whether the run failed, or ended below where it began, sampled, or by more than .1, greedy."""
