@@ -17,7 +17,6 @@ from typing import Any
 
 import orjson
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
-from django.db import OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
 from ninja import NinjaAPI
 from ninja.errors import HttpError, Throttled, ValidationError
@@ -29,10 +28,12 @@ from ninja.utils import check_csrf
 from trainer.text import storable
 from webapp import strict_json
 from webapp.accounts.models import User
-from webapp.errors import DATABASE_AWAY, RequestError, error_response
+from webapp.errors import RequestError, error_response
 from webapp.exports.api import router as exports_router
 from webapp.limits import API_CALLS, API_WINDOW_SECONDS, MAX_BODY_BYTES
+from webapp.live.api import router as live_router
 from webapp.notes.api import router as notes_router
+from webapp.outages import outage_of, unavailable
 from webapp.probes.api import router as probes_router
 from webapp.projects.access import user_of
 from webapp.runs.api import router as runs_router
@@ -110,6 +111,7 @@ api = NinjaAPI(
     throttle=[PerUser()],
 )
 api.add_router("", runs_router)
+api.add_router("", live_router)
 api.add_router("", trees_router)
 api.add_router("", exports_router)
 api.add_router("", probes_router)
@@ -174,15 +176,11 @@ def _field_error(detail: Mapping[str, Any]) -> dict[str, str]:
     return {"path": storable(".".join(loc))[:200], "message": storable(str(detail["msg"]))[:500]}
 
 
-@api.exception_handler(OperationalError)
-def _database_away(request: HttpRequest, error: OperationalError) -> HttpResponse:
-    log.error("the database failed at %s %s: %s", request.method, request.path, error)
-    return error_response(503, DATABASE_AWAY)
-
-
 @api.exception_handler(Exception)
 def _failed(request: HttpRequest, error: Exception) -> HttpResponse:
-    """A fault of ours: an id for the person, everything else for the log."""
+    """A fault of ours: an id for the person, everything else for the log. An outage is none, and passes."""
+    if outage := outage_of(error):
+        return unavailable(request, error, outage)
     fault = secrets.token_hex(6)
     log.error("fault %s at %s %s", fault, request.method, request.path, exc_info=error)
     return error_response(

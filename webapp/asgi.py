@@ -27,8 +27,8 @@ def build() -> Any:  # an ASGI application: asgiref's types are too narrow for m
         raise ImproperlyConfigured(" ".join(f"{error.msg} {error.hint}" for error in found))
 
     # These need Django's apps to be loaded.
-    from channels.auth import AuthMiddlewareStack
     from channels.routing import ProtocolTypeRouter, URLRouter
+    from channels.sessions import CookieMiddleware
 
     from webapp.body_limit import BodyLimit
     from webapp.live.routing import websocket_urlpatterns
@@ -37,7 +37,7 @@ def build() -> Any:  # an ASGI application: asgiref's types are too narrow for m
     return ProtocolTypeRouter(
         {
             "http": BodyLimit(django_application),
-            "websocket": OwnOrigin(AuthMiddlewareStack(URLRouter(websocket_urlpatterns))),
+            "websocket": OwnOrigin(CookieMiddleware(URLRouter(websocket_urlpatterns))),
         }
     )
 

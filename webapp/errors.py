@@ -15,7 +15,6 @@ from django.http import HttpRequest, HttpResponse
 log = logging.getLogger(__name__)
 
 API_PREFIX = "/api/"
-DATABASE_AWAY = "The database does not answer, or not in time. Runs go on; try again in a minute."
 
 
 class RequestError(Exception):

@@ -47,7 +47,13 @@ SOCKET_RECHECK_SECONDS = 10
 SOCKET_RESYNC_EVENTS = 500
 DATABASE_STATEMENT_SECONDS = 5
 DATABASE_POOL = 20  # connections of one web process
+DATABASE_POOL_WAIT_SECONDS = 5  # for one of them
+DATABASE_RECONNECT_SECONDS = 2  # the pool's own attempts; it waits longer and longer between them
+OUTAGE_RETRY_SECONDS = 5  # when a page that was refused for an outage may be asked for again
 SOCKET_READERS = 4  # threads that read for sockets
+SOCKET_READ_SECONDS = 15  # for one read with its wait for a thread; a frozen database sends no error
+SOCKET_ASK_SECONDS = 1.0  # between questions while the database is away
+SOCKET_ASK_PATIENCE_SECONDS = 6  # for an answer
 SOCKET_SUMMARIES_PER_SECOND = 2
 SOCKET_TAIL_BYTES = 1_000_000  # the newest events of a watched run, kept once for all its viewers
 

@@ -15,7 +15,7 @@ from csp.constants import NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
 
 from webapp.embedded.folder import DataFolder
-from webapp.limits import MAX_BODY_BYTES
+from webapp.limits import DATABASE_POOL_WAIT_SECONDS, DATABASE_RECONNECT_SECONDS, MAX_BODY_BYTES
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 FOLDER = DataFolder.at(os.environ.get("ARBORIST_DATA_DIR") or BASE_DIR / ".arborist")
@@ -80,7 +80,15 @@ def _database(url: str) -> dict[str, object]:
             "options": "-c idle_in_transaction_session_timeout=60s "
             f"-c statement_timeout={STATEMENT_SECONDS}s",
             **(
-                {"pool": {"min_size": 1, "max_size": POOL_CONNECTIONS, "timeout": 5}}
+                {
+                    "pool": {
+                        "min_size": 1,
+                        "max_size": POOL_CONNECTIONS,
+                        "timeout": DATABASE_POOL_WAIT_SECONDS,
+                        # Its waits between attempts double up to this; it must not sleep on.
+                        "reconnect_timeout": DATABASE_RECONNECT_SECONDS,
+                    }
+                }
                 if POOL_CONNECTIONS
                 else {}
             ),
@@ -139,6 +147,7 @@ AUTH_USER_MODEL = "accounts.User"
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
+    "webapp.outages.OutageMiddleware",
     "csp.middleware.CSPMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",

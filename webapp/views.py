@@ -9,14 +9,15 @@ import secrets
 import sys
 from typing import Any
 
-from django.db import DatabaseError, InterfaceError, OperationalError, connection
+from django.db import DatabaseError, InterfaceError, connection
 from django.db.models import Count, Q
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import redirect, render
 from django.template import loader
 from django.views.decorators.cache import never_cache
 
-from webapp.errors import DATABASE_AWAY, error_response, is_api
+from webapp.errors import error_response, is_api
+from webapp.outages import outage_of, unavailable
 from webapp.projects.access import projects_for
 from webapp.runs.models import ACTIVE
 
@@ -76,8 +77,9 @@ def server_error(request: HttpRequest) -> HttpResponse:
     """A fault of ours: an id for the person, the traceback (logged by Django just before) for the log. A
     database that does not answer is no fault: 503, and it passes.
     """
-    if isinstance(sys.exc_info()[1], OperationalError):
-        return _unavailable(request)
+    error = sys.exc_info()[1]
+    if error is not None and (outage := outage_of(error)):
+        return unavailable(request, error, outage)
     fault = secrets.token_hex(6)
     log.error("fault %s at %s %s", fault, request.method, request.path)
     detail = f"Something failed here, and the log has it as {fault}."
@@ -85,13 +87,6 @@ def server_error(request: HttpRequest) -> HttpResponse:
         return error_response(500, detail, id=fault)
     # Without context processors: what failed may be the database that they ask.
     return HttpResponse(loader.get_template("500.html").render({"fault": fault, "shell": {}}), status=500)
-
-
-def _unavailable(request: HttpRequest) -> HttpResponse:
-    if is_api(request):
-        return error_response(503, DATABASE_AWAY)
-    page = loader.get_template("500.html").render({"reason": DATABASE_AWAY, "shell": {}})
-    return HttpResponse(page, status=503, headers={"Retry-After": "30"})
 
 
 def _error(request: HttpRequest, status: int, template: str, reason: str, **context: Any) -> HttpResponse:

@@ -61,6 +61,8 @@ class Site:
     url: str
     planted: dict[str, Any]
     database_url: str
+    folder: Path
+    supervisor: int  # its pid
 
 
 def _free_port() -> int:
@@ -103,7 +105,9 @@ def site() -> Iterator[Site]:
             timeout=60,
         )
         assert planted.returncode == 0, planted.stderr
-        yield Site(f"http://127.0.0.1:{port}", json.loads(planted.stdout), _database_url(folder))
+        yield Site(
+            f"http://127.0.0.1:{port}", json.loads(planted.stdout), _database_url(folder), folder, stack.pid
+        )
     finally:
         stack.send_signal(signal.SIGINT)
         try:

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { backoffSeconds, LiveSocket, SILENCE_SECONDS } from "../../webapp/static/js/live/socket.js";
+import { backoffSeconds, CONNECT_SECONDS, LiveSocket, SILENCE_SECONDS } from "../../webapp/static/js/live/socket.js";
 import { liveWords } from "../../webapp/static/js/live/words.js";
 import { announcer } from "../../webapp/static/js/core/announce.js";
 
@@ -24,6 +24,11 @@ function fakeClock() {
         due.callback();
       }
       now = end;
+    },
+    /** The machine sleeps: the wall clock goes on, timers do not. */
+    sleep(ms) {
+      now += ms;
+      for (const timer of timers) timer.at += ms;
     },
   };
 }
@@ -104,13 +109,14 @@ test("answers pings, and hands on everything else", () => {
   sockets[0].say({ type: "ping" });
   sockets[0].say({ type: "resync", run: 1, last_seq: 2 });
   assert.deepEqual(sockets[0].sent, [{ type: "pong" }]);
-  assert.deepEqual(messages, [{ type: "resync", run: 1, last_seq: 2 }]);
+  assert.deepEqual(messages, [{ type: "ping" }, { type: "resync", run: 1, last_seq: 2 }]);
 });
 
 test("forty seconds of silence are a lost connection; a message in time is not", () => {
   const { clock, sockets, live } = fixture();
   live.connect();
   sockets[0].accept();
+  sockets[0].say({ type: "ping" });
   clock.advance(1000 * SILENCE_SECONDS - 1);
   sockets[0].say({ type: "ping" });
   clock.advance(1000 * SILENCE_SECONDS - 1);
@@ -118,6 +124,46 @@ test("forty seconds of silence are a lost connection; a message in time is not",
   clock.advance(1 + 500);
   assert.equal(sockets.length, 2);
   assert.ok(sockets[0].closed);
+});
+
+test("a server that takes the connection and never speaks is given up sooner", () => {
+  const { clock, sockets, live } = fixture();
+  live.connect();
+  sockets[0].accept();
+  clock.advance(1000 * CONNECT_SECONDS + 500);
+  assert.equal(sockets.length, 2);
+});
+
+test("after a night asleep the dead connection is found at the first look", () => {
+  const { clock, sockets, live } = fixture();
+  live.connect();
+  sockets[0].accept();
+  sockets[0].say({ type: "ping" });
+  clock.sleep(8 * 3600 * 1000);
+  live.look();
+  assert.ok(sockets[0].closed);
+  clock.advance(500);
+  assert.equal(sockets.length, 2);
+});
+
+test("a server that is seen to answer is asked within a second, whatever the wait", () => {
+  const { clock, sockets, live } = fixture();
+  live.connect();
+  for (let i = 0; i < 7; i++) {
+    sockets.at(-1).drop();
+    if (i < 6) clock.advance(15_000);
+  }
+  const before = sockets.length;
+  live.hurry();
+  live.hurry();
+  clock.advance(500);
+  assert.equal(sockets.length, before + 1);
+  clock.advance(10_000); // the wait that was cut short is over, too
+  assert.equal(sockets.length, before + 1);
+  live.rest();
+  live.hurry();
+  clock.advance(60_000);
+  assert.equal(sockets.length, before + 1);
 });
 
 test("does not knock again once the server says that nobody is logged in", () => {
@@ -145,18 +191,52 @@ test("a resting tab holds no connection and comes back with its cursors", () => 
   assert.deepEqual(sockets[1].sent, [{ type: "subscribe", run: 5, from_seq: 9 }]);
 });
 
-const now = (more = {}) => ({ connection: "open", paused: false, held: 0, missing: 0, behind: 0.4, lastData: 0, state: { status: "running", heartbeat_age_s: 1 }, ...more });
+const run = (more = {}) => ({ status: "running", heartbeat_age_s: 1, progress_age_s: 1, ...more });
+const now = (more = {}) => ({ connection: "open", databaseAway: false, paused: false, held: 0, missing: 0, behind: 0.4, silence: 1, lastData: 0, state: run(), ...more });
+const AT = /\d\d:\d\d:\d\d$/;
 
 test("the status line tells live, catching up, paused, lost, silent and finished apart", () => {
   assert.equal(liveWords(now()).text, "Live · 0.4 s behind");
-  assert.equal(liveWords(now({ behind: -0.2 })).text, "Live · 0.0 s behind");
+  assert.equal(liveWords(now({ behind: 75 })).text, "Live · 1 min 15 s behind");
   assert.equal(liveWords(now({ missing: 1204 })).text, "Catching up · 1,204 events");
   assert.equal(liveWords(now({ paused: true, held: 312 })).text, "Paused by you · +312 steps");
   assert.match(liveWords(now({ connection: "reconnecting" })).text, /^Reconnecting · last data \d\d:\d\d:\d\d$/);
-  assert.equal(liveWords(now({ state: { status: "running", heartbeat_age_s: 45.3 } })).text, "Worker silent for 45 s");
-  assert.equal(liveWords(now({ state: { status: "stopped", heartbeat_age_s: null } })).text, "Finished");
-  assert.equal(liveWords(now({ missing: 5, state: { status: "stopped", heartbeat_age_s: null } })).text, "Catching up · 5 events");
+  assert.match(liveWords(now({ databaseAway: true })).text, /^Database unreachable · last data \d\d:\d\d:\d\d$/);
+  assert.equal(liveWords(now({ state: run({ heartbeat_age_s: 45.3 }) })).text, "Worker silent for 45 s");
+  assert.equal(liveWords(now({ state: run({ stalled: true, progress_age_s: 720 }) })).text, "Stalled · no progress for 12 min");
   assert.match(liveWords(now({ connection: "refused" })).text, /log in again/);
+});
+
+test("a clock that runs ahead is no claim about the page", () => {
+  assert.equal(liveWords(now({ behind: -0.2 })).text, "Live · 0.0 s behind");
+  assert.equal(liveWords(now({ behind: -7200 })).text, "Live");
+  assert.equal(liveWords(now({ behind: null })).text, "Live");
+});
+
+test("nothing that nobody works on is called live", () => {
+  const dead = { heartbeat_age_s: null, progress_age_s: 30 };
+  for (const status of ["succeeded", "stopped", "failed", "cancelled", "queued", "recovering", "paused"]) {
+    const { word, text } = liveWords(now({ state: run({ ...dead, status }) }));
+    assert.notEqual(word, "live");
+    assert.doesNotMatch(text, /Live/);
+  }
+  assert.equal(liveWords(now({ state: run({ ...dead, status: "succeeded" }) })).text, "Finished");
+  assert.equal(liveWords(now({ state: run({ ...dead, status: "failed" }) })).text, "Finished · failed");
+  assert.match(liveWords(now({ state: run({ ...dead, status: "recovering" }) })).text, /^Waiting for another worker · last data /);
+  assert.match(liveWords(now({ state: run({ ...dead, status: "paused" }) })).text, AT);
+  assert.equal(liveWords(now({ missing: 5, state: run({ ...dead, status: "stopped" }) })).text, "Catching up · 5 events");
+});
+
+test("an end that was heard before the line was cut is not said to be sure: the run may have been started again", () => {
+  assert.match(liveWords(now({ connection: "reconnecting", state: run({ status: "failed", heartbeat_age_s: null }) })).text, /^Reconnecting/);
+});
+
+test("a server that says nothing is told apart from a worker that says nothing", () => {
+  const silent = now({ silence: 14, state: run({ heartbeat_age_s: 16 }) });
+  assert.match(liveWords(silent).text, /^Server silent for 14 s · last data /);
+  // Of a run that waits it has less to say.
+  assert.equal(liveWords(now({ silence: 14, state: run({ status: "queued", heartbeat_age_s: null }) })).text, "Waiting for a worker");
+  assert.match(liveWords(now({ silence: 26, state: run({ status: "queued", heartbeat_age_s: null }) })).text, /^Server silent/);
 });
 
 test("screen readers hear at most one sentence per ten seconds, the newest", () => {

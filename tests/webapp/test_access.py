@@ -86,6 +86,7 @@ API = {
     "POST /api/v1/runs/{run_id}/retry": (401, 404, 403, 409),
     "GET /api/v1/runs/{run_id}/metrics": (401, 404, 200, 200),
     "GET /api/v1/runs/{run_id}/events": (401, 404, 200, 200),
+    "GET /api/v1/runs/{run_id}/news": (401, 404, 200, 200),
     "GET /api/v1/runs/{run_id}/steps": (401, 404, 200, 200),
     "GET /api/v1/runs/{run_id}/trees": (401, 404, 200, 200),
     "GET /api/v1/runs/{run_id}/icicles": (401, 404, 200, 200),

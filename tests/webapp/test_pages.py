@@ -7,12 +7,15 @@ import re
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from typing import Any
+from urllib.parse import urlencode
 
+import psycopg
 import pytest
 from django.core.cache import cache
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from psycopg_pool import PoolTimeout
 from ruamel.yaml import YAML
 
 from tests.webapp.material import People, add_metrics, add_tree, next_event, start, worked_tree
@@ -20,6 +23,7 @@ from tests.webapp.test_access import fill, page_routes
 from trainer.config import RunConfig
 from trainer.metrics import METRICS
 from webapp.errors import RequestError
+from webapp.outages import outage_of
 from webapp.projects.models import Project
 from webapp.runs import services
 from webapp.runs.models import Run, RunStatus, Worker
@@ -387,8 +391,60 @@ def test_a_slow_statement_is_503_and_not_a_fault(
     client.raise_request_exception = False
     answer, page = client.get(f"/api/v1/runs/{run.id}"), client.get(f"/r/{run.id}/events")
     assert (answer.status_code, page.status_code) == (503, 503)
-    assert answer.json()["detail"].startswith("The database does not answer")
-    assert page.headers["Retry-After"] == "30"
+    assert answer.json()["detail"].startswith("The database did not answer within 5 s")
+    assert "The database took too long" in page.content.decode()
+    assert answer.headers["Retry-After"] == page.headers["Retry-After"] == "5"
+
+
+FORM = "application/x-www-form-urlencoded"
+
+
+def test_a_form_that_met_an_outage_can_be_sent_again_and_holds_no_secret(
+    run: Run, people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any, **__: Any) -> None:
+        raise OperationalError("no route to the database")
+
+    monkeypatch.setattr("webapp.runs.views.get_project", away)
+    monkeypatch.setattr("webapp.accounts.forms.LoginForm.clean", away)
+    client = people.client("editor")
+    client.raise_request_exception = False
+    page = client.post("/p/lab/new", urlencode({"name": "<b>mine</b>", "training.steps": "7"}), FORM)
+    assert page.status_code == 503
+    assert '<form method="post" action="/p/lab/new">' in page.content.decode()
+    assert 'name="name" value="&lt;b&gt;mine&lt;/b&gt;"' in page.content.decode()
+    assert "http-equiv" not in page.content.decode()  # a page that was sent is not asked for by itself
+    login = Client(raise_request_exception=False).post(
+        "/login/", urlencode({"username": "a", "password": "canary"}), FORM
+    )
+    assert login.status_code == 503
+    assert "canary" not in login.content.decode()
+    # What another site sends is not shown in our page.
+    strict = Client(enforce_csrf_checks=True, raise_request_exception=False)
+    strict.cookies = client.cookies
+    assert "canary" not in strict.post("/p/lab/new", "name=canary", FORM).content.decode()
+
+
+@pytest.mark.parametrize(
+    ("cause", "word"),
+    [
+        (psycopg.errors.QueryCanceled(), "too slow"),
+        (psycopg.errors.LockNotAvailable(), "too slow"),
+        (psycopg.errors.TooManyConnections(), "busy"),
+        (PoolTimeout(), "busy"),  # the server is there
+        (psycopg.errors.DiskFull(), "full"),
+        (psycopg.errors.DeadlockDetected(), "crossed"),
+        (psycopg.OperationalError("connection refused"), "unreachable"),
+        (psycopg.errors.AdminShutdown(), "unreachable"),
+    ],
+)
+def test_outages_are_told_apart(db: None, cause: psycopg.Error, word: str) -> None:
+    error = OperationalError("as Django wraps it")
+    error.__cause__ = cause
+    found = outage_of(error)
+    assert found is not None
+    assert found.word == word
+    assert outage_of(ValueError()) is None
 
 
 def test_healthz_tells_strangers_one_word(db: None, monkeypatch: pytest.MonkeyPatch) -> None:

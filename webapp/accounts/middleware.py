@@ -16,6 +16,7 @@ from django.shortcuts import redirect, resolve_url
 
 from webapp.accounts.services import find_token
 from webapp.errors import error_response, is_api
+from webapp.outages import OUTAGES, outage_of, unavailable
 
 OPEN_VIEWS = frozenset({"login", "login-link", "healthz"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -36,6 +37,15 @@ class LoginRequiredMiddleware:
     def process_view(
         self, request: HttpRequest, _view: Callable[..., Any], _args: Any, _kwargs: Any
     ) -> HttpResponseBase | None:
+        try:
+            return self._check(request)
+        except OUTAGES as error:
+            # Who asks cannot be known now, so nothing is shown.
+            if (outage := outage_of(error)) is None:
+                raise
+            return unavailable(request, error, outage)
+
+    def _check(self, request: HttpRequest) -> HttpResponseBase | None:
         match = request.resolver_match
         if match is not None and match.view_name in OPEN_VIEWS:
             return None

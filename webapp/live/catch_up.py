@@ -19,7 +19,7 @@ from webapp.trees.querysets import tree_row
 MAX_PROMPT_LETTERS = 2000  # of a tree's row in a frame; the tree's own page shows all
 MAX_WATCHED_RUNS = 200
 _TREE_FIELDS = [f for f in StoredTree._meta.concrete_fields if f.name != "payload"]
-_VOLATILE = ("heartbeat_age_s", "eta_s")
+_VOLATILE = ("heartbeat_age_s", "progress_age_s", "eta_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,8 @@ def _states(runs: Sequence[Run]) -> list[State]:
     found = []
     for run, state in zip(runs, run_states(runs), strict=True):
         core = {key: value for key, value in state.items() if key not in _VOLATILE}
+        if core["wish"]:
+            core["wish"] = {**core["wish"], "age_s": None}
         found.append(State(run.id, encode(state), encode(core), run.status in LEASED, run.is_active))
     return found
 

@@ -15,10 +15,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-import psycopg
-from django.db import DatabaseError, InterfaceError
+from django.conf import settings
+from django.db import DatabaseError
 
 from webapp.limits import (
+    SOCKET_ASK_SECONDS,
     SOCKET_BAD_MESSAGES,
     SOCKET_FRAMES_PER_SECOND,
     SOCKET_MESSAGE_BYTES,
@@ -31,12 +32,11 @@ from webapp.limits import (
 from webapp.live import access, catch_up
 from webapp.live.catch_up import encode
 from webapp.live.feeds import Hub, ProjectFeed, RunFeed, frame_text
-from webapp.live.reading import read
+from webapp.live.reading import UNREACHABLE, read
 
 NOT_LOGGED_IN, POLICY, UNSUPPORTED, TOO_LARGE, TRY_LATER, GONE = 4401, 1008, 1003, 1009, 1013, 1001
 MAX_ID, MAX_SEQ = 2**63 - 1, 2**53
 _SLUG = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_UNREACHABLE = (DatabaseError, InterfaceError, psycopg.Error)
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +83,8 @@ async def live(scope: Scope, receive: Receive, send: Send) -> None:
     if (await receive())["type"] != "websocket.connect":
         return
     await send({"type": "websocket.accept"})
-    session = scope.get("session")
-    await LiveSocket(getattr(session, "session_key", None), receive, send).run()
+    # Only the key: whose session it is, is asked when something is to be shown, and again and again.
+    await LiveSocket(scope["cookies"].get(settings.SESSION_COOKIE_NAME), receive, send).run()
 
 
 class LiveSocket:
@@ -101,6 +101,8 @@ class LiveSocket:
         self._bad_in_a_row = 0
         self._heard = time.monotonic()
         self._frame_at = 0.0
+        self._is_obeying = False
+        self._told_away = False
         self._hub = Hub.here()
 
     def wake(self) -> None:
@@ -108,7 +110,8 @@ class LiveSocket:
         self._woken.set()
 
     async def run(self) -> None:
-        self._hub.enter()
+        self._hub.enter(self)
+        self.wake()
         try:
             await self._check_rights()
             async with asyncio.TaskGroup() as group:
@@ -118,15 +121,15 @@ class LiveSocket:
             pass
         except* _CloseError as closing:
             await self._close(_first(closing).code)
-        except* _UNREACHABLE as error:
-            logger.info("A socket is closed until the database answers: %s", error.exceptions[0])
+        except* DatabaseError:
+            logger.exception("A socket is closed: what it watches cannot be read")
             await self._close(TRY_LATER)
         finally:
             for run_id in list(self._runs):
                 self._forget_run(run_id)
             for slug in list(self._projects):
                 self._forget_project(slug)
-            await self._hub.leave()
+            await self._hub.leave(self)
 
     # Reading
 
@@ -140,7 +143,7 @@ class LiveSocket:
                 raise _CloseError(UNSUPPORTED)
             if len(text) > SOCKET_MESSAGE_BYTES or len(text.encode()) > SOCKET_MESSAGE_BYTES:
                 raise _CloseError(TOO_LARGE)
-            self._heard = time.monotonic()
+            self._is_obeying = True
             try:
                 await self._obey(_parse(text))
                 self._bad_in_a_row = 0
@@ -149,6 +152,7 @@ class LiveSocket:
                 await self._send(encode({"type": "error", "code": refused.code, "message": str(refused)}))
                 if self._bad_in_a_row >= SOCKET_BAD_MESSAGES:
                     raise _CloseError(POLICY) from None
+            self._heard, self._is_obeying = time.monotonic(), False
 
     async def _obey(self, message: dict[str, Any]) -> None:
         kind, keys = message.get("type"), message.keys() - {"type"}
@@ -172,7 +176,7 @@ class LiveSocket:
         known = self._runs.get(run_id)
         if known is None:
             self._refuse_too_many()
-        seen = await read(access.visible, self.session_key, [run_id], [])
+        seen = await self._visible([run_id], [])
         if seen is None:
             raise _CloseError(NOT_LOGGED_IN)
         if run_id not in seen.runs:
@@ -180,27 +184,29 @@ class LiveSocket:
             raise _RefusedError("not_found", f"There is no run {run_id} in your projects.")
         feed = known.feed if known else self._hub.follow_run(run_id, self)
         try:
-            await self._wait_ready(feed)
+            await feed.ready.wait()
         except BaseException:
             if known is None:
                 self._hub.unfollow(feed, self)
             raise
         # Until it is entered here, the writer does not speak of it: "subscribed" comes first.
         self._runs.pop(run_id, None)
-        await self._send(encode({"type": "subscribed", "run": run_id, "last_seq": feed.last_seq}))
+        await self._send(
+            encode({"type": "subscribed", "run": run_id, "last_seq": feed.last_seq, "now": time.time()})
+        )
         self._runs[run_id] = _WatchedRun(feed, cursor)
         self.wake()
 
     async def _watch_project(self, slug: str) -> None:
         if slug not in self._projects:
             self._refuse_too_many()
-        seen = await read(access.visible, self.session_key, [], [slug])
+        seen = await self._visible([], [slug])
         if seen is None:
             raise _CloseError(NOT_LOGGED_IN)
         if slug not in seen.projects:
             self._forget_project(slug)
             raise _RefusedError("not_found", f"There is no project {slug} that you are in.")
-        await self._send(encode({"type": "subscribed", "project": slug}))
+        await self._send(encode({"type": "subscribed", "project": slug, "now": time.time()}))
         if slug not in self._projects:
             feed = self._hub.follow_project(seen.projects[slug], slug, self)
             self._projects[slug] = _WatchedProject(feed)
@@ -222,12 +228,15 @@ class LiveSocket:
         if watched := self._projects.pop(slug, None):
             self._hub.unfollow(watched.feed, self)
 
-    async def _wait_ready(self, feed: RunFeed) -> None:
-        try:
-            async with asyncio.timeout(SOCKET_SEND_SECONDS):
-                await feed.ready.wait()
-        except TimeoutError:
-            raise _CloseError(TRY_LATER) from None
+    async def _visible(self, run_ids: list[int], slugs: list[str]) -> access.Visible | None:
+        """What of these may be seen now. While the database is away it waits, and so does the page."""
+        while True:
+            await self._hub.database.wait()
+            try:
+                return await read(access.visible, self.session_key, run_ids, slugs)
+            except UNREACHABLE as error:
+                self._hub.database.failed(error)
+                await asyncio.sleep(SOCKET_ASK_SECONDS)
 
     # Writing
 
@@ -235,6 +244,7 @@ class LiveSocket:
         while True:
             await self._woken.wait()
             self._woken.clear()
+            await self._tell_database()
             for run_id in list(self._runs):
                 await self._tell_run(run_id)
             for slug in list(self._projects):
@@ -244,6 +254,12 @@ class LiveSocket:
                     number, text = watched.feed.number, watched.feed.summary(watched.seen)
                     watched.seen = number
                     await self._send(text)
+
+    async def _tell_database(self) -> None:
+        is_away = self._hub.database.is_away
+        if is_away != self._told_away:
+            self._told_away = is_away
+            await self._send(encode({"type": "database", "answers": not is_away}))
 
     async def _tell_run(self, run_id: int) -> None:
         watched = self._runs.get(run_id)
@@ -269,7 +285,13 @@ class LiveSocket:
             # Also after a restored backup: the page knows events that are not.
             text = encode({"type": "resync", "run": run_id, "last_seq": last_seq})
         else:
-            text = feed.frame(cursor) or await self._own_frame(watched, cursor)
+            try:
+                text = feed.frame(cursor) or await self._own_frame(watched, cursor)
+            except UNREACHABLE as error:
+                watched.cursor = cursor
+                self._hub.database.failed(error)
+                asyncio.get_running_loop().call_later(SOCKET_ASK_SECONDS, self.wake)
+                return
         await self._send(text)
 
     async def _own_frame(self, watched: _WatchedRun, cursor: int) -> str:
@@ -317,11 +339,14 @@ class LiveSocket:
         while True:
             await asyncio.sleep(min(SOCKET_PING_SECONDS, SOCKET_RECHECK_SECONDS) / 10)
             now = time.monotonic()
+            if self._is_obeying:
+                # It may wait for the database, and messages for it, pongs among them.
+                self._heard = now
             if now - self._heard > 2 * SOCKET_PING_SECONDS:
                 raise _CloseError(GONE)
             if now - ping_at >= SOCKET_PING_SECONDS:
                 ping_at = now
-                await self._send('{"type":"ping"}')
+                await self._send(encode({"type": "ping", "now": time.time()}))
             if now - check_at >= SOCKET_RECHECK_SECONDS:
                 check_at = now
                 await self._check_rights()
@@ -329,11 +354,13 @@ class LiveSocket:
     async def _check_rights(self) -> None:
         """The session may have ended and the role gone since."""
         runs, slugs = list(self._runs), list(self._projects)
+        if self._hub.database.is_away:
+            return
         try:
             seen = await read(access.visible, self.session_key, runs, slugs)
-        except _UNREACHABLE as error:
+        except UNREACHABLE as error:
             # Nothing can be read now, so nothing can be shown to anyone either.
-            logger.info("Rights could not be checked: %s", error)
+            self._hub.database.failed(error)
             return
         if seen is None:
             raise _CloseError(NOT_LOGGED_IN)

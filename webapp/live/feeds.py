@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
-import psycopg
-from django.db import DatabaseError, InterfaceError
+from django.db import DatabaseError
 
 from webapp.limits import (
+    SOCKET_ASK_PATIENCE_SECONDS,
+    SOCKET_ASK_SECONDS,
     SOCKET_FRAMES_PER_SECOND,
     SOCKET_POLL_SECONDS,
     SOCKET_RESYNC_EVENTS,
@@ -29,7 +31,7 @@ from webapp.live import catch_up
 from webapp.live.catch_up import State, encode
 from webapp.live.listener import Listener
 from webapp.live.poke import Poke
-from webapp.live.reading import read
+from webapp.live.reading import UNREACHABLE, ping, read
 
 FIRST_SUMMARY_RUNS = 50
 
@@ -43,17 +45,71 @@ class Follower(Protocol):
         """There is something new to look at. Must return at once."""
 
 
+class Database:
+    """Whether the database answers, as this process sees it. When it is in doubt, one task asks for all."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._tell = tell
+        self._answers = asyncio.Event()
+        self._answers.set()
+        self._asking: asyncio.Task[None] | None = None
+
+    @property
+    def is_away(self) -> bool:
+        return not self._answers.is_set()
+
+    async def wait(self) -> None:
+        """Returns at once while it answers."""
+        await self._answers.wait()
+
+    def failed(self, error: BaseException) -> None:
+        """One read failed: it may have been that one alone."""
+        logger.info("A read for sockets failed: %s", error)
+        if self._asking is None:
+            self._asking = asyncio.get_running_loop().create_task(self._ask(), name="asks the database")
+
+    def lost(self, error: BaseException) -> None:
+        """No connection can be had: everything waits until one can."""
+        if not self.is_away:
+            logger.warning("The database does not answer: %s", error)
+            self._answers.clear()
+            self._tell()
+        self.failed(error)
+
+    def end(self) -> None:
+        """Nobody is left to tell."""
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
+        self._answers.set()
+
+    async def _ask(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(SOCKET_ASK_PATIENCE_SECONDS):
+                    await read(ping)
+                break
+            except UNREACHABLE as error:
+                self.lost(error)
+            await asyncio.sleep(SOCKET_ASK_SECONDS * (0.5 + random.random()))  # noqa: S311 (jitter)
+        self._asking = None
+        if self.is_away:
+            logger.info("The database answers again.")
+            self._answers.set()
+            self._tell()
+
+
 class Feed:
     """Reads again and again while somebody follows."""
 
     min_seconds: float
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, database: Database) -> None:
         self.name = name
+        self.database = database
         self.followers: set[Follower] = set()
         self.ready = asyncio.Event()
         self._poked = asyncio.Event()
-        self._is_away = False
         self._task = asyncio.get_running_loop().create_task(self._run(), name=name)
 
     def poke(self) -> None:
@@ -64,18 +120,18 @@ class Feed:
 
     async def _run(self) -> None:
         while True:
+            await self.database.wait()
             started = time.monotonic()
             try:
                 changed = await self._read()
-                if self._is_away:
-                    logger.info("%s: the database answers again.", self.name)
-                self._is_away = False
                 self.ready.set()
-            except (DatabaseError, InterfaceError, psycopg.Error) as error:
+            except UNREACHABLE as error:
+                self.database.failed(error)
+                await asyncio.sleep(SOCKET_ASK_SECONDS)
+                continue
+            except DatabaseError:  # a defect of ours; others may still read
                 changed = False
-                if not self._is_away:
-                    logger.warning("%s: the database does not answer: %s", self.name, error)
-                self._is_away = True
+                logger.exception("%s cannot be read", self.name)
             if changed:
                 for follower in self.followers:
                     follower.wake()
@@ -101,7 +157,7 @@ class RunFeed(Feed):
 
     min_seconds = 1 / SOCKET_FRAMES_PER_SECOND
 
-    def __init__(self, run_id: int) -> None:
+    def __init__(self, run_id: int, database: Database) -> None:
         self.run_id = run_id
         self.start = self.last_seq = 0
         self.state: State | None = None
@@ -111,7 +167,7 @@ class RunFeed(Feed):
         self._tail_letters = 0
         self._frames: dict[int, str] = {}
         self._state_at = 0.0
-        super().__init__(f"run {run_id}")
+        super().__init__(f"run {run_id}", database)
 
     async def _read(self) -> bool:
         cursor = self.last_seq if self.state is not None else None
@@ -177,14 +233,14 @@ class ProjectFeed(Feed):
 
     min_seconds = 1 / SOCKET_SUMMARIES_PER_SECOND
 
-    def __init__(self, project_id: int, slug: str) -> None:
+    def __init__(self, project_id: int, slug: str, database: Database) -> None:
         self.project_id = project_id
         self.slug = slug
         self.number = 0
         self.dirty: set[int] = set()
         self._states: dict[int, tuple[int, State]] = {}
         self._with_active = True
-        super().__init__(f"project {slug}")
+        super().__init__(f"project {slug}", database)
 
     def _looks_by_itself(self) -> None:
         self._with_active = True
@@ -225,7 +281,8 @@ class Hub:
     def __init__(self) -> None:
         self.runs: dict[int, RunFeed] = {}
         self.projects: dict[int, ProjectFeed] = {}
-        self._sockets = 0
+        self.database = Database(self._tell_database)
+        self._sockets: set[Follower] = set()
         self._listener: Listener | None = None
 
     @classmethod
@@ -239,30 +296,37 @@ class Hub:
     def is_listening(self) -> bool:
         return self._listener is not None and self._listener.is_listening
 
-    def enter(self) -> None:
+    def enter(self, socket: Follower) -> None:
         """A socket opened."""
-        self._sockets += 1
+        self._sockets.add(socket)
         if self._listener is None:
-            self._listener = Listener(self._on_poke, self._on_gap)
+            self._listener = Listener(self._on_poke, self._on_gap, self.database.lost)
 
-    async def leave(self) -> None:
+    async def leave(self, socket: Follower) -> None:
         """A socket closed; with the last one the listener goes."""
-        self._sockets -= 1
-        if self._sockets == 0 and self._listener is not None:
+        self._sockets.discard(socket)
+        if not self._sockets and self._listener is not None:
             listener, self._listener = self._listener, None
+            self.database.end()
             await listener.end()
+
+    def _tell_database(self) -> None:
+        if not self.database.is_away:
+            self._on_gap()
+        for socket in self._sockets:
+            socket.wake()
 
     def follow_run(self, run_id: int, follower: Follower) -> RunFeed:
         feed = self.runs.get(run_id)
         if feed is None:
-            feed = self.runs[run_id] = RunFeed(run_id)
+            feed = self.runs[run_id] = RunFeed(run_id, self.database)
         feed.followers.add(follower)
         return feed
 
     def follow_project(self, project_id: int, slug: str, follower: Follower) -> ProjectFeed:
         feed = self.projects.get(project_id)
         if feed is None:
-            feed = self.projects[project_id] = ProjectFeed(project_id, slug)
+            feed = self.projects[project_id] = ProjectFeed(project_id, slug, self.database)
         feed.followers.add(follower)
         return feed
 

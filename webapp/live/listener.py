@@ -15,17 +15,25 @@ from webapp.limits import SOCKET_POLL_SECONDS
 from webapp.live.poke import CHANNEL, Poke, parse
 
 QUIET_SECONDS = 20.0  # then it is asked whether it still lives
-RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0)
+RETRY_SECONDS = (0.5, 1.0, 2.0)
 
 logger = logging.getLogger(__name__)
 
 
 class Listener:
-    """`on_poke` is called for each poke, `on_gap` after each (re)connection: pokes may have been missed."""
+    """`on_poke` is called for each poke, `on_gap` after each (re)connection: pokes may have been missed.
+    `on_failure` is called when no connection can be had.
+    """
 
-    def __init__(self, on_poke: Callable[[Poke], None], on_gap: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        on_poke: Callable[[Poke], None],
+        on_gap: Callable[[], None],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
         self.on_poke = on_poke
         self.on_gap = on_gap
+        self.on_failure = on_failure
         self.is_listening = False
         self._task = asyncio.get_running_loop().create_task(self._run(), name="listener")
 
@@ -50,6 +58,8 @@ class Listener:
                     logger.warning(
                         "No pokes are heard; sockets look every %s s: %s", SOCKET_POLL_SECONDS, error
                     )
+                else:  # one cut is soon mended; two in a row are an outage
+                    self.on_failure(error)
                 wait = RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
                 failures += 1
                 await asyncio.sleep(wait * (0.5 + random.random()))  # noqa: S311 (jitter)

@@ -31,8 +31,9 @@ SPARK_POINTS = 40
 def run_states(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """RUNSTATE of each run, in the order given. Two queries, however many runs.
 
-    `heartbeat_age_s` and `eta_s` are by the database's clock; the ETA is the wall time of the last 20 steps,
-    evaluation and saving included, times the steps that are left.
+    Ages and `eta_s` are by the database's clock; `progress_age_s` is how long ago the trainer was last heard
+    of. The ETA is the wall time of the last 20 steps, evaluation and saving included, times the steps that
+    are left.
     """
     runs = list(runs)
     if not runs:
@@ -40,11 +41,13 @@ def run_states(runs: Iterable[Run]) -> list[dict[str, Any]]:
     ids = [run.id for run in runs]
     latest: dict[int, dict[str, float | None]] = {run_id: {} for run_id in ids}
     ages: dict[int, float | None] = {}
+    progress_ages: dict[int, float | None] = {}
     wishes: dict[int, dict[str, Any]] = {}
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            SELECT r.id, extract(epoch FROM now() - r.heartbeat_at)::float8, s.name, s.last_value,
+            SELECT r.id, extract(epoch FROM now() - r.heartbeat_at)::float8,
+                   extract(epoch FROM now() - r.progress_at)::float8, s.name, s.last_value,
                    r.wish, u.username, extract(epoch FROM now() - r.wish_at)::float8,
                    r.wish_seen_at IS NOT NULL
             FROM arborist_run r
@@ -54,8 +57,8 @@ def run_states(runs: Iterable[Run]) -> list[dict[str, Any]]:
             """,
             [list(LATEST), ids],
         )
-        for run_id, age, name, value, wish, by, wish_age, is_seen in cursor.fetchall():
-            ages[run_id] = age
+        for run_id, age, progress_age, name, value, wish, by, wish_age, is_seen in cursor.fetchall():
+            ages[run_id], progress_ages[run_id] = age, progress_age
             if wish:
                 wishes[run_id] = {
                     "kind": wish,
@@ -79,6 +82,7 @@ def run_states(runs: Iterable[Run]) -> list[dict[str, Any]]:
             "phase_total": run.phase_total,
             "last_seq": run.last_seq,
             "heartbeat_age_s": _rounded(ages.get(run.id)) if run.status in LEASED else None,
+            "progress_age_s": _rounded(progress_ages.get(run.id)),
             "eta_s": etas.get(run.id),
             "worker": run.lease_owner if run.status in LEASED else "",
             "wish": wishes.get(run.id),

@@ -15,6 +15,10 @@ interface RunState {
   phase_total: number;
   last_seq: number;
   heartbeat_age_s: number | null;
+  /** Seconds since the trainer was last heard of. */
+  progress_age_s?: number | null;
+  /** Alive, but without progress for too long. */
+  stalled?: boolean;
   eta_s: number | null;
   worker: string;
   wish: { kind: "pause" | "stop" | "kill"; by: string; age_s: number; is_seen: boolean } | null;
@@ -86,13 +90,14 @@ interface WireSeries {
 }
 
 type ServerMessage =
-  | { type: "subscribed"; run: number; last_seq: number }
-  | { type: "subscribed"; project: string }
+  | { type: "subscribed"; run: number; last_seq: number; now: number }
+  | { type: "subscribed"; project: string; now: number }
   | { type: "frame"; run: number; first_seq: number; last_seq: number; events: WireEvent[]; state: RunState }
   | { type: "state"; run: number; state: RunState }
   | { type: "resync"; run: number; last_seq: number }
   | { type: "summary"; project: string; runs: RunState[] }
-  | { type: "ping" }
+  | { type: "ping"; now: number }
+  | { type: "database"; answers: boolean }
   | { type: "error"; code: string; message: string };
 /** What a page feeds in itself, after it read the curves over HTTP. */
 type LoadedMessage = { type: "loaded"; run: number; last_seq: number; series: WireSeries[] };

@@ -1,19 +1,10 @@
-// The header and the status line of a run's pages, kept up to date; and the Stop button.
+// The header of a run's pages, kept up to date; and the Stop button.
 import { announce } from "../core/announce.js";
 import { ApiError, post } from "../core/api.js";
 import { byId, make, setText } from "../core/dom.js";
 import { duration, hasEnded, number, statusGlyph, statusWord } from "../core/format.js";
 
 const UNANSWERED_SECONDS = 30;
-
-/** @param {{word: string, text: string}} words */
-export function showWords(words) {
-  const element = document.getElementById("live-state");
-  if (!element) return;
-  element.hidden = false;
-  element.dataset.word = words.word;
-  setText(element, words.text);
-}
 
 export class RunHead {
   #root = byId("run-head");

@@ -1,18 +1,22 @@
 // The live side of a page about runs: one socket, one feed per run, HTTP where the socket says so or cannot be had.
 // Drawing is the page's business: it is told at most once per animation frame, and not at all while the view is paused.
-import { json } from "../core/api.js";
-import { hasEnded } from "../core/format.js";
+import { ApiError, json } from "../core/api.js";
+import { clock, duration, hasEnded } from "../core/format.js";
+import { onKeys } from "../core/keys.js";
+import { tellReach } from "../core/reach.js";
 import { apply, emptyFeed } from "./feed.js";
 import { ATTEMPTS_BEFORE_POLLING, LiveSocket } from "./socket.js";
-import { liveWords } from "./words.js";
+import { StatusLine } from "./status_line.js";
+import { isServerSilent, liveWords } from "./words.js";
 
-const POLL_SECONDS = 10;
+const POLL_SECONDS = 8; // a page is back within ten seconds of the server
 const REST_AFTER_SECONDS = 60;
+const HOLD_SECONDS = 600; // a paused view keeps what comes for so long; later it catches up instead
+const MAX_ROWS = 200;
 
 /**
  * @typedef {object} SessionHooks
  * @property {(changed: ReadonlySet<number>) => void} onChange runs whose feed changed; once per animation frame
- * @property {(words: {word: string, text: string}) => void} onWords
  * @property {(message: string | null) => void} [onProblem] a sentence for people; null when it is over
  * @property {(runs: RunState[]) => void} [onSummary]
  */
@@ -22,6 +26,14 @@ export class Session {
   paused = false;
   #socket;
   #hooks;
+  #line;
+  /** The table's rows: of which project, and before which run. @type {{slug: string, before: number, limit: number} | null} */ #table = null;
+  /** Of the table, while the view is paused. @type {Map<number, RunState>} */ #held = new Map();
+  /** The page has had a connection and lost it. */ #wasCut = false;
+  #databaseAway = false;
+  /** The newest HTTP read failed, too. */ #pollFailed = false;
+  /** Browser minus server time in seconds, as the fastest message told. */ #skew = Infinity;
+  /** @type {number | undefined} */ #hold;
   /** @type {number | null} */ #main = null;
   /** @type {Set<number>} */ #changed = new Set();
   #frameAsked = false;
@@ -33,7 +45,7 @@ export class Session {
   /** @type {number | undefined} */ #rest;
   /** @type {Set<number>} */ #loading = new Set();
   /** With curves, feeds hold all points; without, only what comes live. */ #withCurves;
-  /** Age of the heartbeat when it was told, and when that was. */ #heartbeat = { age: 0, at: 0 };
+  /** When the main run's state was told: its ages go on from there. */ #stateAt = 0;
 
   /** @param {SessionHooks} hooks @param {{curves: boolean}} options */
   constructor(hooks, options) {
@@ -41,15 +53,22 @@ export class Session {
     this.#withCurves = options.curves;
     const url = `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws/v1`;
     this.#socket = new LiveSocket(url, { onMessage: (message) => this.#receive(message), onStatus: (status, failures) => this.#status(status, failures) });
+    this.#line = new StatusLine(() => this.togglePause());
     document.addEventListener("visibilitychange", () => this.#visibility());
-    window.setInterval(() => this.#tell(), 1000);
+    window.addEventListener("online", () => this.#socket.hurry());
+    window.setInterval(() => {
+      this.#socket.look();
+      this.#tell();
+    }, 1000);
+    onKeys({ ".": () => this.togglePause() });
+    tellReach(() => this.#whyUnreachable());
   }
 
   /** The first run followed is the one the status line speaks of. @param {number} run @param {RunState | null} state as rendered by the server */
   async follow(run, state) {
     this.#main ??= run;
     this.feeds.set(run, { ...emptyFeed(run), state });
-    if (state) this.#heartbeat = run === this.#main ? { age: state.heartbeat_age_s ?? 0, at: performance.now() } : this.#heartbeat;
+    if (run === this.#main) this.#stateAt = performance.now();
     this.#touch(run);
     if (this.#withCurves) await this.#load(run);
     else if (state) this.feeds.set(run, { ...this.#feed(run), cursor: state.last_seq, serverSeq: state.last_seq });
@@ -57,8 +76,9 @@ export class Session {
     this.#socket.connect();
   }
 
-  /** @param {string} slug */
-  followProject(slug) {
+  /** @param {string} slug @param {number[]} rows the runs that the page shows, a stretch of the project's */
+  followProject(slug, rows) {
+    this.#table = { slug, before: Math.max(0, ...rows) + 1, limit: Math.min(Math.max(rows.length, 1), MAX_ROWS) };
     this.#socket.followProject(slug);
     this.#socket.connect();
   }
@@ -66,8 +86,17 @@ export class Session {
   /** "Pause view": data keeps coming in, the page stays as it is. */
   togglePause() {
     this.paused = !this.paused;
-    if (this.paused) this.#heldFrom = this.#mainState()?.step ?? 0;
-    else for (const run of this.feeds.keys()) this.#touch(run);
+    window.clearTimeout(this.#hold);
+    if (this.paused) {
+      this.#heldFrom = this.#mainState()?.step ?? 0;
+      // Then nothing more is kept: the page catches up from its cursors when it goes on.
+      this.#hold = window.setTimeout(() => this.#socket.rest(), 1000 * HOLD_SECONDS);
+    } else {
+      this.#socket.connect();
+      this.#hooks.onSummary?.([...this.#held.values()]);
+      this.#held.clear();
+      for (const run of this.feeds.keys()) this.#touch(run);
+    }
     this.#tell();
   }
 
@@ -84,11 +113,13 @@ export class Session {
 
   /** @param {ServerMessage} message */
   #receive(message) {
-    if (message.type === "summary") {
-      this.#lastData = Date.now();
-      this.#hooks.onSummary?.(message.runs);
+    if (message.type === "ping" || message.type === "subscribed") this.#skew = Math.min(this.#skew, Date.now() / 1000 - message.now);
+    if (message.type === "ping") return;
+    if (message.type === "database") {
+      this.#databaseAway = !message.answers;
       return this.#tell();
     }
+    if (message.type === "summary") return this.#showRows(message.runs);
     if (message.type === "error") {
       this.#hooks.onProblem?.(message.message);
       return;
@@ -98,11 +129,11 @@ export class Session {
     if (!before) return;
     const after = apply(before, message);
     this.#lastData = Date.now();
-    if (message.run === this.#main && "state" in message) this.#heartbeat = { age: message.state.heartbeat_age_s ?? 0, at: performance.now() };
+    if (message.run === this.#main && "state" in message) this.#stateAt = performance.now();
     if (message.type === "frame") {
       // A catch-up after a pause is old by nature; only the newest event says how far behind the page is.
       const newest = message.events.at(-1);
-      if (newest && message.run === this.#main) this.#behind = Date.now() / 1000 - newest.at;
+      if (newest && message.run === this.#main) this.#behind = Number.isFinite(this.#skew) ? Date.now() / 1000 - this.#skew - newest.at : null;
     }
     if (after === before) return;
     this.feeds.set(message.run, after);
@@ -139,37 +170,79 @@ export class Session {
 
   /** @param {import("./socket.js").Status} status @param {number} failures */
   #status(status, failures) {
-    this.#connection = status;
-    window.clearTimeout(this.#poll);
-    if (status === "reconnecting" && failures >= ATTEMPTS_BEFORE_POLLING) {
-      this.#connection = "polling";
-      this.#pollSoon(0);
+    if (status !== "open") this.#skew = Infinity;
+    if (status === "reconnecting") {
+      this.#wasCut = true;
+      // Whatever comes next says how the database is.
+      this.#databaseAway = false;
+      if (failures < ATTEMPTS_BEFORE_POLLING) this.#connection = status;
+      else if (this.#connection !== "polling") {
+        this.#connection = "polling";
+        this.#pollFailed = true;
+        this.#pollSoon(0);
+      }
+    } else {
+      this.#connection = status;
+      window.clearTimeout(this.#poll);
+      // Rows that changed unseen: the socket tells of the newest runs and of those at work.
+      if (status === "open" && this.#wasCut) void this.#readRows().catch(() => undefined);
+      if (status === "open") this.#wasCut = false;
     }
     this.#tell();
+  }
+
+  /** @param {RunState[]} runs */
+  #showRows(runs) {
+    this.#lastData = Date.now();
+    if (this.paused) for (const run of runs) this.#held.set(run.id, run);
+    else this.#hooks.onSummary?.(runs);
+    this.#tell();
+  }
+
+  async #readRows() {
+    if (!this.#table) return;
+    const { slug, before, limit } = this.#table;
+    const answer = await json(`/projects/${slug}/runs?before=${before}&limit=${limit}`);
+    this.#showRows(answer.runs);
+  }
+
+  /** Why nothing can be sent now; null when it may be tried. */
+  #whyUnreachable() {
+    const at = this.#lastData === null ? "" : ` since ${clock(this.#lastData)}`;
+    if (this.#connection === "reconnecting" || (this.#connection === "polling" && this.#pollFailed)) return `The server cannot be reached${at}.`;
+    if (this.#databaseAway) return `The database is unreachable${at}.`;
+    const now = this.#situation();
+    return isServerSilent(now) ? `The server has said nothing for ${duration(Math.round(now.silence))}.` : null;
   }
 
   /** No socket: the same over HTTP. @param {number} seconds */
   #pollSoon(seconds) {
     this.#poll = window.setTimeout(async () => {
-      for (const run of this.feeds.keys()) {
-        try {
-          const state = await json(`/runs/${run}`);
-          this.feeds.set(run, apply(this.#feed(run), { type: "state", run, state }));
-          if (this.#withCurves) await this.#load(run);
-          this.#touch(run);
-        } catch (error) {
-          if (!(error instanceof Error)) throw error;
-          this.#hooks.onProblem?.(`The run could not be read. ${error.message}`);
+      try {
+        for (const run of this.feeds.keys()) {
+          const answer = await json(`/runs/${run}/news?after=${this.#feed(run).cursor}`);
+          for (const message of answer.messages) this.#receive(message);
         }
+        await this.#readRows();
+        this.#pollFailed = this.#databaseAway = false;
+        this.#lastData = Date.now();
+        // It answers, so a socket is worth another attempt at once.
+        this.#socket.hurry();
+      } catch (error) {
+        if (!(error instanceof ApiError)) throw error;
+        this.#pollFailed = error.status === 0;
+        this.#databaseAway = error.status === 503;
       }
-      if (this.#connection === "polling") this.#pollSoon(POLL_SECONDS);
+      this.#tell();
+      if (this.#connection === "polling") this.#pollSoon(POLL_SECONDS * (0.75 + Math.random() / 4));
     }, 1000 * seconds);
   }
 
   #visibility() {
     window.clearTimeout(this.#rest);
     if (document.hidden) this.#rest = window.setTimeout(() => this.#socket.rest(), 1000 * REST_AFTER_SECONDS);
-    else this.#socket.connect();
+    else if (!this.paused) this.#socket.connect();
+    if (!document.hidden) this.#socket.hurry();
   }
 
   /** @param {number} run */
@@ -187,24 +260,30 @@ export class Session {
     });
   }
 
-  #tell() {
+  /** @returns {import("./words.js").Situation} */
+  #situation() {
     const feed = this.#main === null ? null : this.feeds.get(this.#main);
     let state = this.#mainState();
-    if (state && !hasEnded(state.status) && state.heartbeat_age_s !== null) {
-      // The age goes on growing while nothing is heard.
-      const age = this.#heartbeat.age + (performance.now() - this.#heartbeat.at) / 1000;
-      state = { ...state, heartbeat_age_s: age };
+    if (state && !hasEnded(state.status)) {
+      // Ages go on growing while nothing is heard.
+      const more = (performance.now() - this.#stateAt) / 1000;
+      const older = (/** @type {number | null | undefined} */ age) => (age == null ? null : age + more);
+      state = { ...state, heartbeat_age_s: older(state.heartbeat_age_s), progress_age_s: older(state.progress_age_s) };
     }
-    this.#hooks.onWords(
-      liveWords({
-        connection: this.#connection,
-        paused: this.paused,
-        held: Math.max(0, (state?.step ?? 0) - this.#heldFrom),
-        missing: feed ? feed.serverSeq - feed.cursor : 0,
-        behind: this.#behind,
-        lastData: this.#lastData,
-        state,
-      }),
-    );
+    return {
+      connection: this.#connection === "polling" && this.#pollFailed ? "reconnecting" : this.#connection,
+      databaseAway: this.#databaseAway,
+      paused: this.paused,
+      held: Math.max(0, (state?.step ?? 0) - this.#heldFrom),
+      missing: feed ? feed.serverSeq - feed.cursor : 0,
+      behind: this.#behind,
+      silence: (Date.now() - this.#socket.heardAt) / 1000,
+      lastData: this.#lastData,
+      state,
+    };
+  }
+
+  #tell() {
+    this.#line.show(liveWords(this.#situation()), { paused: this.paused, canPause: this.paused || !hasEnded(this.#mainState()?.status ?? "") });
   }
 }

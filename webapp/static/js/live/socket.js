@@ -1,6 +1,7 @@
 // One WebSocket per tab: subscriptions with cursors, reconnection, silence. It knows nothing of what the messages mean.
 
 export const SILENCE_SECONDS = 40;
+export const CONNECT_SECONDS = 15;
 export const ATTEMPTS_BEFORE_POLLING = 5;
 
 /** 0.5 s, doubling to 15 s, each ± 50 %. @param {number} attempt from 0 @param {() => number} random 0..1 */
@@ -11,10 +12,11 @@ export const backoffSeconds = (attempt, random = Math.random) => Math.min(15, 0.
  * @typedef {object} Clock
  * @property {(callback: () => void, milliseconds: number) => any} setTimeout
  * @property {(timer: any) => void} clearTimeout
+ * @property {() => number} now wall time in milliseconds: timers stand still while a laptop sleeps, this does not
  */
 /**
  * @typedef {object} Hooks
- * @property {(message: ServerMessage) => void} onMessage every message but pings
+ * @property {(message: ServerMessage) => void} onMessage
  * @property {(status: Status, failures: number) => void} onStatus `failures`: attempts in a row that failed
  * @property {(url: string) => WebSocket} [open]
  * @property {Clock} [clock]
@@ -22,23 +24,27 @@ export const backoffSeconds = (attempt, random = Math.random) => Math.min(15, 0.
  */
 
 export class LiveSocket {
+  /** When the server last said anything; pings count. Wall time in milliseconds. */ heardAt = 0;
   /** @type {WebSocket | null} */ #socket = null;
   /** Run -> its cursor at this moment. @type {Map<number, () => number>} */ #runs = new Map();
   /** @type {string | null} */ #project = null;
   /** @type {Status | null} */ #status = null;
   #failures = 0;
   #wanted = false;
+  #hasSpoken = false;
   /** @type {any} */ #retry = null;
   /** @type {any} */ #silence = null;
   #url;
   #hooks;
   #clock;
+  #random;
 
   /** @param {string} url @param {Hooks} hooks */
   constructor(url, hooks) {
     this.#url = url;
     this.#hooks = hooks;
-    this.#clock = hooks.clock ?? { setTimeout: (callback, ms) => setTimeout(callback, ms), clearTimeout: (timer) => clearTimeout(timer) };
+    this.#random = hooks.random ?? Math.random;
+    this.#clock = hooks.clock ?? { setTimeout: (callback, ms) => setTimeout(callback, ms), clearTimeout: (timer) => clearTimeout(timer), now: () => Date.now() };
   }
 
   /** Follow a run from wherever its cursor stands when the connection is made. @param {number} run @param {() => number} cursor */
@@ -71,6 +77,13 @@ export class LiveSocket {
     this.#open();
   }
 
+  /** The server was seen to answer, or the network to come back: do not sit out the wait. A moment of it stays, so that many tabs do not come at once. */
+  hurry() {
+    if (!this.#wanted || this.#socket) return;
+    this.#clock.clearTimeout(this.#retry);
+    this.#retry = this.#clock.setTimeout(() => this.#open(), 1000 * this.#random());
+  }
+
   /** A hidden tab needs no connection; `connect` catches up from the cursors. */
   rest() {
     if (!this.#wanted) return;
@@ -79,23 +92,32 @@ export class LiveSocket {
     this.#report("resting");
   }
 
+  /** To be called about every second: finds a connection that died while this machine slept. */
+  look() {
+    const limit = this.#hasSpoken ? SILENCE_SECONDS : CONNECT_SECONDS;
+    if (this.#socket && this.#clock.now() - this.heardAt >= 1000 * limit) this.#closed(this.#socket, 1006);
+  }
+
   #open() {
     if (!this.#failures) this.#report("connecting");
+    this.#clock.clearTimeout(this.#retry);
     const socket = (this.#hooks.open ?? ((url) => new WebSocket(url)))(this.#url);
     this.#socket = socket;
+    this.#hasSpoken = false;
     this.#listenForSilence();
     socket.onopen = () => {
       if (this.#project !== null) this.#send({ type: "subscribe", project: this.#project });
       for (const [run, cursor] of this.#runs) this.#send({ type: "subscribe", run, from_seq: cursor() });
     };
     socket.onmessage = (event) => {
-      this.#listenForSilence();
       // The server spoke: only that counts as a connection, and resets the back-off.
+      this.#hasSpoken = true;
       this.#failures = 0;
+      this.#listenForSilence();
       this.#report("open");
       const message = /** @type {ServerMessage} */ (JSON.parse(event.data));
       if (message.type === "ping") this.#send({ type: "pong" });
-      else this.#hooks.onMessage(message);
+      this.#hooks.onMessage(message);
     };
     socket.onclose = (event) => this.#closed(socket, event.code);
   }
@@ -118,19 +140,21 @@ export class LiveSocket {
       this.#report("refused");
       return;
     }
-    const wait = backoffSeconds(this.#failures, this.#hooks.random);
+    const wait = backoffSeconds(this.#failures, this.#random);
     this.#failures += 1;
     this.#report("reconnecting");
     this.#retry = this.#clock.setTimeout(() => this.#open(), 1000 * wait);
   }
 
   #listenForSilence() {
+    this.heardAt = this.#clock.now();
     this.#clock.clearTimeout(this.#silence);
     const socket = this.#socket;
+    const limit = this.#hasSpoken ? SILENCE_SECONDS : CONNECT_SECONDS;
     this.#silence = this.#clock.setTimeout(() => {
       // A dead peer may keep `close` waiting for minutes, so it is not waited for.
       if (socket && socket === this.#socket) this.#closed(socket, 1006);
-    }, 1000 * SILENCE_SECONDS);
+    }, 1000 * limit);
   }
 
   #drop() {

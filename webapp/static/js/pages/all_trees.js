@@ -2,7 +2,7 @@
 import { byId, data, setText, typed } from "../core/dom.js";
 import { number, percent } from "../core/format.js";
 import { colour, onTheme, theme } from "../core/theme.js";
-import { RunHead, showWords } from "../live/head.js";
+import { RunHead } from "../live/head.js";
 import { Session } from "../live/session.js";
 import { mergedAt, mergedLayout, wayTo } from "../problems/merged.js";
 import { colourScale } from "../tree/colour.js";
@@ -19,7 +19,6 @@ const state = /** @type {RunState} */ (data("run-state"));
 const head = new RunHead();
 const session = new Session(
   {
-    onWords: showWords,
     onChange: () => {
       const feed = session.feeds.get(state.id);
       if (feed?.state) head.show(feed.state);

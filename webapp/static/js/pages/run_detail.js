@@ -10,7 +10,7 @@ import { load } from "../core/regions.js";
 import { onTheme } from "../core/theme.js";
 import { read, write } from "../core/url_state.js";
 import { announce } from "../core/announce.js";
-import { RunHead, showWords } from "../live/head.js";
+import { RunHead } from "../live/head.js";
 import { Session } from "../live/session.js";
 
 const DEFAULT_SMOOTHING = 0.6;
@@ -35,7 +35,6 @@ let packingSeq = 0;
 const head = new RunHead();
 const session = new Session(
   {
-    onWords: showWords,
     onProblem: (message) => {
       const banner = byId("curves-problem");
       banner.hidden = message === null;
@@ -325,7 +324,6 @@ function clampSmoothing(text) {
 }
 
 onKeys({
-  ".": () => session.togglePause(),
   "/": () => byId("panel-filter").focus(),
 });
 

@@ -4,7 +4,6 @@ import { byId, data, setText } from "../core/dom.js";
 import { duration, hasEnded, number, statusGlyph, statusWord } from "../core/format.js";
 import { onKeys } from "../core/keys.js";
 import { announce } from "../core/announce.js";
-import { showWords } from "../live/head.js";
 import { Session } from "../live/session.js";
 
 const SPARK_POINTS = 40;
@@ -18,8 +17,7 @@ if (table) {
 
   const session = new Session(
     {
-      onWords: showWords,
-      onChange: () => undefined,
+        onChange: () => undefined,
       onSummary: (states) => states.forEach(showState),
       onProblem: (message) => {
         byId("list-problem").hidden = message === null;
@@ -28,7 +26,7 @@ if (table) {
     },
     { curves: false },
   );
-  session.followProject(table.dataset.project ?? "");
+  session.followProject(table.dataset.project ?? "", runs.map((run) => run.id));
 
   let unknown = 0;
   /** @param {RunState} state */
@@ -113,6 +111,5 @@ if (table) {
     c: () => {
       if (overlay.href) location.assign(overlay.href);
     },
-    ".": () => session.togglePause(),
   });
 }

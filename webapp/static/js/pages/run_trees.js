@@ -7,7 +7,7 @@ import { onKeys } from "../core/keys.js";
 import { load } from "../core/regions.js";
 import { revealHidden } from "../core/text.js";
 import { onTheme } from "../core/theme.js";
-import { RunHead, showWords } from "../live/head.js";
+import { RunHead } from "../live/head.js";
 import { Session } from "../live/session.js";
 import { ListIcicles } from "../tree/list_icicles.js";
 import { StepBar } from "../tree/step_bar.js";
@@ -16,7 +16,7 @@ const SHADES_SECONDS = 5; // at most so often the server is asked for new means
 
 const main = /** @type {RunState} */ (data("run-state"));
 const head = new RunHead();
-const session = new Session({ onWords: showWords, onChange: () => changed() }, { curves: false });
+const session = new Session({ onChange: () => changed() }, { curves: false });
 const icicles = new ListIcicles(main.id);
 
 /** @type {import("../tree/step_bar.js").StepCell[]} */
@@ -256,7 +256,6 @@ onKeys({
     if (box instanceof HTMLInputElement) box.select();
     box?.focus();
   },
-  ".": () => session.togglePause(),
 });
 
 start();

@@ -1,5 +1,6 @@
 // On every page: shows what needs a script, switches the theme, makes hidden characters visible.
 import { revealScripted, setText, typed } from "../core/dom.js";
+import { guardForms } from "../core/forms.js";
 import { ago } from "../core/format.js";
 import { onKeys } from "../core/keys.js";
 import { revealHidden } from "../core/text.js";
@@ -7,6 +8,7 @@ import { switchTheme } from "../core/theme.js";
 
 revealScripted(document);
 revealHidden(document);
+guardForms();
 
 const button = document.getElementById("theme-toggle") && typed("theme-toggle", HTMLButtonElement);
 if (button) {

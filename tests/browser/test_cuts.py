@@ -1,0 +1,203 @@
+"""Whatever is cut off, the page says so, takes no wish it could not pass on, and comes back by itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import psycopg
+import pytest
+from playwright.sync_api import Error as PlaywrightError
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import Site, Watched, read_json, wait_for
+from tests.browser.test_watch import create_run, drawn_points, wait_for_steps
+from webapp.embedded import processes
+from webapp.embedded.folder import DataFolder
+
+pytestmark = pytest.mark.browser
+
+BACK_SECONDS = 10  # from the server's first answer to the page's true state
+
+
+@contextmanager
+def away(site: Site, name: str, how: signal.Signals) -> Iterator[None]:
+    """One part of the stack is killed and stays away, for the supervisor is held."""
+    pid = dict(processes.read_record(DataFolder.at(site.folder).processes))[name].pid
+    os.kill(site.supervisor, signal.SIGSTOP)
+    try:
+        os.kill(pid, how)
+        yield
+    finally:
+        os.kill(site.supervisor, signal.SIGCONT)
+
+
+@contextmanager
+def frozen(site: Site, name: str) -> Iterator[None]:
+    pid = dict(processes.read_record(DataFolder.at(site.folder).processes))[name].pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def answers(page: Page) -> bool:
+    try:
+        return page.request.get("/healthz", timeout=2000).ok
+    except PlaywrightError:  # connection refused
+        return False
+
+
+@pytest.fixture
+def watched(visit: Callable[..., Watched]) -> Watched:
+    """The console tells of each request and socket that failed; these tests are about that."""
+    found = visit()
+    found.expect("Failed to load resource|WebSocket connection to|net::ERR")
+    return found
+
+
+@pytest.fixture(scope="module")
+def running(site: Site, session_state: object, browser: object) -> Iterator[int]:
+    """A run that goes on through all of these tests."""
+    context = browser.new_context(base_url=site.url, storage_state=session_state)  # type: ignore[attr-defined]
+    page = context.new_page()
+    run = create_run(page, "grpo-tiny", "through all cuts", training__steps="5000", seed="5")
+    wait_for_steps(page, 1)
+    yield run
+    token = page.locator("input[name=csrfmiddlewaretoken]").first.input_value()
+    page.request.post(f"/api/v1/runs/{run}/stop", headers={"x-csrftoken": token}, data={})
+    context.close()
+
+
+def live(page: Page) -> None:
+    expect(page.locator("#live-state")).to_have_text(re.compile("^Live"), timeout=30_000)
+
+
+def test_page_outlives_the_site(site: Site, watched: Watched, running: int) -> None:
+    page = watched.page()
+    page.goto(f"/r/{running}/")
+    live(page)
+    page.evaluate("window.notReloaded = true")
+    words = page.locator("#live-state")
+    with away(site, "web", signal.SIGKILL):
+        expect(words).to_have_text(re.compile(r"^Reconnecting · last data \d\d:\d\d:\d\d$"))
+        # A control is refused with a reason, and does not wait to be sent.
+        page.get_by_role("button", name="Stop", exact=True).click()
+        page.get_by_role("button", name="Stop this run").click()
+        expect(page.locator("[data-state=stop]")).to_contain_text("Nothing was sent or queued")
+        time.sleep(8)  # long enough for waits to have grown, and for reading over HTTP to have begun
+        expect(words).to_have_text(re.compile("^Reconnecting"))
+    wait_for(lambda: answers(page), 30, "the site answers")
+    back = time.monotonic()
+    wait_for(lambda: words.inner_text().startswith("Live"), BACK_SECONDS, "the page is live again")
+    steps = int(page.locator("#status-step").inner_text())
+    wait_for_steps(page, steps + 1)
+    assert page.evaluate("window.notReloaded")
+    assert read_json(page, f"/api/v1/runs/{running}")["status"] == "running"
+    assert time.monotonic() - back < 60
+
+
+def test_page_outlives_a_frozen_site(site: Site, watched: Watched, running: int) -> None:
+    page = watched.page()
+    page.goto(f"/r/{running}/")
+    live(page)
+    words = page.locator("#live-state")
+    with frozen(site, "web"):
+        expect(words).to_have_text(re.compile("^Server silent for 1[2-9] s · last data"), timeout=25_000)
+    wait_for(lambda: words.inner_text().startswith("Live"), BACK_SECONDS, "the page is live again")
+
+
+def test_pages_outlive_the_database(site: Site, watched: Watched, running: int) -> None:
+    page, form, other = watched.page(), watched.page(), watched.page()
+    page.goto(f"/r/{running}/")
+    live(page)
+    form.goto("/p/lab/new?preset=grpo-tiny")
+    form.get_by_role("textbox", name="Name", exact=True).fill("typed before the outage")
+    words = page.locator("#live-state")
+    with away(site, "database", signal.SIGQUIT):  # PostgreSQL's immediate stop
+        expect(words).to_have_text(re.compile(r"^Database unreachable · last data \d\d:\d\d:\d\d$"))
+        said = page.request.get(f"/api/v1/runs/{running}")
+        assert (said.status, said.headers["retry-after"]) == (503, "5")
+        assert said.headers["content-type"] == "application/problem+json"
+        assert "unreachable" in said.json()["detail"]
+        refused = other.goto(f"/r/{running}/events")
+        assert refused is not None
+        assert (refused.status, refused.headers["retry-after"]) == (503, "5")
+        expect(other.get_by_role("heading", name="Database unreachable")).to_be_visible()
+        form.get_by_role("button", name="Queue run").click()
+        expect(form.get_by_role("alert").filter(has_text="Not sent")).to_contain_text(
+            "what you typed is still here"
+        )
+        expect(form.get_by_role("textbox", name="Name", exact=True)).to_have_value("typed before the outage")
+        page.get_by_role("button", name="Stop", exact=True).click()
+        page.get_by_role("button", name="Stop this run").click()
+        expect(page.locator("[data-state=stop]")).to_contain_text("The database is unreachable")
+    wait_for(lambda: answers(page), 30, "the database answers")
+    wait_for(lambda: words.inner_text().startswith("Live"), BACK_SECONDS, "the page is live again")
+    expect(other.locator("#events-table")).to_be_visible(timeout=1000 * BACK_SECONDS)
+    steps = int(page.locator("#status-step").inner_text())
+    wait_for_steps(page, steps + 1)
+    wait_for(lambda: drawn_points(page) >= steps, 15, "what was trained meanwhile is on the chart")
+    assert read_json(page, f"/api/v1/runs/{running}")["attempts"][-1]["outcome"] == ""
+
+
+def test_held_locks_and_used_up_connections_are_said_and_pass(
+    site: Site, watched: Watched, running: int
+) -> None:
+    page = watched.page()
+    page.goto(f"/r/{running}/")
+    live(page)
+    with psycopg.connect(site.database_url) as session:
+        session.execute("LOCK TABLE arborist_run IN ACCESS EXCLUSIVE MODE")
+        began = time.monotonic()
+        said = page.request.get(f"/api/v1/runs/{running}", timeout=20_000)
+        assert said.status == 503
+        assert "within 5 s" in said.json()["detail"]
+        assert time.monotonic() - began < 15
+        expect(page.locator("#live-state")).to_have_text(re.compile("^Database unreachable"), timeout=25_000)
+        session.rollback()
+    wait_for(lambda: page.locator("#live-state").inner_text().startswith("Live"), BACK_SECONDS, "live again")
+    with ExitStack() as taken:
+        while True:
+            try:
+                taken.enter_context(psycopg.connect(site.database_url, autocommit=True))
+            except psycopg.OperationalError:
+                break
+        with psycopg.connect(site.database_url) if False else ExitStack():
+            codes = {page.request.get("/p/lab/", timeout=20_000).status for _ in range(3)}
+        assert codes <= {200, 503}
+    wait_for(lambda: page.request.get("/p/lab/", timeout=20_000).ok, BACK_SECONDS, "pages again")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_runs_are_created_without_a_broker(
+    site: Site, watched: Watched, running: int, how: signal.Signals
+) -> None:
+    page = watched.page()
+    table = watched.page()
+    table.goto("/p/lab/")
+    live(table)
+    config = read_json(page, f"/api/v1/runs/{running}")["config"]
+    config["training"]["steps"] = 1
+    token = table.locator("input[name=csrfmiddlewaretoken]").first.input_value()
+    cut = frozen(site, "broker") if how == signal.SIGSTOP else away(site, "broker", how)
+    with cut:
+        began = time.monotonic()
+        said = table.request.post(
+            "/api/v1/projects/lab/runs",
+            headers={"x-csrftoken": token},
+            data={"name": f"without a broker {how.name}", "config": config},
+        )
+        assert said.status == 201, said.text()
+        assert time.monotonic() - began < 2.5
+        began = time.monotonic()
+        assert table.request.get("/workers/").ok
+        assert time.monotonic() - began < 2.5
+        live(table)
+        expect(table.get_by_text("1 new run")).to_be_visible()
+    assert said.json()["status"] == "queued"
