@@ -30,6 +30,7 @@ NAME: Final = "arborist_packed"
 # A bucket is closed when padding would make it so much larger than what it holds, unless it is small anyway.
 MOST_PADDING: Final = 1.1
 SMALL_BUCKET: Final = 1 << 14  # query-key pairs
+FLEX_BLOCK: Final = 128  # tokens of a side of a block that the kernel takes or leaves
 FLEX_LENGTH: Final = 2048  # tokens from which on a GPU's block mask is worth its kernel
 
 
@@ -127,8 +128,12 @@ class BlockLayout:
 
     @classmethod
     def of(cls, runs: Runs, device: torch.device) -> BlockLayout:
-        """The mask over the row, padded to a few sizes so that the kernel is compiled for few of them."""
-        from torch.nn.attention.flex_attention import create_block_mask
+        """The mask over the row, padded to a few sizes so that the kernel is compiled for few of them.
+
+        Which blocks are looked at follows from the ends of subtrees alone, [blocks, blocks] numbers;
+        `create_block_mask` would ask the rule for all U x U pairs, 4 GB at 64k tokens.
+        """
+        from torch.nn.attention.flex_attention import BlockMask
 
         length = int(runs.end[-1])
         padded = max(FLEX_LENGTH, 1 << (length - 1).bit_length())
@@ -140,7 +145,28 @@ class BlockLayout:
             # Padding sees itself alone, so that nothing is NaN.
             return ((k <= q) & (q < ends[k])) | (q == k)
 
-        return cls(create_block_mask(sees, None, None, padded, padded, device=str(device)), padded)
+        blocks = padded // FLEX_BLOCK
+        first = np.arange(blocks) * FLEX_BLOCK
+        by_block = last.reshape(blocks, FLEX_BLOCK)
+        before = np.tri(blocks, k=-1, dtype=np.bool_)  # [query block, key block]
+        whole = before & (by_block.min(1) >= first[:, None] + FLEX_BLOCK)
+        partly = (before & (by_block.max(1) > first[:, None]) & ~whole) | np.eye(blocks, dtype=np.bool_)
+        mask = BlockMask.from_kv_blocks(
+            *_chosen_blocks(partly, device),
+            *_chosen_blocks(whole, device),
+            BLOCK_SIZE=FLEX_BLOCK,
+            mask_mod=sees,
+            seq_lengths=(padded, padded),
+        )
+        return cls(mask, padded)
+
+
+def _chosen_blocks(chosen: np.ndarray[Any, Any], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of [Q, K] bools: how many of a row are chosen [1, 1, Q], and which, those first [1, 1, Q, K]."""
+    order = np.argsort(~chosen, axis=1, kind="stable")
+    both = (chosen.sum(1, dtype=np.int32)[None, None], order.astype(np.int32)[None, None])
+    counts, indices = (torch.from_numpy(part).to(device) for part in both)
+    return counts, indices
 
 
 def subtree_ends(runs: Runs) -> np.ndarray[Any, Any]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -219,11 +220,36 @@ def test_block_attention_sees_ones_own_path(policy: Policy, monkeypatch: pytest.
     weights = optimiser.data([trees], [], 1)[0].weights
     gathered = optimiser.logprobs(policy, weights)
     monkeypatch.setattr(trainer.attention, "FLEX_LENGTH", 16)
+    monkeypatch.setattr(trainer.attention, "FLEX_BLOCK", 8)
     monkeypatch.setattr(trainer.policy, "layout_of", BlockLayout.of)
     in_blocks = optimiser.logprobs(policy, weights)
     for left, right in zip(in_blocks, gathered, strict=True):
         np.testing.assert_allclose(left, right, atol=1e-6)
     assert sum(np.isfinite(known).sum() for known in gathered) > 50
+
+
+@pytest.mark.parametrize("block", [4, 16])
+def test_blocks_are_those_that_the_rule_asks_for(
+    policy: Policy, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against torch's own construction, which asks the rule for every pair."""
+    monkeypatch.setattr(trainer.attention, "FLEX_LENGTH", 64)
+    monkeypatch.setattr(trainer.attention, "FLEX_BLOCK", block)
+    deep = [[[1, 0], [0, [1, 0]]], 1, [0, [[1, 1], 0]]]
+    tree = credit_tree(tree_of(deep, tokens_per_segment=7), GRPO)
+    optimiser = Optimiser(policy, TrainingConfig(), PolicyObjective(), "trajectory")
+    (batch,) = pack(optimiser.data([[tree]], [], 1)[0].weights, 4096)
+    ours = BlockLayout.of(batch.runs, torch.device("cpu"))
+    asked = create_block_mask(
+        ours.mask.mask_mod, None, None, ours.length, ours.length, "cpu", BLOCK_SIZE=block
+    )
+    assert torch.equal(ours.mask.to_dense(), asked.to_dense())
+    for mask in (ours.mask, asked):
+        assert mask.full_kv_num_blocks is not None
+    assert torch.equal(ours.mask.kv_num_blocks, asked.kv_num_blocks)
+    assert torch.equal(ours.mask.full_kv_num_blocks, asked.full_kv_num_blocks)
+    if block == 4:
+        assert int(ours.mask.full_kv_num_blocks.sum()) > 10
 
 
 def test_gradient_of_chosen_logprobs() -> None:
