@@ -100,8 +100,9 @@ class TreeWeights:
 
 def trained_tokens(tree: RolloutTree, most_probability: float) -> NDArray[np.bool_]:
     """[T] sampled tokens whose probability was below the bound (1: all)."""
-    node_of = np.repeat(np.arange(tree.n_nodes), tree.token_counts())
-    sampled: NDArray[np.bool_] = (node_of != ROOT) & (tree.finish[node_of] != FinishReason.GIVEN)
+    is_sampled = tree.finish != FinishReason.GIVEN
+    is_sampled[ROOT] = False
+    sampled: NDArray[np.bool_] = np.repeat(is_sampled, tree.token_counts())
     if most_probability < 1:
         sampled &= tree.logprobs < math.log(most_probability)
     return sampled
@@ -109,8 +110,9 @@ def trained_tokens(tree: RolloutTree, most_probability: float) -> NDArray[np.boo
 
 def count_trained(tree: RolloutTree, trains: NDArray[np.bool_]) -> Ints:
     """[N] trained tokens of each segment."""
-    total = np.concatenate(([0], np.cumsum(trains)))
-    return total[tree.token_offsets[1:]] - total[tree.token_offsets[:-1]]
+    total = np.zeros(len(trains) + 1, np.int32)  # half the memory of int64: of a huge tree that is felt
+    np.cumsum(trains, out=total[1:])
+    return np.diff(total[tree.token_offsets]).astype(np.int64)
 
 
 def weigh(trees: Sequence[RolloutTree], objective: Objective, spread: str) -> list[TreeWeights]:
@@ -283,7 +285,7 @@ def _correct_paths(tree: RolloutTree, most: int) -> Ints:
     return np.array(nodes, np.int64)
 
 
-def pull(weights: TreeWeights, objective: Objective) -> Floats:
+def pull(weights: TreeWeights, objective: Objective, trained: Ints | None = None) -> Floats:
     """[N] size of what the log-probabilities of a segment's trained tokens are multiplied by in the gradient
     of the objective, summed over them, where the policy still is the one that sampled: every ratio is 1.
 
@@ -293,21 +295,22 @@ def pull(weights: TreeWeights, objective: Objective) -> Floats:
         preference    pair_weight for both branches of each pair, times 1 - 2 s under dpo, over the branch's
                       trained tokens to the length power: as where policy and reference still are the same
 
-    Regularizers, the entropy bonus and the value head do not count.
+    Regularizers, the entropy bonus and the value head do not count. trained: [N] `count_trained`, if it is at
+    hand.
     """
+    trained = count_trained(weights.tree, weights.trains) if trained is None else trained
     per_token = np.zeros(weights.tree.n_nodes)
     if isinstance(objective, PolicyObjective):
         of_item = weights.whole if objective.ratio == "sequence" else weights.token
         per_token = np.abs(weights.over_nodes(of_item * weights.advantage))
     elif isinstance(objective, PreferenceObjective):
-        trained = count_trained(weights.tree, weights.trains)
         for pair in weights.pairs:
             size = weights.pair_weight * (1 - 2 * pair.smoothing if objective.loss == "dpo" else 1)
             for segments in (list(pair.chosen), list(pair.rejected)):
                 per_token[segments] += size / max(int(trained[segments].sum()), 1) ** objective.length_power
     else:
         per_token = weights.supervised
-    return per_token * count_trained(weights.tree, weights.trains)
+    return per_token * trained
 
 
 def every_answer(tree: RolloutTree) -> TreeWeights:

@@ -174,6 +174,7 @@ TEMPLATES = [
             ],
             "libraries": {
                 "arborist": "webapp.formatting",
+                "modules": "webapp.modules",
                 "notes": "webapp.notes.tags",
                 "problems": "webapp.problems.strip",
             },

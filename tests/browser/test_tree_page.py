@@ -18,7 +18,10 @@ WHOLE = "?n=2.1&view=graph&color=value&order=value&zoom=2&find=%23%23%23%23"
 
 
 def test_every_view_is_walked_by_the_same_keys(site: Site, page: Page) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
     open_tree(page, f"/t/{site.planted['tree']}/")
+    assert sum("/columns?" in url for url in asked) == 1, "what the head asks for early is what is used"
     title = page.locator("#inspector .node-title")
     page.keyboard.press("2")
     expect(page.locator("#tree-layout[data-graph]")).to_be_visible()

@@ -24,6 +24,7 @@ from webapp.projects.access import get_project, get_tree
 from webapp.runs.models import ACTIVE
 from webapp.runs.origin import how_made
 from webapp.runs.views import page_cursor, run_context
+from webapp.trees.columns import columns_path
 from webapp.trees.nodes import node_json, text_start, usual_colour
 from webapp.trees.opened import open_tree
 from webapp.trees.querysets import ICICLE_MAX_NODES, icicle, steps_with_trees, tree_row
@@ -319,6 +320,7 @@ def _side(request: HttpRequest, tree_id: int, name: str) -> dict[str, Any]:
     stored = get_tree(request, tree_id)
     side: dict[str, Any] = {
         "tree": tree_row(stored),
+        "columns_path": columns_path(stored.id),
         "answers": stored.n_leaves if stored.n_answers is None else stored.n_answers,
         "run": stored.run,
         "node": None,

@@ -21,7 +21,13 @@ from trainer.tree import CreditState, FinishReason, RolloutTree, Verdict
 from webapp.trees.words import CREDIT_WORDS
 
 _COMPRESS_FROM_BYTES = 1024
+COLUMNS_VERSION = 3  # raised with what is sent, so that no browser reads a kept answer of before
 ROUNDING_NATS = 1e-3  # two float32 programs of one model differ by some 1e-5
+
+
+def columns_path(tree_id: int) -> str:
+    """Where a page reads the columns of a tree, below `/api/v1`."""
+    return f"/trees/{tree_id}/columns?v={COLUMNS_VERSION}"
 
 
 def columns(tree: RolloutTree) -> bytes:

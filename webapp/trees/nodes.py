@@ -32,7 +32,7 @@ MAX_SIBLINGS = 200  # and members of a group, around the node
 MAX_UNTAKEN = 24  # siblings named between two segments of a path
 HISTOGRAM_BARS = 16
 TOP_TOKENS = 5
-MAX_OUTLINE_ROWS = 400  # without scripts; with them the outline has every node
+MAX_OUTLINE_ROWS = 200  # without scripts; with them the outline has every node
 TEXT_START_LETTERS = 80
 AGREES_WITHIN = 1e-6  # absolute and relative
 
@@ -346,8 +346,8 @@ def pull_of(opened: OpenTree, config: RunConfig) -> tuple[TreeWeights, Pull]:
 
 def _pull(tree: RolloutTree, objective: Objective, spread: str) -> tuple[TreeWeights, Pull]:
     (weights,) = weigh([tree], objective, spread)
-    mass = pull(weights, objective)
     trained = count_trained(tree, weights.trains)
+    mass = pull(weights, objective, trained)
     # An advantage of 0 pulls nowhere, and is trained all the same.
     is_reached = weights.held > 0 if isinstance(objective, PolicyObjective) else mass > 0
     for pair in weights.pairs:  # so is a pair whose label is smoothed to even

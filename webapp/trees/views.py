@@ -6,7 +6,6 @@ from typing import Any
 
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import render
-from django.urls import reverse
 from django.views.decorators.http import require_GET
 
 from trainer.comparison import estimators
@@ -18,6 +17,7 @@ from webapp.runs.origin import how_made, method_of_run
 from webapp.runs.querysets import run_states
 from webapp.runs.views import run_context
 from webapp.trees import comparing
+from webapp.trees.columns import columns_path
 from webapp.trees.estimator_table import compared, flips_under, node_rows, tree_rows
 from webapp.trees.inspector import inspector_context
 from webapp.trees.lists import ListAddress, tree_list
@@ -63,8 +63,6 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
     # Without advantages a tree is told apart by its values.
     usual = usual_colour(opened, made)
     colour = _one_of(request, "color", (usual, *(name for name in COLOURS if name != usual)))
-    for row in rows:
-        row["url"] = f"{reverse('tree-detail', args=[stored.id])}?n={row['node']}&view={view}&color={colour}"
     siblings, _ = trees_page(stored.run, Scope.of_step(stored.step), limit=200)
     context |= {
         # An imported tree has no policy of ours to sample from.
@@ -74,6 +72,7 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
         "outline": rows,
         "outline_cut": is_cut,
         "siblings_of_step": siblings,
+        "columns_path": columns_path(stored.id),
         "view": view,
         "color": colour,
         "usual_colour": usual,

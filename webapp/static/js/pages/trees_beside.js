@@ -11,7 +11,7 @@ import { changed, read, write } from "../core/url_state.js";
 import { announce } from "../core/announce.js";
 import { ancestorNamed, linked } from "../problems/linked.js";
 import { TreeCanvas } from "../tree/canvas.js";
-import { COLUMNS_VERSION, decodeColumns } from "../tree/columns.js";
+import { decodeColumns } from "../tree/columns.js";
 import { place, shapeOf } from "../tree/layout.js";
 import { drawLegend } from "../tree/legend.js";
 import { interceptNodeLinks } from "../tree/reader.js";
@@ -39,7 +39,7 @@ try {
 async function open(section) {
   const canvas = section.querySelector("canvas");
   if (!canvas) throw new Error("One of the two cannot be read.");
-  const columns = decodeColumns(await (await request(`/trees/${section.dataset.tree}/columns?v=${COLUMNS_VERSION}`)).arrayBuffer());
+  const columns = decodeColumns(await (await request(section.dataset.columns ?? "")).arrayBuffer());
   const tree = place(shapeOf(columns.n_children), { copies: columns.copies });
   const correct = countBelow(tree, columns.verdict, columns.labels.verdict.indexOf("correct"));
   return { element: canvas, columns, tree, correct, selected: 0, missing: false };

@@ -1,9 +1,6 @@
 // The binary form of a tree (`/api/v1/trees/<id>/columns`) to typed arrays. Pure. Refuses what does not fit together:
 // a canvas that paints garbage looks like a result.
 
-/** Bumped with what the server sends, so that no browser reads a kept answer of before. */
-export const COLUMNS_VERSION = 3;
-
 const COUNTS = ["uint8", "uint16", "uint32"];
 /** The columns that are read, and the types each may have. @type {Record<string, {dtypes: string[], optional?: true}>} */
 const KNOWN = {

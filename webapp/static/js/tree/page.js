@@ -4,7 +4,7 @@ import { byId } from "../core/dom.js";
 import { read, write } from "../core/url_state.js";
 import { announce } from "../core/announce.js";
 import { Colouring } from "./colouring.js";
-import { COLUMNS_VERSION, decodeColumns } from "./columns.js";
+import { decodeColumns } from "./columns.js";
 import { place, shapeOf } from "./layout.js";
 import { Selection } from "./selection.js";
 import { Shortcuts } from "./shortcuts.js";
@@ -12,10 +12,10 @@ import { spoken } from "./signals.js";
 import { TextStarts } from "./texts.js";
 import { countBelow, nameOf } from "./walk.js";
 
-/** @param {HTMLElement} root with `data-tree`, `data-node`, `data-colour` @returns {Promise<TreePage>} */
+/** @param {HTMLElement} root with `data-tree`, `data-columns`, `data-node`, `data-colour` @returns {Promise<TreePage>} */
 export async function openTree(root) {
   const treeId = root.dataset.tree ?? "";
-  const columns = decodeColumns(await (await request(`/trees/${treeId}/columns?v=${COLUMNS_VERSION}`)).arrayBuffer());
+  const columns = decodeColumns(await (await request(root.dataset.columns ?? "")).arrayBuffer());
   const tree = place(shapeOf(columns.n_children), { copies: columns.copies });
   const selection = new Selection(tree, root.dataset.node ?? "0", { write, now: () => performance.now() });
   const correct = countBelow(tree, columns.verdict, columns.labels.verdict.indexOf("correct"));
