@@ -7,6 +7,7 @@ a policy, a verifier or an estimator: those fill its columns. Torch-free.
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -460,6 +461,26 @@ class RolloutTree:
             ValueError,
         ) as damage:
             raise ValueError(f"This tree cannot be read: {damage}") from damage
+
+
+def advantages_in(payload: bytes) -> NDArray[np.float64]:
+    """[N] the advantages of a payload alone. They stand near its beginning, so of a large tree a tenth is
+    unpacked. Raises ValueError naming the damage.
+    """
+    try:
+        with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(payload)) as stream:
+            reader = msgpack.Unpacker(stream, raw=False, max_buffer_size=MAX_PAYLOAD_BYTES)
+            for _ in range(reader.read_map_header()):
+                if reader.unpack() != "columns":
+                    reader.skip()
+                    continue
+                for _ in range(reader.read_map_header()):
+                    if reader.unpack() == "advantage":
+                        return np.frombuffer(reader.unpack(), "<f8")
+                    reader.skip()
+    except (zstandard.ZstdError, msgpack.UnpackException, TypeError, ValueError) as damage:
+        raise ValueError(f"This tree cannot be read: {damage}") from damage
+    raise ValueError("This tree cannot be read: it has no advantages.")
 
 
 def _optional_parts(body: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from tests.trainer.trees import T2, Nested, children_of, credit_tree, leaves_bel
 from trainer import tree as tree_module
 from trainer.presets import PRESETS
 from trainer.summary import summarise
-from trainer.tree import ROOT, RolloutTree
+from trainer.tree import ROOT, RolloutTree, advantages_in
 
 TREERPO = PRESETS["treerpo-tiny"].config.credit
 
@@ -218,8 +218,17 @@ def test_a_damaged_payload_is_a_value_error(payload: bytes) -> None:
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_value_error_at_worst(payload: bytes) -> None:
-    with pytest.raises(ValueError, match="This tree cannot be read"):
-        RolloutTree.from_payload(payload)
+    for read in (RolloutTree.from_payload, advantages_in):
+        with pytest.raises(ValueError, match="This tree cannot be read"):
+            read(payload)
+
+
+def test_the_advantages_alone_are_those_of_the_tree() -> None:
+    tree = full_tree()
+    np.testing.assert_array_equal(advantages_in(tree.to_payload()), tree.advantage)
+    for damage in (tree.to_payload()[:40], zstandard.compress(msgpack.packb({"columns": {"reward": b""}}))):
+        with pytest.raises(ValueError, match="This tree cannot be read"):
+            advantages_in(damage)
 
 
 def test_a_payload_that_claims_too_much_is_not_expanded() -> None:

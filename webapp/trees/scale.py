@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from contextlib import suppress
 
 import numpy as np
 from django.core.cache import cache
 from django.db import connection
 
-from trainer.tree import RolloutTree
+from trainer.tree import RolloutTree, advantages_in
 from webapp.runs.models import Run
 from webapp.trees.models import StoredTree
 
@@ -49,9 +51,10 @@ def coarse_first(n: int) -> list[int]:
     return sorted(range(n), key=lambda place: int(f"{place:0{bits}b}"[::-1], 2))
 
 
-def advantage_limit(run: Run) -> tuple[float, int] | None:
+def advantage_limit(run: Run, at_hand: Mapping[int, RolloutTree] | None = None) -> tuple[float, int] | None:
     """The 98th percentile of |A| over up to 48 trees spread evenly over the run, and how many they were. None
     where no node of them has an advantage. Estimators differ in size: TreeRPO reaches 8 with eight children.
+    at_hand: trees that need not be read, by id.
     """
     # Asked again as the run grows by a fifth, not at every tree.
     key = f"advantage-limit:{run.id}:{int(4 * math.log2(run.last_seq + 1))}"
@@ -65,13 +68,14 @@ def advantage_limit(run: Run) -> tuple[float, int] | None:
         if not chosen or nodes + n_nodes <= MOST_NODES:
             chosen.append(tree_id)
             nodes += n_nodes
-    sizes = []
-    for payload in StoredTree.objects.filter(id__in=chosen).values_list("payload", flat=True):
-        try:
-            advantage = RolloutTree.from_payload(bytes(payload)).advantage
-        except ValueError:
-            continue  # damaged; its own page says so
-        sizes.append(np.abs(advantage[np.isfinite(advantage) & (advantage != 0)]))
+    known = {tree_id: tree.advantage for tree_id, tree in (at_hand or {}).items() if tree_id in chosen}
+    others = StoredTree.objects.filter(id__in=set(chosen) - set(known))
+    for tree_id, payload in others.values_list("id", "payload"):
+        with suppress(ValueError):  # damaged; its own page says so
+            known[tree_id] = advantages_in(bytes(payload))
+    sizes = [
+        np.abs(advantage[np.isfinite(advantage) & (advantage != 0)]) for _, advantage in sorted(known.items())
+    ]
     every = np.concatenate(sizes) if sizes else np.zeros(0)
     limit = (float(np.percentile(every, PERCENTILE)), len(sizes)) if len(every) else None
     cache.set(key, limit, KEPT_SECONDS)

@@ -76,7 +76,7 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
         "view": view,
         "color": colour,
         "usual_colour": usual,
-        "run_limit": advantage_limit(stored.run),
+        "run_limit": advantage_limit(stored.run, {stored.id: opened.tree}),
         "estimators": estimators(),
     }
     return render(request, "trees/detail.html", context)
