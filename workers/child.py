@@ -83,7 +83,8 @@ class TrainerChild:
         self.mark = mark
         self.lines = Lines()
         self._tail = bytearray()
-        self._log = log.open("ab")
+        self._log = log.open("ab", buffering=0)
+        self._logged = 0
         temporary = temporary_folder(mark)
         watched, self._held = os.pipe2(os.O_CLOEXEC)
         try:
@@ -151,9 +152,10 @@ class TrainerChild:
     def _keep_error(self, data: bytes) -> None:
         self._tail += data
         del self._tail[:-STDERR_TAIL_BYTES]
-        if self._log.tell() < MAX_LOG_BYTES:
-            self._log.write(data)
-            self._log.flush()
+        if self._logged < MAX_LOG_BYTES:
+            self._logged += len(data)
+            with contextlib.suppress(OSError):  # a full disk: the log has a hole, and the run goes on
+                self._log.write(data)
 
     @property
     def is_silent(self) -> bool:

@@ -357,6 +357,7 @@ class Campaign:
         self.watcher.end()
         from django.db import connections
 
+        connections.close_all()  # they may have been cut since they were used
         left = gather(
             self.system.folder.root,
             self.system.folder.logs,

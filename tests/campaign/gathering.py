@@ -189,7 +189,7 @@ def log_trouble(logs: Path) -> Iterable[str]:
             continue
         found: dict[str, int] = defaultdict(int)
         for block in tracebacks(log.read_text(encoding="utf-8", errors="replace").splitlines()):
-            if not EXPECTED_ERRORS.search(block[-1]):
+            if not EXPECTED_ERRORS.search(block[-1]) and "mark_as_worker_lost" not in "".join(block):
                 where = next(
                     (line.strip() for line in reversed(block) if line.strip().startswith("File ")), ""
                 )

@@ -72,7 +72,7 @@ def begin_twin(folder: Path, name: str, config: RunConfig, env: dict[str, str]) 
             stdout=output,
             stderr=log,
             cwd=REPOSITORY,
-            env=env | {"HF_HUB_OFFLINE": "1"},
+            env=env | {"HF_HUB_OFFLINE": "1", "TMPDIR": str(home)},
         )
     return TwinInWork(popen, events, home)
 

@@ -43,7 +43,7 @@ def test_line_limit(monkeypatch: pytest.MonkeyPatch, size: int, overlong: bool, 
         assert cutter.feed(b"more\n") == []
 
 
-def start(tmp_path: Path, code: str) -> TrainerChild:
+def start(tmp_path: Path, code: str, log: Path | None = None) -> TrainerChild:
     return TrainerChild(
         [sys.executable, "-c", code],
         mark=f"1-1-{secrets.token_hex(4)}",
@@ -57,7 +57,7 @@ def start(tmp_path: Path, code: str) -> TrainerChild:
             "OMP_NUM_THREADS": "1",
         },
         cwd=tmp_path,
-        log=tmp_path / "log",
+        log=log or tmp_path / "log",
     )
 
 
@@ -90,6 +90,15 @@ def test_standard_error_goes_to_the_log_and_its_tail_is_kept(tmp_path: Path) -> 
     assert child.error_tail().endswith("the end")
     assert len(child.error_tail()) == limits.STDERR_TAIL_BYTES
     assert len((tmp_path / "log").read_text()) == 20007
+
+
+@pytest.mark.process
+def test_a_full_disk_costs_the_log_and_nothing_else(tmp_path: Path) -> None:
+    code = "import sys; sys.stderr.write('the last words'); print('{}', flush=True)"
+    child = start(tmp_path, code, Path("/dev/full"))
+    assert read_all(child) == [b"{}"]
+    assert child.end() == 0
+    assert child.error_tail() == "the last words"
 
 
 @pytest.mark.process
