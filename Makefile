@@ -45,7 +45,7 @@ study: $(READY)
 	@exec $(PY) manage.py study $(ARGS)
 
 test: $(READY)
-	@exec $(PY) -m pytest $(ARGS)
+	@exec $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 campaign: $(READY)
 	@exec $(PY) -m tests.campaign --seed $(SEED) --faults $(FAULTS) $(ARGS)

@@ -13,6 +13,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -26,12 +27,15 @@ SESSION_VARIABLE = "ARBORIST_TEST_SESSION"
 SESSION = secrets.token_hex(8)
 START_SECONDS = 60.0
 FOLDER = pytest.StashKey[DataFolder]()
+LEFT = pytest.StashKey[list[int]]()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     # A SIGTERM, as `timeout` sends it, ends the session as Ctrl-C does: with its servers stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if hands_out(config):
+        return
     # The settings read the environment once, so all of it stands before Django is loaded.
     folder = DataFolder.at(tempfile.mkdtemp(prefix="arborist-tests-"))
     folder.prepare()
@@ -49,6 +53,11 @@ def pytest_configure(config: pytest.Config) -> None:
         django.setup()
 
 
+def hands_out(config: pytest.Config) -> bool:
+    """Whether this process runs no test itself but gives them to others, which have servers of their own."""
+    return bool(getattr(config.option, "tx", None)) and not hasattr(config, "workerinput")
+
+
 def is_trainer_only(config: pytest.Config) -> bool:
     """The trainer knows no Django; asked for alone, its tests run without one."""
     trainer = config.rootpath / "tests" / "trainer"
@@ -57,16 +66,29 @@ def is_trainer_only(config: pytest.Config) -> bool:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    config.stash[FOLDER].remove()
+    if not hands_out(config):
+        config.stash[FOLDER].remove()
 
 
 @pytest.hookimpl(trylast=True)  # after an early end (-x), fixtures are torn down in this hook, too
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    left = processes.end_marked(SESSION, variable=SESSION_VARIABLE)
-    if left:
-        pids = ", ".join(str(process.pid) for process in left)
+    if hands_out(session.config):
+        left = session.config.stash.get(LEFT, [])
+    else:
+        left = [process.pid for process in processes.end_marked(SESSION, variable=SESSION_VARIABLE)]
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left"] = left
+    elif left:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        pids = ", ".join(map(str, left))
         print(f"\nERROR: tests left processes behind, ended now: {pids}")  # noqa: T201
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Of pytest-xdist, where tests are handed out: what a session left behind is told here."""
+    left = getattr(node, "workeroutput", {}).get("left", [])
+    node.config.stash.setdefault(LEFT, []).extend(left)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
