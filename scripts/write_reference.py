@@ -1,12 +1,13 @@
-"""Writes `docs/reference.md` from the words themselves: config fields, metrics, event kinds; and the list of
-algorithms in `docs/estimators.md`, from the presets.
+"""Writes `docs/reference.md` from the words themselves: config fields, metrics, event kinds;
+`docs/troubles.md` from `trainer.guards`; the list of algorithms in `docs/estimators.md` from the presets.
 
-`python scripts/write_reference.py` rewrites both; `--check` only says whether they are current, and exits
+`python scripts/write_reference.py` rewrites them; `--check` only says whether they are current, and exits
 with 1 if not.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import typing
 from pathlib import Path
@@ -19,12 +20,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from trainer import config, events
 from trainer.explanation import formula
+from trainer.guards import TROUBLES
 from trainer.metrics import METRICS
 from trainer.presets import PRESETS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE = DOCS / "reference.md"
+TROUBLES_PAGE = DOCS / "troubles.md"
 ESTIMATORS = DOCS / "estimators.md"
+ORDER = ("failed", "paused", "queued again", "goes on")
 BEGIN, END = "<!-- algorithms: written by scripts/write_reference.py -->", "<!-- end of algorithms -->"
 
 
@@ -118,6 +122,31 @@ def render() -> str:
         fields = ", ".join(f"`{name}`" for name in model.model_fields if name not in ("time", "kind"))
         kind = model.model_fields["kind"].default
         lines.append(f"| `{kind}` | {fields} | {' '.join((model.__doc__ or '').split())} |")
+    return "\n".join(lines) + "\n"
+
+
+def troubles() -> str:
+    """What went wrong, what one sees, what to do."""
+    lines = [
+        "# Troubles",
+        "",
+        (
+            "What can go wrong with a run, the sentence that it then shows, and what to do. A run that ends "
+            "or pauses also says its last complete step and the step of its last checkpoint. Written by "
+            "`scripts/write_reference.py` from `trainer/guards.py`; a test fails when it is out of date."
+        ),
+        "",
+        (
+            "`failed` ends the run: Retry goes on from its last checkpoint with the same config, Fork with "
+            "another one. `paused` waits for a person, who presses Resume. What goes on needs nobody."
+        ),
+        "",
+        "| what went wrong | the run | what you see | what to do |",
+        "|---|---|---|---|",
+    ]
+    for trouble in sorted(TROUBLES.values(), key=lambda trouble: ORDER.index(trouble.then)):
+        says = re.sub(r"\{(\w+)[^}]*\}", "…", trouble.says)
+        lines.append(f"| {_cell(trouble.cause)} | {trouble.then} | {_cell(says)} | {_cell(trouble.do)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -332,7 +361,7 @@ def estimators() -> str:
 
 
 if __name__ == "__main__":
-    pages = {PAGE: render(), ESTIMATORS: estimators()}
+    pages = {PAGE: render(), TROUBLES_PAGE: troubles(), ESTIMATORS: estimators()}
     stale = [page for page, text in pages.items() if not page.exists() or page.read_text() != text]
     if "--check" in sys.argv:
         for page in stale:

@@ -1,7 +1,8 @@
 """python -m trainer FILE.yaml: train from a shell. Events are JSON lines on stdout, and nothing else is; logs
 go to stderr.
 
-Exit status: 0 the run succeeded or was stopped, 1 it failed (the last event says why), 2 the config is wrong.
+Exit status: 0 the run succeeded or was stopped, 1 it failed or cannot go on now (the last event says why), 2
+the config is wrong.
 SIGTERM and SIGINT ask the run to stop: it gives up the step under way, writes a checkpoint and ends. A second
 one ends it at once.
 """
@@ -19,11 +20,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, Literal
 
 from trainer.config import RunConfig
 from trainer.config_file import MAX_CONFIG_BYTES, ConfigError, config_from_yaml
 from trainer.events import Event, EventDigest, Finished
+from trainer.guards import MOST_LETTERS, TROUBLES, OutOfRoomError, is_full, is_host_memory, told
 from trainer.supervised import end_with_parent, only_events_on_stdout, thread_count
 
 logger = logging.getLogger("trainer")
@@ -46,13 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     stream = only_events_on_stdout()
     should_stop = _stop_on_signals()
-    return _run(config, options.output, options.resume, threads, _EventWriter(stream), should_stop)
+    writer = _EventWriter(stream, options.resume)
+    return _run(config, options.output, options.resume, threads, writer, should_stop)
 
 
 def _run(
     config: RunConfig,
     output: Path,
-    resume: Path | None,
+    resume: Sequence[Path],
     threads: int,
     writer: _EventWriter,
     should_stop: Callable[[], bool],
@@ -77,50 +80,45 @@ def _run(
             emit=writer.emit,
             should_stop=should_stop,
             run_dir=output,
-            resume=_resume_path(resume, output),
+            resume=[_resume_path(path, output) for path in resume] or None,
             device=_device(config),
         )
-    except (DataError, ModelError, CheckpointError, RewardRangeError, ValueError) as error:
-        logger.info("The run failed", exc_info=error)
-        outcome = Outcome("failed", writer.step, str(error), "")
-    except torch.OutOfMemoryError as error:
-        logger.exception("Out of GPU memory")
-        outcome = Outcome("failed", writer.step, _memory_sentence("GPU", config, error), "")
-    except MemoryError as error:
-        logger.exception("Out of memory")
-        outcome = Outcome("failed", writer.step, _memory_sentence("host", config, error), "")
-    except (
-        Exception
-    ) as error:  # the last event must say that the run failed, whatever the reason; the log has the traceback
-        logger.exception("The run failed")
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
-        outcome = Outcome("failed", writer.step, f"Unexpected {what} (the log has the traceback).", "")
+    except Exception as error:  # the last event must say how the run ended, whatever the reason
+        logger.exception("The run ended early")
+        expected = (DataError, ModelError, CheckpointError, RewardRangeError, OutOfRoomError, ValueError)
+        outcome = Outcome(*_ending(error, isinstance(error, expected), writer), "")
     writer.emit(
         Finished(
             time=time.time(),
             outcome=outcome.outcome,
             step=outcome.step,
-            reason=outcome.reason[:2000],
+            reason=outcome.reason[:MOST_LETTERS],
             weights_sha256=outcome.weights_sha256 or None,
             events_sha256=writer.digest.hexdigest(),
         )
     )
-    return 1 if outcome.outcome == "failed" else 0
+    return 1 if outcome.outcome in ("failed", "paused") else 0
 
 
 class _EventWriter:
-    """Events as JSON lines; `digest` over all of them, `step` the last one that was told of."""
+    """Events as JSON lines; `digest` over all of them, `step` the last one that was told of, `checkpoint` the
+    step of the last one that is whole, as far as is known.
+    """
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: IO[bytes], resume: Sequence[Path]) -> None:
         self._stream = stream
         self.digest = EventDigest()
-        self.step = 0
+        steps = [path.name.removeprefix("step-") for path in resume]
+        self.checkpoint = next((int(step) for step in steps if step.isdecimal()), None)
+        self.step = self.checkpoint or 0
 
     def emit(self, event: Event) -> None:
         if event.kind != "finished":
             self.digest.add(event)
         if event.kind in ("started", "metrics"):
             self.step = event.step
+        if event.kind == "checkpoint" or (event.kind == "started" and event.resumed_from is not None):
+            self.checkpoint = event.step
         try:
             self._stream.write(event.model_dump_json().encode() + b"\n")
             self._stream.flush()
@@ -137,7 +135,12 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("run"), metavar="DIR", help="the run's folder (default: run)"
     )
     parser.add_argument(
-        "--resume", type=Path, metavar="CHECKPOINT", help="a checkpoint folder, as it is or below DIR"
+        "--resume",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="CHECKPOINT",
+        help="a checkpoint folder, as it is or below DIR; of several the first that is whole is taken",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=c", help="change one value of the config"
@@ -164,20 +167,36 @@ def _device(config: RunConfig) -> str:
     return "cuda" if config.resources.queue == "gpu" and torch.cuda.is_available() else "cpu"
 
 
-def _resume_path(resume: Path | None, output: Path) -> Path | None:
-    if resume is None or resume.is_dir() or resume.is_absolute():
-        return resume
-    return output / resume
+def _resume_path(resume: Path, output: Path) -> Path:
+    return resume if resume.is_dir() or resume.is_absolute() else output / resume
 
 
-def _memory_sentence(where: str, config: RunConfig, error: BaseException) -> str:
-    training = config.training
-    return (
-        f"Out of memory ({where}) with micro-batches of {training.microbatch_tokens} tokens and "
-        f"{training.problems_per_step} problems "
-        f"per step. Lower training.microbatch_tokens or training.problems_per_step. "
-        f"({str(error).splitlines()[0] if str(error) else ''})"
-    )
+def _ending(
+    error: Exception, is_expected: bool, writer: _EventWriter
+) -> tuple[Literal["failed", "paused"], int, str]:
+    """What an error makes of the run: the outcome, the last complete step, and why in words. What is expected
+    says itself what to do.
+    """
+    step, checkpoint = writer.step, writer.checkpoint
+    what = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if is_host_memory(error):
+        return "failed", step, TROUBLES["host memory"].sentence(step, checkpoint, what=what)
+    if is_full(error):
+        return "paused", step, TROUBLES["disk full"].sentence(step, checkpoint, what=what)
+    if is_expected:
+        return "failed", step, told(str(error), step, checkpoint)
+    if isinstance(error, ImportError):
+        return "failed", step, TROUBLES["import"].sentence(step, checkpoint, error=what)
+    what = f"{type(error).__name__}: {what}"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, where nothing smaller could be tried
+        return (
+            "failed",
+            step,
+            TROUBLES["gpu memory"].sentence(
+                step, checkpoint, place="GPU", doing="loading or updating the model", sizes=what
+            ),
+        )
+    return "failed", step, TROUBLES["error"].sentence(step, checkpoint, error=what)
 
 
 def _stop_on_signals() -> Callable[[], bool]:

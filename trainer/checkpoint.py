@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from hashlib import file_digest
 from pathlib import Path
@@ -28,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainer.config import RunConfig, stored_config
+from trainer.guards import is_full
 from trainer.optim import Optimiser
 from trainer.policy import Policy
 
@@ -45,11 +47,19 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read; the message says which file and why."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is not whole: an earlier one may be."""
+
+
+class DiskFullError(CheckpointError):
+    """There is no room for a checkpoint. Those that were there before still are."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainerState:
     """The counters a run goes on from. `is_evaluation_due`: a stop came before this step's evaluation.
-    `data_sha256`: of the training problems; `base_sha256`: of the weights that the run started from, if it
-    still needs them (a reference model, an adapter's base), else "".
+    `data_sha256`: of the training problems; `model_sha256`: of the files of the model that the run started
+    from. `microbatch_tokens`: what memory had room for, 0: as the config says.
     """
 
     step: int = 0
@@ -59,7 +69,8 @@ class TrainerState:
     cpu_seconds: float = 0.0
     is_evaluation_due: bool = True
     data_sha256: str = ""
-    base_sha256: str = ""
+    model_sha256: str = ""
+    microbatch_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +95,8 @@ def save_checkpoint(
     accuracy: float | None = None,
 ) -> SavedCheckpoint:
     """Write `checkpoints/step-N` and delete all but the last `keep_last` up to it, and with `keep_best` the
-    one with the best accuracy. Raises CheckpointError; then nothing changed.
+    one with the best accuracy. Raises CheckpointError, DiskFullError among them; then no checkpoint is lost
+    and nothing is left behind, but what the policy would delete may be gone already.
 
     accuracy: of an evaluation at this very step, None without one.
 
@@ -96,23 +108,56 @@ def save_checkpoint(
     weights = policy.weights_sha256()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _refuse_full_disk(folder, policy)
+        _make_room(
+            folder, _bytes_needed(policy), lambda: _delete_old(run_dir, state.step, keep_last - 1, keep_best)
+        )
         _write(scratch, config, state, policy, optimiser)
         size = _write_manifest(scratch, state, config, weights, accuracy)
         _take_name(scratch, target, weights, accuracy)
         _sync(folder)
-        best = best_checkpoint(run_dir) if keep_best else None
-        # A run that went on from an earlier step leaves later ones alone: they are none of its own.
-        own = [path for path in list_checkpoints(run_dir) if _step_of(path) <= state.step]
-        for old in own[:-keep_last]:
-            if old != best:
-                shutil.rmtree(old)
-    except OSError as error:
+        _delete_old(run_dir, state.step, keep_last, keep_best)
+    except DiskFullError:
+        raise
+    except Exception as error:  # what writes for us raises errors of its own, not only OSError
         shutil.rmtree(scratch, ignore_errors=True)
+        if is_full(error):
+            raise DiskFullError(
+                f"there was no room left while it was written under {folder} ({error})"
+            ) from error
+        if not isinstance(error, OSError | SafetensorError):
+            raise
         raise CheckpointError(
-            f"The checkpoint of step {state.step} could not be written: {error.strerror or error}."
+            f"The checkpoint of step {state.step} could not be written: "
+            f"{getattr(error, 'strerror', None) or error}."
         ) from error
     return SavedCheckpoint(state.step, f"{FOLDER}/{target.name}", size, weights)
+
+
+def _delete_old(run_dir: Path, step: int, keep: int, keep_best: bool) -> None:
+    """All but the last `keep` up to `step` (never the last one), and the best."""
+    best = best_checkpoint(run_dir) if keep_best else None
+    # A run that went on from an earlier step leaves later ones alone: they are none of its own.
+    own = [path for path in list_checkpoints(run_dir) if _step_of(path) <= step]
+    for old in own[: -max(keep, 1)]:
+        if old != best:
+            shutil.rmtree(old)
+
+
+def _make_room(folder: Path, needed: int, delete_old: Callable[[], None]) -> None:
+    """Raise DiskFullError unless a checkpoint fits, which the keep policy may have to see to first."""
+    if shutil.disk_usage(folder).free < needed:
+        delete_old()
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DiskFullError(f"it needs {needed:,} bytes and {free:,} are free under {folder}")
+
+
+def _bytes_needed(policy: Policy) -> int:
+    """Of the weights, of two moments for each that trains, and of the rest, with head-room."""
+    trained = {id(own): own for own in policy.named_parameters().values()}
+    everything = {id(own): own for own in (*policy.model.parameters(), *trained.values())}
+    size = sum(own.numel() * own.element_size() for own in (*everything.values(), *2 * (*trained.values(),)))
+    return int(size * _HEADROOM) + 2**20
 
 
 def remove_unfinished(run_dir: Path) -> None:
@@ -153,34 +198,51 @@ def best_checkpoint(run_dir: Path) -> Path | None:
 
 
 def read_checkpoint(path: Path) -> tuple[TrainerState, RunConfig]:
-    """Verify every file's hash, then the counters and the config. Raises CheckpointError naming the damaged
-    file.
+    """Verify every file's hash, then the counters and the config. Raises DamagedCheckpointError naming the
+    file, and CheckpointError for one of another format.
     """
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is no checkpoint: it has no manifest.json.") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / 'manifest.json'} cannot be read: {error}.") from error
-    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
+        raise DamagedCheckpointError(f"{path} is no checkpoint: it has no manifest.json.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedCheckpointError(f"{path / 'manifest.json'} cannot be read: {error}.") from error
+    if not isinstance(manifest, dict) or "format_version" not in manifest:
+        raise DamagedCheckpointError(f"The checkpoint {path} is damaged: manifest.json is none.")
+    if manifest["format_version"] != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} is a checkpoint of another format; this Arborist reads format {FORMAT_VERSION}."
         )
-    for name, expected in manifest["files"].items():
+    try:
+        files = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (LookupError, TypeError, AttributeError):
+        raise DamagedCheckpointError(
+            f"The checkpoint {path} is damaged: manifest.json lists no files."
+        ) from None
+    if not {"state.json", "config.json"} <= files.keys():
+        raise DamagedCheckpointError(
+            f"The checkpoint {path} is damaged: manifest.json does not list all files."
+        )
+    for name, expected in files.items():
         file = path / name
-        if not file.is_file():
-            raise CheckpointError(
-                f"The checkpoint {path} is damaged: {name} is missing. Resume from an earlier one."
-            )
-        if file.stat().st_size != expected["bytes"] or _file_sha256(file) != expected["sha256"]:
-            raise CheckpointError(
-                f"The checkpoint {path} is damaged: {name} does not match its SHA-256. Resume from an "
-                "earlier one."
+        try:
+            is_same = file.stat().st_size == expected[0] and _file_sha256(file) == expected[1]
+        except FileNotFoundError:
+            raise DamagedCheckpointError(f"The checkpoint {path} is damaged: {name} is missing.") from None
+        except OSError as error:  # a disk that fails says so only when it is read
+            raise DamagedCheckpointError(
+                f"The checkpoint {path} is damaged: {name} cannot be read ({error.strerror})."
+            ) from error
+        if not is_same:
+            raise DamagedCheckpointError(
+                f"The checkpoint {path} is damaged: {name} does not match its SHA-256."
             )
     try:
-        state = TrainerState(**json.loads((path / "state.json").read_bytes()))
+        counters = json.loads((path / "state.json").read_bytes())
+        counters.pop("base_sha256", None)  # until 0.2; of weights, not of files
+        state = TrainerState(**counters)
         config = stored_config(json.loads((path / "config.json").read_bytes()))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"The checkpoint {path} cannot be read: {error}.") from error
     return state, config
 
@@ -343,19 +405,6 @@ def _write_manifest(
         _sync(place)
     size: int = sum(entry["bytes"] for entry in files.values())
     return size + path.stat().st_size
-
-
-def _refuse_full_disk(folder: Path, policy: Policy) -> None:
-    weights = sum(
-        parameter.numel() * parameter.element_size() for parameter in policy.named_parameters().values()
-    )
-    needed = int(3 * weights * _HEADROOM) + 2**20  # weights, two moments, the rest
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise CheckpointError(
-            f"The disk is full: a checkpoint needs {needed:,} bytes and {free:,} are free under {folder}. "
-            "Make room, then resume."
-        )
 
 
 def _file_sha256(file: Path) -> str:

@@ -7,6 +7,7 @@ Nothing here knows tokens or models. Torch-free: the web app checks an uploaded 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -215,23 +216,58 @@ def _graph_problem(seed: int, split: str, index: int, people: int) -> Problem:
 
 
 class ShuffledProblems:
-    """A finite set in a new seeded order every epoch; a batch may run over the end of an epoch."""
+    """A finite set in a new seeded order every epoch. A batch may run over the end of an epoch, and still has
+    no problem twice, unless it is larger than the set: the new epoch then begins with problems that the old
+    one did not end with.
+    """
 
     def __init__(self, problems: list[Problem], seed: int) -> None:
         self._problems, self._seed = problems, seed
-        self._epoch, self._order = -1, list(range(len(problems)))
+        self._known: tuple[int, int, list[int]] = (0, -1, [])  # size of a batch, epoch, its order
         self.count: int | None = len(problems)
 
     def batch(self, step: int, size: int) -> list[Problem]:
-        first = (step - 1) * size
-        return [self._at(place) for place in range(first, first + size)]
+        count = len(self._problems)
+        found = []
+        for place in range((step - 1) * size, step * size):
+            epoch, index = divmod(place, count)
+            found.append(self._problems[self._order(epoch, size)[index]])
+        return found
 
-    def _at(self, place: int) -> Problem:
-        epoch, index = divmod(place, len(self._problems))
-        if epoch != self._epoch:
-            order = generator(self._seed, "epoch", epoch).random(len(self._problems)).argsort(kind="stable")
-            self._epoch, self._order = epoch, order.tolist()
-        return self._problems[self._order[index]]
+    def _order(self, epoch: int, size: int) -> list[int]:
+        """Of an epoch, in batches of `size`. What it begins with hangs on the end of the one before, so
+        orders are made one after the other, from where batches and epochs end together.
+        """
+        count = len(self._problems)
+        known_size, known_epoch, order = self._known
+        if (known_size, known_epoch) == (size, epoch):
+            return order
+        # The last epoch up to this one that shares no batch with the one before it.
+        period = size // math.gcd(size, count)
+        start = epoch - epoch % period
+        if known_size == size and start <= known_epoch < epoch:
+            start = known_epoch + 1
+        else:
+            order = []
+        for number in range(start, epoch + 1):
+            drawn = generator(self._seed, "epoch", number).random(count).argsort(kind="stable").tolist()
+            shared = (
+                number * count % size
+            )  # places of the old epoch in the batch that it shares with this one
+            order = _begun_otherwise(drawn, set(order[count - shared :]), size - shared) if shared else drawn
+        self._known = (size, epoch, order)
+        return order
+
+
+def _begun_otherwise(order: list[int], taken: set[int], places: int) -> list[int]:
+    """The order, its first `places` filled with what is not `taken`; as it is when there is too little."""
+    if len(order) - len(taken) < places:
+        return order
+    first: list[int] = []
+    later: list[int] = []
+    for number in order:
+        (later if number in taken or len(first) == places else first).append(number)
+    return first + later
 
 
 def is_held_out(question: str, share: float) -> bool:

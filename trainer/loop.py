@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 
 from trainer.checkpoint import (
     CheckpointError,
+    DamagedCheckpointError,
+    DiskFullError,
     TrainerState,
     load_adapter,
     load_optimiser,
@@ -41,9 +45,10 @@ from trainer.events import (
     TreeSampled,
 )
 from trainer.experts import expert_count, expert_trees
+from trainer.guards import TROUBLES, NotFinite, NotFiniteError, Size, is_gpu_memory, is_host_memory
 from trainer.optim import Optimiser, UpdateData, UpdateResult, UpdateStopped
-from trainer.packing_check import check_packing
-from trainer.policy import Policy, load_policy, load_reference
+from trainer.packing_check import NotComparedError, check_packing
+from trainer.policy import ModelError, Policy, load_policy, load_reference, model_sha256, resolve_model
 from trainer.rewards import shape_rewards
 from trainer.rollout_metrics import rollout_metrics
 from trainer.rollouts import Rollouts, collect
@@ -55,20 +60,20 @@ from trainer.schema.data import ChainData, GraphData
 from trainer.seeding import named_seed
 from trainer.summary import summarise
 from trainer.trained import with_training
-from trainer.tree import CreditState, RolloutTree
+from trainer.tree import CreditState, RolloutTree, Verdict
 from trainer.verifiers import JudgingStopped, judge_from_config, verify_trees
 
 SKIPS_IN_A_ROW = 3  # updates that are not finite before a run fails
-WHAT_TO_DO = "Lower the learning rate, or start from an earlier checkpoint."
 PROGRESS_SECONDS = 0.5
 Emit = Callable[[Event], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How a run ended: the last complete step, one sentence, and the weights it ended with."""
 
-    outcome: Literal["succeeded", "stopped", "failed"]
+    outcome: Literal["succeeded", "stopped", "failed", "paused"]
     step: int
     reason: str
     weights_sha256: str
@@ -80,17 +85,37 @@ def train(
     emit: Emit,
     should_stop: Callable[[], bool],
     run_dir: Path,
-    resume: Path | None = None,
+    resume: Path | Sequence[Path] | None = None,
     device: torch.device | str = "cpu",
 ) -> Outcome:
     """Train the policy as `config` says, from its start or from a checkpoint, and tell `emit` all that
     happens.
 
-    `should_stop` is asked often; once true, the step under way is given up, a checkpoint is written and the
-    run ends as stopped. Raises DataError, ModelError, CheckpointError, ValueError and RewardRangeError with a
-    sentence for people.
+    `resume`: a checkpoint, or several, of which the first that is whole is taken. `should_stop` is asked
+    often; once true, the step under way is given up, a checkpoint is written and the run ends as stopped. A
+    run that cannot be saved for lack of room, or has checkpoints and none that is whole, ends as paused.
+    Raises DataError, ModelError, CheckpointError, ValueError and RewardRangeError with a sentence for people.
     """
-    run = _Run(config, emit, should_stop, run_dir, resume, device)
+    given = [] if resume is None else [resume] if isinstance(resume, Path) else list(resume)
+    try:
+        run = _Run(config, emit, should_stop, run_dir, given, device)
+    except NoCheckpointError as error:
+        newest = given[0].name.removeprefix("step-")
+        return Outcome("paused", int(newest) if newest.isdecimal() else 0, str(error), "")
+    try:
+        return _steps(run)
+    except DiskFullError as error:
+        what = f"the checkpoint of step {run.state.step} is not saved, {error}"
+        return run.ended("paused", TROUBLES["disk full"].sentence(run.state.step, run.saved_step, what=what))
+    except FloatingPointError as error:
+        return run.ended("failed", TROUBLES["diverged"].sentence(run.state.step, run.saved_step, what=error))
+    finally:
+        run.judge.close()
+
+
+def _steps(run: _Run) -> Outcome:
+    """The algorithm."""
+    config = run.config
     try:
         run.check_engine()
         if run.state.is_evaluation_due:
@@ -98,22 +123,25 @@ def train(
             if run.state.step > 0 and run.is_due(config.checkpoint.every_steps):
                 run.save()  # a stop wrote this checkpoint before its accuracy was known
         for step in run.steps():
-            clock = _Clock()
-            rollouts = run.sample(step)
-            clock.lap("sampling")
-            trees = credit_trees(rollouts.trees, run.credit)
-            clock.lap("credit")
-            trees, updates = run.update(trees, rollouts.problems, step)
-            run.engine.sync()
-            clock.lap("training")
-            run.count(step, updates, clock)
-            run.tell(trees, rollouts, updates, clock)
-            if run.state.skipped_in_a_row >= SKIPS_IN_A_ROW:
+            clock = _Clock(run.judge.cpu_seconds)
+            try:
+                rollouts = run.sample(step)
+                clock.lap("sampling")
+                trees = credit_trees(rollouts.trees, run.credit)
+                clock.lap("credit")
+                trees, updates = run.update(trees, rollouts.problems, step)
+                run.engine.sync()
+                clock.lap("training")
+                run.count(step, updates, clock)
+                run.tell(trees, rollouts, updates, clock)
+            except NotFiniteError as error:
+                run.skip(step, error.found, clock)
+            if run.state.skipped_in_a_row >= SKIPS_IN_A_ROW and run.not_finite is not None:
                 run.save()
-                raise FloatingPointError(f"Loss or gradient was not finite {SKIPS_IN_A_ROW} times in a row.")
+                return run.ended("failed", run.not_finite.ended(run.state.step, run.saved_step))
             if run.state.is_evaluation_due:
                 run.evaluate()
-            if run.is_due(config.checkpoint.every_steps):
+            if run.is_due(config.checkpoint.every_steps) or run.has_worked_long():
                 run.save()
             if run.has_spent_its_tokens():
                 return run.ended("succeeded", f"{run.state.unique_tokens:,} tokens are sampled.")
@@ -122,11 +150,11 @@ def train(
         return run.ended(
             "stopped", f"Stopped after step {run.state.step} of {config.training.steps}, as asked."
         )
-    except FloatingPointError as error:
-        return run.ended("failed", f"{error} Last complete step: {run.state.step}. {WHAT_TO_DO}")
-    finally:
-        run.judge.close()
     return run.ended("succeeded", f"All {config.training.steps} steps are done.")
+
+
+class NoCheckpointError(CheckpointError):
+    """None of the run's checkpoints is whole; a person must decide what becomes of it."""
 
 
 class _Run:
@@ -138,25 +166,25 @@ class _Run:
         emit: Emit,
         should_stop: Callable[[], bool],
         run_dir: Path,
-        resume: Path | None,
+        checkpoints: Sequence[Path],
         device: torch.device | str,
     ) -> None:
         self.config, self.emit, self.should_stop, self.run_dir = config, emit, should_stop, run_dir
         self.progress(0, "loading")(0, 1)
         self.state = TrainerState()
         remove_unfinished(run_dir)
-        if resume is not None:
-            self.state, saved = read_checkpoint(resume)
+        resume: Path | None = None
+        if checkpoints:
+            resume, self.state, saved = self.first_whole(checkpoints)
             refuse_other_config(saved, config)
+            refuse_other_model(self.state, config.model.path)
         adapter = config.model.adapter
         # An adapter is trained over the weights that the run started from, also after a resume.
         is_whole = resume is not None and adapter.kind == "full"
         self.policy: Policy = load_policy(
             model_folder(resume) if is_whole and resume else config.model.path, device
         )
-        base_sha256 = ""
         if adapter.kind == "lora":
-            base_sha256 = self.policy.weights_sha256()
             self.policy.add_adapter(adapter.rank, adapter.alpha, config.seed)
             if resume is not None:
                 load_adapter(resume, self.policy)
@@ -190,9 +218,12 @@ class _Run:
         reference = load_reference(config.model.path, device) if needs_reference(config) else None
         if reference is not None:
             reference.is_half = self.policy.is_half  # else KL would begin at the rounding, not at 0
-        base_sha256 = base_sha256 or (reference.weights_sha256() if reference is not None else "")
-        refuse_other_sources(self.state, self.data.sha256, base_sha256)
-        self.state = replace(self.state, data_sha256=self.data.sha256, base_sha256=base_sha256)
+        refuse_other_data(self.state, self.data.sha256)
+        self.state = replace(
+            self.state,
+            data_sha256=self.data.sha256,
+            model_sha256=self.state.model_sha256 or model_sha256(config.model.path),
+        )
         self.optimiser = Optimiser(
             self.policy,
             config.training,
@@ -201,7 +232,15 @@ class _Run:
             reference=reference,
             temperature=self.plan.temperature,
         )
+        self.training_size = Size("micro-batches of {:,} tokens", self.optimiser.halve_microbatches)
+        self.sampling_size = Size("{:,} rows at once", self.engine.halve_rows)
+        if smaller := self.state.microbatch_tokens:  # so that it goes on bit for bit
+            self.training_size.tried = [self.optimiser.microbatch_tokens, smaller]
+            self.optimiser.microbatch_tokens = smaller
         self.is_packing_checked = False
+        self.saved_step = None if resume is None else self.state.step  # of the last whole checkpoint
+        self.saved_at = time.monotonic()
+        self.not_finite: NotFinite | None = None  # what the last skipped update found
         self.accuracy: tuple[int, float | None] = (-1, None)  # of the last evaluation: its step, its figure
         self.sampled_tokens = 0  # in the step under way, also those that stand in no tree
         if resume is not None:
@@ -224,10 +263,31 @@ class _Run:
             )
         )
 
+    def first_whole(self, checkpoints: Sequence[Path]) -> tuple[Path, TrainerState, RunConfig]:
+        """The first checkpoint whose files are as they were written; says which are not. Raises
+        NoCheckpointError.
+        """
+        damage = []
+        for path in checkpoints:
+            try:
+                return path, *read_checkpoint(path)
+            except DamagedCheckpointError as error:
+                damage.append(str(error))
+                at = path.name.removeprefix("step-")
+                self.say("warning", TROUBLES["damaged checkpoint"].said(at=at, what=error))
+        raise NoCheckpointError(TROUBLES["no checkpoint"].advice(count=len(damage), what=" ".join(damage)))
+
     def check_engine(self) -> None:
         """Raises EngineMismatchError unless the engine samples from the policy."""
         problems = self.data.training.batch(1, 2)
-        check_against_policy(self.engine, self.policy, problems, temperature=self.plan.temperature)
+        self.within_memory(
+            lambda: check_against_policy(
+                self.engine, self.policy, problems, temperature=self.plan.temperature
+            ),
+            self.sampling_size,
+            self.state.step,
+            "comparing engine and policy",
+        )
 
     @property
     def evaluation_tokens(self) -> int:
@@ -245,27 +305,38 @@ class _Run:
         """The step's trees, verified and rewarded."""
         config = self.config
         self.sampled_tokens = 0
-        return collect(
-            self.data.training,
-            step,
-            config.training.problems_per_step,
-            lambda problems: self.grow(problems, step),
-            rule=config.credit.filter,
-        )
+        try:
+            return collect(
+                self.data.training,
+                step,
+                config.training.problems_per_step,
+                lambda problems: self.grow(problems, step),
+                rule=config.credit.filter,
+            )
+        except NotFiniteError:
+            raise
+        except FloatingPointError as error:  # the engine's
+            raise NotFiniteError(NotFinite("logprob", math.nan, f"while sampling: {error}")) from error
 
     def grow(self, problems: Sequence[Problem], step: int) -> list[RolloutTree]:
         """One verified tree with rewards per problem."""
         before, watch = self.engine.spent, GrowthWatch()
-        trees = self.engine.sample(
-            problems,
-            self.plan,
-            seed=self.seed,
-            step=step,
-            should_stop=self.should_stop,
-            on_progress=self.progress(step, "sampling", watch.trees),
-            top_k=self.top_k,
-            watch=watch,
-        )
+
+        def sample() -> list[RolloutTree]:
+            nonlocal watch
+            watch = GrowthWatch()
+            return self.engine.sample(
+                problems,
+                self.plan,
+                seed=self.seed,
+                step=step,
+                should_stop=self.should_stop,
+                on_progress=self.progress(step, "sampling", watch.trees),
+                top_k=self.top_k,
+                watch=watch,
+            )
+
+        trees = self.within_memory(sample, self.sampling_size, step, "sampling")
         segments = sum(tree.n_nodes - 1 for tree in trees)
         self.progress(step, "sampling", watch.trees)(segments, segments)  # all of them are there
         self.sampled_tokens += (self.engine.spent - before).sampled
@@ -277,8 +348,15 @@ class _Run:
         )
         self.tell_troubles(step)
         reward = self.config.reward
-        kl = self.optimiser.leaf_log_ratios(trees) if reward.kl_coefficient else None
-        return shape_rewards(trees, reward, self.credit.budgets, kl)
+        kl = None
+        if reward.kl_coefficient:
+            kl = self.within_memory(
+                lambda: self.optimiser.leaf_log_ratios(trees), self.training_size, step, "comparing"
+            )
+        trees = shape_rewards(trees, reward, self.credit.budgets, kl)
+        if found := reward_not_finite(trees):
+            raise NotFiniteError(found)
+        return trees
 
     def update(
         self, trees: Sequence[RolloutTree], problems: Sequence[Problem], step: int
@@ -293,7 +371,10 @@ class _Run:
             np.arange(len(teaching)), min(self.config.training.updates_per_step, len(teaching))
         )
         parts = [[teaching[i] for i in part] for part in numbers]
-        batch = self.optimiser.data(parts, self.experts(trees, problems, step), step)
+        experts = self.experts(trees, problems, step)
+        batch = self.within_memory(
+            lambda: self.optimiser.data(parts, experts, step), self.training_size, step, "comparing"
+        )
         if not self.is_packing_checked:
             self.check_packing(batch[0], step)
         report = self.progress(step, "training")
@@ -303,8 +384,35 @@ class _Run:
             # Once the weights have moved within a step, the step is finished: half a step is no state to go
             # on from.
             should_stop = self.should_stop if number == 0 else _never
-            results.append(self.optimiser.update(data, step=step, should_stop=should_stop))
+            # Only what leaves the weights alone can be tried again.
+            result, norm = self.within_memory(
+                partial(self.optimiser.gradient, data, should_stop), self.training_size, step, "training"
+            )
+            results.append(self.optimiser.apply(result, norm, step=step))
         return with_training(trees, batch, results, self.config.objective), results
+
+    def within_memory(self, work: Callable[[], T], size: Size, step: int, doing: str) -> T:
+        """`work`, and where memory runs out, once more with half the size. Raises OutOfRoomError."""
+        try:
+            return work()
+        except Exception as error:
+            if not (is_gpu_memory(error) or is_host_memory(error)):
+                raise
+            said = size.smaller(error, step, doing)
+        # Behind the handler: the error held on to everything that did not fit.
+        self.free()
+        self.state = replace(
+            self.state, microbatch_tokens=self.training_size.tried[-1] if self.training_size.tried else 0
+        )
+        self.say("warning", said)
+        return self.within_memory(work, size, step, doing)
+
+    def free(self) -> None:
+        """Give back what only caches hold."""
+        self.optimiser.adamw.zero_grad(set_to_none=True)
+        gc.collect()
+        if self.policy.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def experts(
         self, trees: Sequence[RolloutTree], problems: Sequence[Problem], step: int
@@ -318,8 +426,16 @@ class _Run:
 
     def check_packing(self, data: UpdateData, step: int) -> None:
         """Compute the first batch flat as well, and say how far the two gradients are apart."""
-        found = check_packing(self.policy, self.optimiser, data, self.should_stop)
+        try:
+            found = check_packing(self.policy, self.optimiser, data, self.should_stop)
+        except Exception as error:
+            if not (isinstance(error, NotComparedError) or is_gpu_memory(error) or is_host_memory(error)):
+                raise
+            why = error if isinstance(error, NotComparedError) else "there was no memory for it"
+            self.say("info", f"Packed and flat gradients of the first batch were not compared: {why}.")
+            self.is_packing_checked, found = True, None
         if found is None:
+            self.free()
             return
         self.is_packing_checked = True
         self.emit(
@@ -334,15 +450,20 @@ class _Run:
         )
 
     def evaluate(self) -> None:
-        values = evaluate(
-            self.engine,
-            self.data.evaluation,
-            self.judge,
-            most_tokens=self.evaluation_tokens,
-            samples=self.config.evaluation.samples,
-            seed=named_seed(self.config.seed, "evaluation"),
-            should_stop=self.should_stop,
-            on_progress=self.progress(self.state.step, "evaluating"),
+        values = self.within_memory(
+            lambda: evaluate(
+                self.engine,
+                self.data.evaluation,
+                self.judge,
+                most_tokens=self.evaluation_tokens,
+                samples=self.config.evaluation.samples,
+                seed=named_seed(self.config.seed, "evaluation"),
+                should_stop=self.should_stop,
+                on_progress=self.progress(self.state.step, "evaluating"),
+            ),
+            self.sampling_size,
+            self.state.step,
+            "evaluating",
         )
         self.tell_troubles(self.state.step)
         self.emit(Metrics(time=time.time(), step=self.state.step, values=values))
@@ -355,8 +476,11 @@ class _Run:
         before = self.state
         in_a_row, skipped = before.skipped_in_a_row, before.skipped_updates
         for update in updates:
-            in_a_row = 0 if update.is_finite else in_a_row + 1
-            skipped += not update.is_finite
+            if update.not_finite is not None:
+                self.not_finite = update.not_finite
+                in_a_row, skipped = in_a_row + 1, skipped + 1
+            elif update.is_applied:  # one that had nothing to train on tells nothing
+                in_a_row = 0
         self.state = replace(
             before,
             step=step,
@@ -367,11 +491,35 @@ class _Run:
         )
         self.state = replace(self.state, is_evaluation_due=self.is_due(self.config.evaluation.every_steps))
 
+    def skip(self, step: int, found: NotFinite, clock: _Clock) -> None:
+        """Step `step` came to no update: count it, say so, and leave everything else as it was."""
+        clock.lap("training")
+        self.not_finite = found
+        self.count(step, [_skipped(found)], clock)
+        self.say("warning", found.skipped(step))
+        self.emit(Metrics(time=time.time(), step=step, values=self.totals(clock)))
+
+    def totals(self, clock: _Clock) -> dict[str, float]:
+        """The metrics that every step has, whatever came of it."""
+        return {
+            "tree/sampled_tokens": float(self.sampled_tokens),
+            "tree/unique_tokens_total": float(self.state.unique_tokens),
+            "policy/skipped_updates": float(self.state.skipped_updates),
+            "speed/tokens_per_second": self.sampled_tokens / clock.wall_seconds(),
+            "speed/step_seconds": clock.wall_seconds(),
+            "speed/cpu_seconds_total": self.state.cpu_seconds,
+        }
+
     def is_due(self, every_steps: int) -> bool:
         """Whether what comes every so many steps (0: never) and after the last one comes now."""
         step = self.state.step
         is_last = step == self.config.training.steps or self.has_spent_its_tokens()
         return is_last or (every_steps > 0 and step % every_steps == 0)
+
+    def has_worked_long(self) -> bool:
+        """Whether there is so much work since the last checkpoint that losing it would hurt."""
+        minutes = self.config.checkpoint.every_minutes
+        return 0 < minutes * 60 <= time.monotonic() - self.saved_at
 
     def has_spent_its_tokens(self) -> bool:
         """Whether the run ends here because it has sampled all that it may."""
@@ -390,32 +538,24 @@ class _Run:
         """The metrics and trees of the step just completed."""
         state = self.state
         for update in updates:
-            if not update.is_finite:
-                self.say(
-                    "warning",
-                    f"Step {state.step}: an update was skipped, its loss or gradient is not finite.",
-                )
-        values = rollout_metrics(trees)
+            if update.not_finite is not None:
+                self.say("warning", update.not_finite.skipped(state.step))
+        values = rollout_metrics(trees) | self.totals(clock)
         last = updates[-1]
         trained = sum(update.trained_tokens for update in updates)
         values |= {
-            "tree/sampled_tokens": float(self.sampled_tokens),
-            "tree/unique_tokens_total": float(state.unique_tokens),
             "policy/loss": last.loss,
             "policy/grad_norm": last.grad_norm,
             "policy/clip_fraction": sum(u.clip_fraction * u.trained_tokens for u in updates)
             / max(trained, 1),
-            "policy/logprob_gap": updates[0].logprob_gap,
             "policy/learning_rate": last.learning_rate,
             "policy/trained_tokens": float(trained),
             "policy/computed_tokens": float(sum(update.computed_tokens for update in updates)),
-            "policy/skipped_updates": float(state.skipped_updates),
-            "speed/tokens_per_second": self.sampled_tokens / clock.wall_seconds(),
-            "speed/step_seconds": clock.wall_seconds(),
             "speed/sampling_seconds": clock.laps["sampling"],
             "speed/training_seconds": clock.laps["training"],
-            "speed/cpu_seconds_total": state.cpu_seconds,
         }
+        if updates[0].logprob_gap is not None:  # else nothing was compared, and 0 would claim that it was
+            values["policy/logprob_gap"] = updates[0].logprob_gap
         values |= last.figures
         if self.config.sampler.kind == "flat" and self.config.sampler.merge != "none":
             values["tree/merged_share"] = 1 - values["tree/unique_tokens"] / values["tree/flat_tokens"]
@@ -442,6 +582,8 @@ class _Run:
 
     def save(self) -> None:
         self.progress(self.state.step, "saving")(0, 1)
+        if not self.policy.is_finite():
+            raise FloatingPointError("The weights are not finite, and no checkpoint was made of them")
         saved = save_checkpoint(
             self.run_dir,
             self.config,
@@ -461,6 +603,7 @@ class _Run:
                 weights_sha256=saved.weights_sha256,
             )
         )
+        self.saved_step, self.saved_at = saved.step, time.monotonic()
 
     def tell_troubles(self, step: int) -> None:
         """Say which answers the verifier has no verdict on, and why."""
@@ -489,7 +632,7 @@ class _Run:
 
         return report
 
-    def ended(self, outcome: Literal["succeeded", "stopped", "failed"], reason: str) -> Outcome:
+    def ended(self, outcome: Literal["succeeded", "stopped", "failed", "paused"], reason: str) -> Outcome:
         return Outcome(outcome, self.state.step, reason, self.policy.weights_sha256())
 
 
@@ -497,11 +640,12 @@ Phase = Literal["loading", "sampling", "verifying", "training", "evaluating", "s
 
 
 class _Clock:
-    """Wall and CPU time of a step."""
+    """Wall and CPU time of a step. `others`: CPU seconds so far of processes that work for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, others: Callable[[], float]) -> None:
         self._start = self._lap = time.perf_counter()
-        self._cpu = time.process_time()
+        self._cpu = time.process_time() + others()
+        self._others = others
         self.laps: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
@@ -512,7 +656,7 @@ class _Clock:
         return self._lap - self._start
 
     def cpu_seconds(self) -> float:
-        return time.process_time() - self._cpu
+        return time.process_time() + self._others() - self._cpu
 
 
 def needs_reference(config: RunConfig) -> bool:
@@ -525,23 +669,46 @@ def needs_reference(config: RunConfig) -> bool:
     )
 
 
+def reward_not_finite(trees: Sequence[RolloutTree]) -> NotFinite | None:
+    """The first judged leaf whose reward is NaN or infinite. One that the verifier failed on has none, which
+    is another matter (`sampling/error_share`).
+    """
+    for tree in trees:
+        judged = (tree.verdict != Verdict.NONE) & (tree.verdict != Verdict.ERROR)
+        for leaf in np.flatnonzero(judged & tree.is_leaf() & ~np.isfinite(tree.reward)).tolist():
+            where = f"problem {tree.problem_id}, answer {tree.name(leaf)}"
+            return NotFinite("reward", float(tree.reward[leaf]), where)
+    return None
+
+
+def _skipped(found: NotFinite) -> UpdateResult:
+    """An update that never came to be."""
+    return UpdateResult(math.nan, math.nan, 0.0, None, 0, 0, 0.0, is_applied=False, not_finite=found)
+
+
 def _never() -> bool:
     return False
 
 
-def refuse_other_sources(saved: TrainerState, data_sha256: str, base_sha256: str) -> None:
-    """Raise CheckpointError when a resumed run would train on other problems, or over other weights, than the
-    run that was saved: equal names in the config are not enough. An empty hash is not compared.
+def refuse_other_model(saved: TrainerState, path: str) -> None:
+    """Raise CheckpointError when the model folder that a resumed run started from is gone or has other
+    files: equal names in the config are not enough.
     """
-    for what, before, now in (
-        ("training problems", saved.data_sha256, data_sha256),
-        ("weights in model.path", saved.base_sha256, base_sha256),
-    ):
-        if before and before != now:
-            raise CheckpointError(
-                f"The {what} are not those that the checkpoint was made with (SHA-256 {before[:12]}, now "
-                f"{now[:12]}). Put the old ones back, or start a new run from the checkpoint's model folder."
-            )
+    try:
+        now = model_sha256(path)
+    except ModelError as error:
+        what = f"it is gone ({error})"
+    else:
+        if saved.model_sha256 in ("", now):
+            return
+        what = f"its files have changed (SHA-256 {saved.model_sha256[:12]}, now {now[:12]})"
+    raise CheckpointError(TROUBLES["other model"].advice(folder=resolve_model(path), what=what))
+
+
+def refuse_other_data(saved: TrainerState, now: str) -> None:
+    """Raise CheckpointError when a resumed run would train on other problems than it started with."""
+    if saved.data_sha256 not in ("", now):
+        raise CheckpointError(TROUBLES["other data"].advice(before=saved.data_sha256[:12], now=now[:12]))
 
 
 def refuse_other_config(saved: RunConfig, config: RunConfig) -> None:

@@ -179,7 +179,8 @@ _ALL = (
         "policy/logprob_gap",
         "Sampler-policy gap",
         "nats",
-        "largest |sampling logprob - policy logprob| over trained tokens before the update",
+        "largest |sampling logprob - policy logprob| over trained tokens before the update; not logged in a "
+        "step that had nothing to compare",
         "lower",
     ),
     Metric("policy/learning_rate", "Learning rate", "", "AdamW's learning rate at this step"),
@@ -273,7 +274,7 @@ _ALL = (
         "policy/skipped_updates",
         "Skipped updates",
         "updates",
-        "updates skipped because loss or gradient was not finite, since step 1",
+        "updates skipped because loss, gradient norm, a reward or a logprob was not finite, since step 1",
         "lower",
     ),
     Metric(
@@ -290,7 +291,7 @@ _ALL = (
         "speed/cpu_seconds_total",
         "CPU time",
         "s",
-        "CPU seconds of the training process since it started a step, evaluation not counted",
+        "CPU seconds of all steps, of the trainer and its verifier's processes, evaluation not counted",
     ),
 )
 

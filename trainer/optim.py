@@ -1,7 +1,7 @@
 """One optimiser update: AdamW down the gradient of an objective, accumulated over micro-batches.
 
-An update whose loss or gradient is not finite is not applied and says so; what follows from that is decided
-in `loop`.
+An update whose loss or gradient is not finite is not applied and says what was not; what follows from that is
+decided in `loop`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.guards import NotFinite
 from trainer.loss_weights import (
     Floats,
     Ints,
@@ -48,21 +49,22 @@ class UpdateStopped(Exception):  # noqa: N818  # an orderly end, not an error
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
     """`grad_norm` before clipping; `clip_fraction` over what could be clipped; `logprob_gap`: largest
-    |policy - sampling logprob| before the update, nats, NaN if one is; `trained_tokens`: with a loss, each
-    once; `computed_tokens`: that went through the model, context included. `is_applied` False: nothing to
-    train on, or not finite (then `is_finite` is False). `figures`: of the objective, by metric name.
-    `logprobs`: by the policy before the update, [T] per tree; NaN where a token did not train.
+    |policy - sampling logprob| before the update, nats, NaN if one is, None if there was nothing to compare;
+    `trained_tokens`: with a loss, each once; `computed_tokens`: that went through the model, context
+    included. `is_applied` False: nothing to train on, or something is `not_finite`. `figures`: of the
+    objective, by metric name. `logprobs`: by the policy before the update, [T] per tree; NaN where a token
+    did not train.
     """
 
     loss: float
     grad_norm: float
     clip_fraction: float
-    logprob_gap: float
+    logprob_gap: float | None
     trained_tokens: int
     computed_tokens: int
     learning_rate: float
     is_applied: bool
-    is_finite: bool
+    not_finite: NotFinite | None = None
     figures: dict[str, float] = field(default_factory=dict)
     logprobs: list[Floats] = field(default_factory=list)
 
@@ -101,11 +103,18 @@ class Optimiser:
         self._policy, self._config = policy, config
         self.objective: Objective = objective or PolicyObjective()
         self._spread, self._reference, self._temperature = spread, reference, temperature
+        self.microbatch_tokens = config.microbatch_tokens  # lowered where they do not fit
         self.adamw = torch.optim.AdamW(
             list(policy.named_parameters().values()),
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
         )
+
+    def halve_microbatches(self) -> tuple[int, int]:
+        """From now on so many tokens at a time: (before, now). What is learnt changes only by rounding."""
+        before = self.microbatch_tokens
+        self.microbatch_tokens = max(1, before // 2)
+        return before, self.microbatch_tokens
 
     def learning_rate(self, step: int) -> float:
         """Of step 1, 2, ...: rises linearly over the warm-up steps, then stays."""
@@ -189,7 +198,7 @@ class Optimiser:
         layout: str = "",
     ) -> Iterable[Batch]:
         lean = [without_idle_items(own, keeps_regularized=self._keeps_all()) for own in weights]
-        most = self._config.microbatch_tokens
+        most = self.microbatch_tokens
         if (layout or self._config.layout) == "flat":
             return flatten(lean, most, old=old, reference=reference)
         return pack(lean, most, with_items=self._with_items(), old=old, reference=reference)
@@ -212,21 +221,21 @@ class Optimiser:
 
     def update(self, data: UpdateData, *, step: int, should_stop: Callable[[], bool]) -> UpdateResult:
         """One step down the gradient. Raises UpdateStopped with the weights unchanged."""
-        rate = self.learning_rate(step)
         result, norm = self.gradient(data, should_stop)
+        return self.apply(result, norm, step=step)
+
+    def apply(self, result: UpdateResult, norm: float, *, step: int) -> UpdateResult:
+        """Move the weights down the gradient that `gradient` left, unless something of it is not finite."""
+        rate = self.learning_rate(step)
         result = replace(result, learning_rate=rate, grad_norm=norm)
-        if not result.is_applied:
-            self.adamw.zero_grad(set_to_none=True)
-            return result
-        is_finite = math.isfinite(result.loss) and math.isfinite(norm)
-        if is_finite:
+        if result.is_applied:
             parameters = [p for group in self.adamw.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm)
             for group in self.adamw.param_groups:
                 group["lr"] = rate
             self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
-        return replace(result, is_applied=is_finite, is_finite=is_finite)
+        return result
 
     def gradient(
         self, data: UpdateData, should_stop: Callable[[], bool], *, layout: str = ""
@@ -235,7 +244,8 @@ class Optimiser:
         `layout`: "packed" or "flat", else the config's.
         """
         self.adamw.zero_grad(set_to_none=True)
-        loss, gap = 0.0, 0.0
+        loss, gap = 0.0, None
+        not_finite: NotFinite | None = None
         computed = 0
         trained: list[Ints] = []  # [2, M] of each micro-batch: tree and place of its loss tokens
         found = [_unknown(own) for own in data.weights]
@@ -251,7 +261,10 @@ class Optimiser:
                 raise UpdateStopped
             part, here, logprobs = self._loss(batch, with_experts=experts > 0)
             part.loss.backward()  # type: ignore[no-untyped-call]  # torch leaves `Tensor.backward` untyped
-            loss += part.loss.item()
+            here_loss = part.loss.item()
+            loss += here_loss
+            if not_finite is None and not math.isfinite(here_loss):
+                not_finite = _first_in(batch.loss, logprobs, here_loss, data.everything)
             gap = _larger(gap, here)
             for name, value in part.figures.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
@@ -261,9 +274,17 @@ class Optimiser:
         # A token that stands in several micro-batches, as context or written out again, is one token.
         trained_tokens = np.unique(np.concatenate(trained, axis=1), axis=1).shape[1] if trained else 0
         if not trained_tokens and not sums.get("value_error"):
-            return UpdateResult(0.0, 0.0, 0.0, 0.0, 0, 0, 0.0, is_applied=False, is_finite=True), 0.0
-        gradients = [p.grad for p in self._policy.named_parameters().values() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
+            return UpdateResult(0.0, 0.0, 0.0, None, 0, 0, 0.0, is_applied=False), 0.0
+        gradients = {n: p.grad for n, p in self._policy.named_parameters().items() if p.grad is not None}
+        norm = float(torch.nn.utils.get_total_norm(list(gradients.values())))
+        if not_finite is None and not math.isfinite(norm):
+            # All its numbers may be finite, and only their squares not.
+            first = next((n for n, g in gradients.items() if not bool(torch.isfinite(g).all())), "its sum")
+            not_finite = NotFinite("gradient norm", norm, first)
+        if not_finite is None and gap is not None and math.isnan(gap):
+            not_finite = NotFinite("logprob", gap, "the sampler's")
+        if not_finite is None and not math.isfinite(loss):
+            not_finite = NotFinite("loss", loss, "the sum of the micro-batches")
         return (
             UpdateResult(
                 loss=loss,
@@ -273,17 +294,17 @@ class Optimiser:
                 trained_tokens=trained_tokens,
                 computed_tokens=computed,
                 learning_rate=0.0,
-                is_applied=True,
-                is_finite=True,
+                is_applied=not_finite is None,
+                not_finite=not_finite,
                 figures=_figures(sums, self.objective, data.mu),
                 logprobs=found if data.old is None else data.old,
             ),
             norm,
         )
 
-    def _loss(self, batch: Batch, *, with_experts: bool) -> tuple[LossPart, float, Tensor]:
-        """The micro-batch's part of the loss, the largest gap between sampler and policy in it, and the
-        logprobs of its tokens [M].
+    def _loss(self, batch: Batch, *, with_experts: bool) -> tuple[LossPart, float | None, Tensor]:
+        """The micro-batch's part of the loss, the largest gap between sampler and policy in it (None: nothing
+        to compare), and the logprobs of its tokens [M].
         """
         objective = self.objective
         bonus = objective.entropy_bonus if isinstance(objective, PolicyObjective) else 0.0
@@ -329,16 +350,38 @@ def _unknown(weights: TreeWeights) -> Floats:
     return np.full(len(weights.tree.tokens), np.nan)
 
 
-def _gap(logprobs: Tensor, tokens: LossTokens) -> float:
-    """Largest |policy - sampling logprob| over tokens that the engine sampled (an expert's have 0 there)."""
+def _first_in(tokens: LossTokens, logprobs: Tensor, loss: float, weights: Sequence[TreeWeights]) -> NotFinite:
+    """What made a micro-batch's loss not finite: the first token whose logprob is not, else the loss."""
+    known = logprobs.double().cpu().numpy()
+    bad = np.flatnonzero(~np.isfinite(known))
+    if len(bad):
+        first = int(bad[0])
+        tree = weights[int(tokens.tree[first])].tree
+        node = int(np.searchsorted(tree.token_offsets, tokens.place[first], side="right")) - 1
+        return NotFinite(
+            "logprob", float(known[first]), f"problem {tree.problem_id}, segment {tree.name(node)}"
+        )
+    problems = [weights[number].tree.problem_id for number in np.unique(tokens.tree).tolist()]
+    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+    return NotFinite(
+        "loss", loss, f"problems {', '.join(problems[:3])}{more}" if problems else "the value head"
+    )
+
+
+def _gap(logprobs: Tensor, tokens: LossTokens) -> float | None:
+    """Largest |policy - sampling logprob| over tokens that the engine sampled (an expert's have 0 there);
+    None without any.
+    """
     sampled = torch.from_numpy(tokens.sampled).to(logprobs)
     told = torch.from_numpy((tokens.held != 0) | (tokens.sampled != 0)).to(logprobs.device)
     away = (logprobs.detach() - sampled).abs()[told]
-    return float(away.max()) if len(away) else 0.0
+    return float(away.max()) if len(away) else None
 
 
-def _larger(left: float, right: float) -> float:
-    """The larger one; NaN if one is."""
+def _larger(left: float | None, right: float | None) -> float | None:
+    """The larger one of those there are; NaN if one is."""
+    if left is None or right is None:
+        return right if left is None else left
     return math.nan if math.isnan(left) or math.isnan(right) else max(left, right)
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ TINY_REASONER = "tiny-reasoner"
 _ASSETS = Path(__file__).parent / "assets"
 LOGITS_AT_ONCE = 1 << 26  # numbers, so 256 MB
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
+_READ = (".json", ".safetensors", ".txt", ".model", ".jinja")  # what loading a folder may read
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -192,6 +193,10 @@ class Policy:
             named |= {f"value_head.{name}": own for name, own in self.value_head.named_parameters()}
         return named
 
+    def is_finite(self) -> bool:
+        """Whether no weight is NaN or infinite."""
+        return all(bool(torch.isfinite(own).all()) for own in self.named_parameters().values())
+
     def weights_sha256(self) -> str:
         """Hash of all parameters: names, shapes, dtypes and bytes, in the order of names."""
         hashed = sha256()
@@ -335,6 +340,21 @@ class ChosenLogprobs(torch.autograd.Function):
 def resolve_model(path: str) -> Path:
     """The folder of a model: the packaged `tiny-reasoner`, or a path."""
     return _ASSETS / TINY_REASONER if path == TINY_REASONER else Path(path)
+
+
+def model_sha256(path: str | Path) -> str:
+    """The revision of a model folder: SHA-256 over the names and bytes of the files that loading reads.
+    Raises ModelError when it is gone.
+    """
+    folder = resolve_model(str(path))
+    hashed = sha256()
+    try:
+        for file in sorted(entry for entry in folder.iterdir() if entry.suffix in _READ and entry.is_file()):
+            with file.open("rb") as stream:
+                hashed.update(f"{file.name} {file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    except OSError as error:
+        raise ModelError(f"The model in {folder} cannot be read: {error.strerror or error}.") from error
+    return hashed.hexdigest()
 
 
 def load_policy(path: str | Path, device: torch.device | str = "cpu") -> Policy:

@@ -18,6 +18,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
@@ -140,6 +141,7 @@ class VerifierPool:
         self._timeout = float(settings["timeout_seconds"])
         self._most = children
         self._children: list[_Child] = []
+        self._ended_cpu_seconds = 0.0
         self.troubles: Counter[str] = Counter()  # since the last `take_troubles`
         self.reason = ""  # of the first failure among them
 
@@ -154,8 +156,12 @@ class VerifierPool:
     def close(self) -> None:
         """End all children. New answers start new ones."""
         for child in self._children:
-            child.end()
+            self._end(child)
         self._children.clear()
+
+    def _end(self, child: _Child) -> None:
+        self._ended_cpu_seconds += _cpu_seconds(child.process.pid)
+        child.end()
 
     def start(self) -> None:
         """Start the first child now. Raises VerifierError when the verifier cannot be used."""
@@ -168,6 +174,10 @@ class VerifierPool:
         except BaseException:
             self.close()
             raise
+
+    def cpu_seconds(self) -> float:
+        """Spent so far by all of its processes, those that were ended included."""
+        return self._ended_cpu_seconds + sum(_cpu_seconds(child.process.pid) for child in self._children)
 
     def take_troubles(self) -> tuple[Counter[str], str]:
         """What went wrong since the last call: {"timeout": 2, "memory": 1, …}, and the reason of the first
@@ -266,8 +276,17 @@ class VerifierPool:
                 self.troubles[trouble] += 1
         if child.owes:
             job.waiting.appendleft(child.owes)
-        child.end()
+        self._end(child)
         self._children[place] = _Child(self._settings, again)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Of a child that was not waited for yet, also when it has ended; 0 when it cannot be known."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def in_words(troubles: Counter[str], timeout: float, memory_mb: int, reason: str = "") -> str:

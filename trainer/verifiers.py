@@ -112,6 +112,10 @@ class Verifier:
         found = self._pool.judge(answers, should_stop=should_stop, on_progress=on_progress)
         return [judgement(said) for said in found]
 
+    def cpu_seconds(self) -> float:
+        """Spent so far by its processes."""
+        return self._pool.cpu_seconds()
+
     def troubles(self) -> str:
         """A sentence on what had no verdict since the last call; "" if all went well."""
         taken, reason = self._pool.take_troubles()

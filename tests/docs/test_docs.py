@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer.guards import TROUBLES
 from trainer.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +38,21 @@ def test_links_and_paths_of_a_page_exist(page: Path) -> None:
     missing = [target for target in links if not (page.parent / target).exists()]
     missing += [name for name in CODE_PATH.findall(text) if not (ROOT / name).exists()]
     assert not missing, f"{page.relative_to(ROOT)} names what does not exist: {missing}"
+
+
+def test_every_trouble_is_said_somewhere() -> None:
+    """By its name, or by the words that the page quotes."""
+    source = "".join(
+        path.read_text()
+        for room in ("trainer", "workers", "webapp")
+        for path in (ROOT / room).rglob("*.py")
+        if path.name != "guards.py"
+    )
+    own = (ROOT / "trainer" / "guards.py").read_text()
+    for name, trouble in TROUBLES.items():
+        longest = max(re.split(r"\{[^}]*\}", trouble.says), key=len).strip(" ;(")
+        is_named = f'"{name}"' in source or f'TROUBLES["{name}"]' in own
+        assert is_named or longest in source, f"nothing says {trouble.says!r}"
 
 
 def test_every_preset_has_its_formula_in_the_estimators_page() -> None:

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from trainer.checkpoint import (
     VALUE_HEAD,
     CheckpointError,
+    DiskFullError,
     TrainerState,
     best_checkpoint,
     list_checkpoints,
@@ -176,17 +178,39 @@ def test_a_crash_while_saving_leaves_the_last_one_whole(
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-1"]
 
 
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (
+            OSError(5, "Input/output error"),
+            CheckpointError,
+            "step 2 could not be written: Input/output error",
+        ),
+        (
+            OSError(28, "No space left on device"),
+            DiskFullError,
+            "there was no room left while it was written",
+        ),
+        (SafetensorError("I/O error: File too large (os error 27)"), DiskFullError, "File too large"),
+    ],
+)
 def test_a_disk_error_is_one_sentence_and_changes_nothing(
-    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    policy: Policy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    kind: type[Exception],
+    said: str,
 ) -> None:
     _, before = saved_run(policy, tmp_path, TrainerState(step=1))
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def broken(_path: Path) -> None:
+        raise error
 
-    monkeypatch.setattr("trainer.checkpoint._sync", full)
-    with pytest.raises(CheckpointError, match="step 2 could not be written: No space left on device"):
+    monkeypatch.setattr("trainer.checkpoint._sync", broken)
+    with pytest.raises(CheckpointError, match=said) as raised:
         saved_run(policy, tmp_path, TrainerState(step=2))
+    assert type(raised.value) is kind
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [before.name]
 
 
@@ -195,7 +219,7 @@ def test_a_full_disk_is_found_before_anything_is_written(
 ) -> None:
     nearly_full = SimpleNamespace(total=10**9, used=10**9 - 10**6, free=10**6)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: nearly_full)
-    with pytest.raises(CheckpointError, match=r"The disk is full: .* 1,000,000 are free"):
+    with pytest.raises(CheckpointError, match=r"needs .* bytes and 1,000,000 are free"):
         saved_run(policy, tmp_path)
 
 

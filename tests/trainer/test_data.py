@@ -207,6 +207,23 @@ def test_every_epoch_holds_every_problem_once_in_a_seeded_order(file: Path) -> N
     assert epochs(2) != first
 
 
+@pytest.mark.parametrize("size", [2, 3, 7, 10, 16])
+def test_no_batch_has_a_problem_twice_over_the_end_of_an_epoch(file: Path, size: int) -> None:
+    file.write_text(rows(30))
+    config = JsonlData(path=str(file), evaluation_share=0.2)
+    training = load_data(config, seed=1, evaluation_problems=3).training
+    assert training.count is not None
+    assert size < training.count
+    batches = [[p.problem_id for p in training.batch(step, size)] for step in range(1, 200)]
+    assert all(len(set(batch)) == size for batch in batches)
+    told = [name for batch in batches for name in batch]
+    epochs = [told[i : i + training.count] for i in range(0, len(told) - training.count, training.count)]
+    assert all(len(set(epoch)) == training.count for epoch in epochs)
+    late = load_data(config, seed=1, evaluation_problems=3).training  # as a run that is resumed there
+    assert [p.problem_id for p in late.batch(150, size)] == batches[149]
+    assert [p.problem_id for p in late.batch(7, size)] == batches[6]
+
+
 def test_a_batch_depends_on_its_step_alone(file: Path) -> None:
     file.write_text(rows(30))
     config = JsonlData(path=str(file), evaluation_share=0.2)

@@ -120,7 +120,7 @@ def test_an_update_that_is_not_finite_leaves_the_weights_alone(policy: Policy) -
     data.old[0][:] = -np.inf
     before = policy.weights_sha256()
     result = optimiser.update(data, step=1, should_stop=lambda: False)
-    assert not result.is_finite
+    assert result.not_finite is not None
     assert not result.is_applied
     assert policy.weights_sha256() == before
     assert update(policy, optimiser).is_applied
@@ -140,7 +140,7 @@ def test_a_batch_without_credit_is_no_update(policy: Policy) -> None:
     optimiser = Optimiser(policy, TrainingConfig())
     (data,) = optimiser.data([[credit_tree(tree_of([[1, 1]]), TREERPO)]], [], 1)
     result = optimiser.update(data, step=1, should_stop=lambda: False)
-    assert result.is_finite
+    assert result.not_finite is None
     assert not result.is_applied
     assert result.trained_tokens == 0
     assert policy.weights_sha256() == before

@@ -23,11 +23,13 @@ from trainer.checkpoint import (
     TrainerState,
     best_checkpoint,
     list_checkpoints,
+    read_checkpoint,
 )
 from trainer.config import RunConfig
 from trainer.events import Event, EventDigest, Metrics, TreeSampled
 from trainer.loop import train
 from trainer.losses import LossPart, policy_loss
+from trainer.optim import Optimiser
 from trainer.presets import PRESETS
 
 HALF, WHOLE = 2, 4
@@ -204,7 +206,14 @@ def test_weights_beside_the_model_matter(
 
 
 def test_no_part_of_the_state_is_left_out_here() -> None:
-    tested = {*COUNTED, "cpu_seconds", "is_evaluation_due", "data_sha256", "base_sha256"}
+    tested = {
+        *COUNTED,
+        "cpu_seconds",
+        "is_evaluation_due",
+        "data_sha256",
+        "model_sha256",
+        "microbatch_tokens",
+    }
     assert {field.name for field in fields(TrainerState)} == tested
 
 
@@ -231,30 +240,42 @@ def test_a_run_does_not_go_on_with_other_problems(tmp_path: Path) -> None:
     assert Story(jsonl_config(file, WHOLE), tmp_path / "parts", last).digest() == whole.digest()
 
 
-@pytest.mark.parametrize(
-    ("slug", "more"),
-    [
-        ("mcts-dpo-tiny", {}),
-        ("grpo-tiny", {"model": {"adapter": {"kind": "lora", "rank": 4, "alpha": 8}}}),
-    ],
-)
-def test_a_run_does_not_go_on_over_other_weights(
-    slug: str, more: dict[str, Any], tmp_path: Path, model_folder: Path
-) -> None:
-    model: dict[str, Any] = {"model": {**more.get("model", {}), "path": str(model_folder)}}
+@pytest.mark.parametrize("slug", ["mcts-dpo-tiny", "grpo-tiny"])  # with and without a reference model
+def test_a_run_does_not_go_on_over_another_model(slug: str, tmp_path: Path, model_folder: Path) -> None:
+    model: dict[str, Any] = {"model": {"path": str(model_folder)}}
     Story(config_of(slug, 1, HALF, **model), tmp_path / "run")
     (last,) = list_checkpoints(tmp_path / "run")
     weights = load_file(model_folder / "model.safetensors")
     weights["model.norm.weight"] += 0.01
     save_file(weights, model_folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"weights in model\.path are not those"):
+    with pytest.raises(CheckpointError, match=r"is not the one that the run started from"):
         Story(config_of(slug, 1, **model), tmp_path / "run", last)
-    # Who needs the old weights no longer may lose them.
-    plain: dict[str, Any] = {"model": {"path": str(model_folder)}}
-    Story(config_of("grpo-tiny", 1, HALF, **plain), tmp_path / "plain")
-    (last,) = list_checkpoints(tmp_path / "plain")
-    (model_folder / "model.safetensors").unlink()
-    assert Story(config_of("grpo-tiny", 1, **plain), tmp_path / "plain", last).outcome.step == WHOLE
+    rewritten(last, "state.json", without("model_sha256"))
+    assert Story(config_of(slug, 1, **model), tmp_path / "run", last).outcome.step == WHOLE
+
+
+def test_micro_batches_that_fitted_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, left = Optimiser._loss, 0
+
+    def short(own: Any, *args: Any, **more: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return loss(own, *args, **more)
+
+    monkeypatch.setattr(Optimiser, "_loss", short)
+    monkeypatch.setattr("trainer.loop.check_packing", lambda *_args, **_more: None)
+    small = {"training": {"microbatch_tokens": 400}}
+    left = 1
+    whole = Story(config_of("grpo-tiny", 5, **small), tmp_path / "whole")
+    left = 1
+    Story(config_of("grpo-tiny", 5, HALF, **small), tmp_path / "parts")
+    (last,) = list_checkpoints(tmp_path / "parts")
+    assert read_checkpoint(last)[0].microbatch_tokens == 200
+    assert Story(config_of("grpo-tiny", 5, **small), tmp_path / "parts", last).digest() == whole.digest()
+    rewritten(last, "state.json", without("microbatch_tokens"))
+    assert Story(config_of("grpo-tiny", 5, **small), tmp_path / "parts", last).digest() != whole.digest()
 
 
 # ---- the best checkpoint

@@ -121,7 +121,14 @@ class LocalEngine:
         self._ends[sorted(policy.end_ids)] = True
         self._newlines = torch.from_numpy(policy.newline_tokens).to(policy.device)  # [V]
         self.spent = Spent()
+        self._most_written = 0  # rows of the largest round so far
         self.sync()
+
+    def halve_rows(self) -> tuple[int, int]:
+        """From now on at most half of the rows that were written at once so far: (before, now)."""
+        before = self._most_written or self._max_rows
+        self._max_rows = max(1, before // 2)
+        return before, self._max_rows
 
     def sync(self) -> None:
         with self._policy.merged():
@@ -198,6 +205,7 @@ class LocalEngine:
                 drive.grow(chosen, [prompts[i] for i in chosen])
         finally:
             self.spent += drive.spent
+            self._most_written = max(self._most_written, drive.most_written)
         return [tree.growth.tree().with_sampling(plan.temperature) for tree in trees]
 
     def _refuse_too_long(self, problems: Sequence[Problem], prompts: list[list[int]], plan: Plan) -> None:
@@ -240,6 +248,7 @@ class _Drive:
         self._settled = self._reported = 0  # of them, before the round under way; and as last reported
         self._stack: list[list[_Start]] = []
         self.spent = Spent()
+        self.most_written = 0
 
     def grow(self, chosen: Sequence[int], prompts: list[list[int]]) -> None:
         """Grow these trees to their end. What was asked for last is written first, so that a tree in many
@@ -265,6 +274,7 @@ class _Drive:
     def _round(self, wave: list[_Start]) -> list[_Start]:
         """Write these requests, and tell their growths; what they want next."""
         self._shrink(wave)
+        self.most_written = max(self.most_written, len(wave))
         self._settled = sum(tree.growth.done for tree in self._trees)
         segments, shelf = self._write(wave)
         told = list(zip(wave, segments, itertools.count()))

@@ -138,9 +138,19 @@ class CheckpointConfig(Section):
         25,
         title="Checkpoint every",
         unit="steps",
-        description="Also at the end and when stopped. 0: only then.",
+        description="Also at the end and when stopped. 0: only then, and after so many minutes.",
         ge=0,
         le=1_000_000,
+        advanced=True,
+    )
+    every_minutes: int = knob(
+        10,
+        title="Checkpoint at least every",
+        unit="minutes",
+        description="After the step in which so long has passed since the last one: no more work than that "
+        "is lost when a machine dies. 0: never.",
+        ge=0,
+        le=10_080,
         advanced=True,
     )
     keep_last: int = knob(
