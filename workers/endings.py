@@ -5,33 +5,52 @@ from __future__ import annotations
 import re
 import signal
 
-_OUT_OF_MEMORY = re.compile(r"\b(MemoryError|OutOfMemoryError|out of memory|Cannot allocate memory)\b")
+from trainer.guards import TROUBLES
+
+_GPU_MEMORY = re.compile(r"\bOutOfMemoryError\b|\bCUDA out of memory\b")
+_HOST_MEMORY = re.compile(r"\b(MemoryError|out of memory|[Cc]an(?:'t|not) allocate memory)\b")
 _ERROR_LINE = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning)?(?::|$)")
-_SMALLER = (
-    "Lower training.problems_per_step, the branching or training.microbatch_tokens, or use a larger machine."
-)
-_WAY_ON = "The last lines of its log are under Events."
+_IMPORT_ERROR = re.compile(r"^(ModuleNotFoundError|ImportError)\b")
+BAD_CONFIG = 2  # the trainer's exit status for a config that it cannot read
 
 
-def describe(status: int, stderr: str, *, kernel_was_out_of_memory: bool = False) -> str:
+def describe(
+    status: int,
+    stderr: str,
+    *,
+    step: int = 0,
+    checkpoint: int | None = None,
+    kernel_was_out_of_memory: bool = False,
+) -> str:
     """`status` as subprocess gives it: minus the signal's number, or the exit status.
 
-    `kernel_was_out_of_memory`: the kernel ended processes for lack of memory while the trainer ran.
+    step, checkpoint: the last complete step and that of the last checkpoint. `kernel_was_out_of_memory`: the
+    kernel ended processes for lack of memory while the trainer ran.
     """
+    key, values = _found(status, stderr, kernel_was_out_of_memory)
+    return TROUBLES[key].sentence(step, checkpoint, **values)
+
+
+def _found(status: int, stderr: str, kernel_was_out_of_memory: bool) -> tuple[str, dict[str, object]]:
+    """Which trouble, and what is filled in."""
     if -status == signal.SIGKILL:
         if kernel_was_out_of_memory:
-            return f"The machine ran out of memory and ended the trainer. {_SMALLER}"
-        return f"The trainer was ended by signal 9, as happens when a machine runs out of memory. {_SMALLER}"
+            return "host memory", {"what": "the machine had none left, and its kernel ended the trainer"}
+        return "killed", {}
     if status < 0:
-        return f"The trainer was ended by signal {-status} ({_signal_name(-status)}). {_WAY_ON}"
-    if _OUT_OF_MEMORY.search(stderr):
-        return f"The trainer ran out of memory. {_SMALLER}"
-    if status == 0:
-        return f"The trainer left without saying how it went. {_WAY_ON}"
+        return "signal", {"number": -status, "name": _signal_name(-status)}
     last = last_error(stderr)
-    return (
-        f"The trainer failed: {last}" if last else f"The trainer ended with exit status {status}. {_WAY_ON}"
-    )
+    if _GPU_MEMORY.search(stderr):
+        return "gpu memory", {"place": "GPU", "doing": "working", "sizes": f"what its log names: {last}"}
+    if _HOST_MEMORY.search(stderr):
+        return "host memory", {"what": f"the trainer asked for more than there is ({last})"}
+    if status == 0:
+        return "silent", {}
+    if _IMPORT_ERROR.match(last):
+        return "import", {"error": last}
+    if status == BAD_CONFIG:
+        return "config", {"error": last or "the trainer does not say what"}
+    return ("error", {"error": last}) if last else ("status", {"status": status})
 
 
 def _signal_name(number: int) -> str:

@@ -23,6 +23,7 @@ SHUTDOWN_RECORD_SECONDS = 10.0  # a worker that is told to stop waits this long 
 UPKEEP_SECONDS = 10.0
 
 MAX_STEP = 2**53
+MAX_CHECKPOINTS_TRIED = 100  # one after the other, until one is whole
 MAX_LOG_BYTES = 20 * 2**20  # of a trainer's standard error kept on disk
 
 PROBE_TICK_SECONDS = 0.2  # how long a probe's process is waited for at a time

@@ -124,6 +124,22 @@ class SpoolReader:
         """Everything up to `record` is done with."""
         self.n, self.offset = record.n, record.end
 
+    def is_torn(self) -> bool:
+        """Whether what follows is what a crash leaves: the beginning of one record, or a hole of zeros.
+        Anything else that cannot be read is damage.
+        """
+        rest = self.size() - self.offset
+        if rest <= 0:
+            return False
+        head = os.pread(self._fd, _HEADER.size, self.offset)
+        if len(head) < _HEADER.size:
+            return True
+        length, _ = _HEADER.unpack(head)
+        if not length:
+            return not any(os.pread(self._fd, MAX_LINE_BYTES, self.offset))
+        is_cut_off: bool = 0 < length <= MAX_LINE_BYTES and rest < _HEADER.size + length
+        return is_cut_off
+
     def size(self) -> int:
         """Bytes in the file now."""
         return os.fstat(self._fd).st_size

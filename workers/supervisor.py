@@ -9,7 +9,6 @@ before it.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import secrets
@@ -20,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection, connections
@@ -28,7 +27,8 @@ from pydantic import ValidationError
 
 from trainer.config import stored_config
 from trainer.config_file import config_to_yaml
-from trainer.events import Finished
+from trainer.events import Finished, LogLine
+from trainer.guards import TROUBLES, is_full, told
 from webapp import broker
 from webapp.projects.models import ModelSource
 from webapp.runs.models import Checkpoint, Run, RunStatus, Worker
@@ -37,7 +37,7 @@ from workers.child import TrainerChild
 from workers.drain import Batches, Drain
 from workers.heartbeat import Heartbeat
 from workers.lease import Lease, LeaseLostError
-from workers.limits import RETRY_SECONDS, SHUTDOWN_RECORD_SECONDS
+from workers.limits import MAX_CHECKPOINTS_TRIED, RETRY_SECONDS, SHUTDOWN_RECORD_SECONDS
 from workers.output import Preempted
 from workers.recorder import Recorder
 from workers.spool import Spool, SpoolReader
@@ -55,7 +55,11 @@ def trainer_notes() -> Path:
 
 
 class CannotStartError(Exception):
-    """The run cannot begin; the message is one sentence for people."""
+    """The run cannot begin; one of `TROUBLES` and what is filled in says why."""
+
+    def __init__(self, trouble: str, **values: object) -> None:
+        super().__init__(trouble)
+        self.trouble, self.values = TROUBLES[trouble], values
 
 
 def supervise(
@@ -75,10 +79,11 @@ def supervise(
         except (OperationalError, InterfaceError):
             logger.exception("Run %s is given up until the database answers", held.run_id)
         except Exception as error:  # a defect of ours must not leave the run "running"
-            reason = f"The worker failed: {type(error).__name__}: {error}. Its log has the traceback."
             with contextlib.suppress(LeaseLostError, OperationalError, InterfaceError):
-                lease.end(held, RunStatus.FAILED, reason)
-            raise
+                lease.end(held, *_ending(held, error))
+            if not is_full(error):
+                raise
+            logger.exception("Run %s is paused: the disk is full", held.run_id)
         finally:
             connections.close_all()
 
@@ -116,6 +121,7 @@ class _Attempt:
         self.notes = trainer_notes()
         self.heart = Heartbeat(held)
         self.queue = ""
+        self.news: list[LogLine] = []  # of earlier attempts, for this one's events
 
     def run(self) -> None:
         self.heart.start()
@@ -144,16 +150,24 @@ class _Attempt:
                 while recorded := self._patiently(lambda b=batches, r=reader: b.move(r.size())):  # type: ignore[misc]
                     if recorded.ended:
                         return True
-                torn = reader.size() - reader.offset
+                left_over, is_torn = reader.size() - reader.offset, reader.is_torn()
             finally:
                 reader.close()
-            if torn:
-                # A torn tail is the rule after a kill; damage in the middle is not. Keep it for a look.
+            if is_torn:  # the rule after a kill
+                self._note("info", "torn spool", epoch=epoch, size=left_over, count=reader.n)
+            elif left_over:  # Kept for a look.
                 damaged = left[epoch].rename(left[epoch].with_name("spool.damaged"))
-                logger.warning("Run %s: %s bytes of %s cannot be read", self.lease.run_id, torn, damaged)
-            else:
-                left[epoch].unlink()
+                self._note(
+                    "warning", "damaged spool", epoch=epoch, size=left_over, count=reader.n, file=damaged
+                )
+                continue
+            left[epoch].unlink()
         return False
+
+    def _note(self, level: Literal["info", "warning"], trouble: str, **values: object) -> None:
+        said = f"{TROUBLES[trouble].said(**values)}."
+        logger.warning("Run %s: %s", self.lease.run_id, said)
+        self.news.append(LogLine(time=time.time(), level=level, message=said[:8192]))
 
     def _make_folder(self) -> None:
         if self.folder.exists():
@@ -169,7 +183,7 @@ class _Attempt:
             last = self._train(recording)
             recording.add(last)
             recording.sync()
-            self._wait_until_stored(recording)
+            self._wait_until_stored(recording, last)
         finally:
             recording.drain.leave()
             if recording.drain.ended:
@@ -182,9 +196,12 @@ class _Attempt:
 
     def _train(self, recording: Recording) -> Finished | Preempted:
         """Run the trainer to its end. Returns what is to be the attempt's last record."""
+        for line in self.news:
+            recording.add(line)
+        run = self._patiently(lambda: Run.objects.select_related("checkpoint").get(id=self.lease.run_id))
+        self.queue = run.queue
+        stands = (run.step, None if run.checkpoint is None else run.checkpoint.step)
         try:
-            run = self._patiently(lambda: Run.objects.get(id=self.lease.run_id))
-            self.queue = run.queue
             arguments = self._arguments(run, recording)
             kills = memory.kernel_kills()
             child = TrainerChild(
@@ -195,10 +212,13 @@ class _Attempt:
                 log=self.folder / "trainer.log",
             )
         except CannotStartError as error:
-            return finished("failed", str(error), 0)
+            reason = error.trouble.sentence(*stands, **error.values)
+            return finished("paused" if error.trouble.then == "paused" else "failed", reason, run.step)
         except OSError as error:
-            return finished("failed", f"The trainer could not be started: {error}", 0)
-        watch = Watch(child, recording, self.heart, self.told_to_leave)
+            if is_full(error):
+                raise
+            return finished("failed", TROUBLES["not started"].sentence(*stands, error=error), run.step)
+        watch = Watch(child, recording, self.heart, self.told_to_leave, step=stands[0], checkpoint=stands[1])
         note: Path | None = None
         try:
             note = reaper.write(self.notes, run.id, self.lease.epoch, child.mark, child.identity)
@@ -217,37 +237,40 @@ class _Attempt:
         try:
             config = stored_config(run.config)
         except ValidationError as error:
-            raise CannotStartError(f"The run's config is not valid for this worker: {error}") from error
+            raise CannotStartError("config", error=error) from error
         slug = config.model.path
         source = self._patiently(lambda: ModelSource.objects.filter(slug=slug).first())
         if source is None:
-            raise CannotStartError(
-                f"The base model {slug!r} is not known any more. Register it again, then clone the run."
-            )
+            raise CannotStartError("unknown model", slug=slug)
         resolved = config.model_copy(update={"model": config.model.model_copy(update={"path": source.path})})
         path = self.folder / "config.yaml"
         path.write_text(config_to_yaml(resolved), encoding="utf-8")
         arguments = [str(path), "--output", str(self.folder)]
-        if checkpoint := self._newest_checkpoint(run, recording):
+        for checkpoint in self._checkpoints(run, recording):
             arguments += ["--resume", str(checkpoint)]
         return arguments
 
-    def _newest_checkpoint(self, run: Run, recording: Recording) -> Path | None:
+    def _checkpoints(self, run: Run, recording: Recording) -> list[Path]:
+        """Those that are on this machine, newest first; the trainer takes the first whose files are as they
+        were. Raises CannotStartError when there are some, and none of them here.
+        """
         for folder in self.run_folder.glob("attempt-*/checkpoints"):
             _give_names_back(folder)
         saved = self._patiently(lambda: list(Checkpoint.objects.filter(run=run).order_by("-seq")))
-        for checkpoint in saved:
-            path = self.run_folder / checkpoint.path
-            if _is_whole(path):
-                recording.say("info", f"Going on from the checkpoint of step {checkpoint.step}.")
-                return path
-        if saved:
+        paths = [(checkpoint, self.run_folder / checkpoint.path) for checkpoint in saved]
+        here = [(checkpoint, path) for checkpoint, path in paths if path.is_dir()]
+        if saved and not here:
+            what = f"worker {self.lease.owner} has none of their folders under {self.run_folder}"
+            raise CannotStartError("no checkpoint", count=len(saved), what=what)
+        if here and here[0][0] != saved[0]:
             recording.say(
-                "warning", f"None of the {len(saved)} checkpoints is on this machine: starting from step 0."
+                "warning",
+                f"The checkpoint of step {saved[0].step} is not on this machine: going on from step "
+                f"{here[0][0].step}.",
             )
-        return None
+        return [path for _, path in here[:MAX_CHECKPOINTS_TRIED]]
 
-    def _wait_until_stored(self, recording: Recording) -> None:
+    def _wait_until_stored(self, recording: Recording, last: Finished | Preempted) -> None:
         """The drain alone says now whether the run is ours: its last record gives the lease back."""
         drain = recording.drain
         gave_up_at: float | None = None
@@ -264,11 +287,21 @@ class _Attempt:
             time.sleep(0.02)
         if drain.lost is not None:
             raise LeaseLostError(drain.lost)
-        trouble = drain.broken or recording.broken
-        if trouble is not None and not drain.ended:
-            # The last record cannot be stored, so the end is written directly.
-            self._patiently(lambda: lease.end(self.lease, RunStatus.FAILED, f"{trouble}."))
-            logger.error("Run %s failed: %s", self.lease.run_id, trouble)
+        if drain.ended:
+            return
+        if drain.broken is not None:
+            # Nothing more can be stored, so the end is written directly.
+            reason = TROUBLES["not stored"].sentence(last.step, None, error=drain.broken)
+            if isinstance(last, Finished) and last.outcome == "failed":
+                reason = last.reason
+            self._patiently(lambda: lease.end(self.lease, RunStatus.FAILED, reason))
+            logger.error("Run %s failed: %s", self.lease.run_id, reason)
+        elif recording.broken is not None:
+            # The spool has no room for it. What it has is stored, so this one follows without a gap.
+            drain.leave()
+            record = [(recording.count + 1, last)]
+            self._patiently(lambda: Recorder(self.lease).record(record))
+            logger.error("Run %s: the spool has no room (%s)", self.lease.run_id, recording.broken)
 
     def _patiently(self, do: Callable[[], T]) -> T:
         """`do` again and again while the database is away and the run is ours."""
@@ -288,6 +321,18 @@ class _Attempt:
                 failures += 1
 
 
+def _ending(held: Lease, error: Exception) -> tuple[RunStatus, str]:
+    """What an error of this process makes of the run."""
+    run = Run.objects.select_related("checkpoint").defer("config").filter(id=held.run_id).first()
+    step = run.step if run is not None else 0
+    checkpoint = run.checkpoint.step if run is not None and run.checkpoint is not None else None
+    if is_full(error):
+        what = f"the worker could not write ({error})"
+        return RunStatus.PAUSED, TROUBLES["disk full"].sentence(step, checkpoint, what=what)
+    said = f"The worker failed: {type(error).__name__}: {error}"
+    return RunStatus.FAILED, told(said, step, checkpoint, "Its log has the traceback. Retry, and report it.")
+
+
 def _epoch(folder: Path) -> int:
     """Of `attempt-3`; 0 for anything else."""
     number = folder.name.removeprefix("attempt-")
@@ -302,17 +347,6 @@ def _give_names_back(folder: Path) -> None:
         target = parked.with_name(parked.name.partition(".")[0])
         if not target.exists():
             parked.rename(target)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether every file that its manifest names is there with its size; the trainer verifies the hashes."""
-    try:
-        manifest = json.loads((checkpoint / "manifest.json").read_bytes())
-        return all(
-            (checkpoint / name).stat().st_size == file["bytes"] for name, file in manifest["files"].items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
 
 
 def _forget_sighting(held: Lease) -> None:

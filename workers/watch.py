@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from trainer.events import Finished, LogLine, Progress
+from trainer.guards import TROUBLES, Trouble
 from webapp.limits import STOP_GRACE_SECONDS
 from workers import endings
 from workers.child import TrainerChild
@@ -30,11 +31,10 @@ from workers.spool import Spool
 logger = logging.getLogger(__name__)
 TICK_SECONDS = 0.2  # how soon a wish is seen while the trainer says nothing
 LAST_WORDS_SECONDS = 1.0  # pipes that a dead trainer's own children keep open are read no longer than this
-DISK_FULL = "The worker's disk is full: events could not be kept. Make room, then start the run again"
 
 
 class Recording:
-    """What this thread hands to the drain. `broken`: the spool takes no more, and why."""
+    """What this thread hands to the drain. `broken`: the spool takes no more, and the system's words."""
 
     def __init__(self, spool: Spool, drain: Drain) -> None:
         self._spool = spool
@@ -49,7 +49,7 @@ class Recording:
             self._spool.append(event.model_dump_json().encode() if line is None else line)
         except OSError as error:
             logger.error("%s: %s", self._spool.path, error)
-            self.broken = DISK_FULL
+            self.broken = error.strerror or str(error)
             return
         self.drain.appended()
 
@@ -65,7 +65,7 @@ class Recording:
                 self._spool.sync()
         except OSError as error:
             logger.error("%s: %s", self._spool.path, error)
-            self.broken = self.broken or DISK_FULL
+            self.broken = self.broken or error.strerror or str(error)
 
     @property
     def count(self) -> int:
@@ -86,15 +86,19 @@ class Watch:
         recording: Recording,
         heart: Heartbeat,
         told_to_leave: Callable[[], int],
+        *,
+        step: int = 0,
+        checkpoint: int | None = None,
     ) -> None:
+        """step, checkpoint: where the run stood before: its last complete step, its last checkpoint's."""
         self.child = child
         self.recording = recording
         self.heart = heart
         self.told_to_leave = told_to_leave
         self.finished: Finished | None = None
-        self.failure: str | None = None
+        self.failure: tuple[Trouble, dict[str, object]] | None = None
         self.is_stopping = self.is_leaving = self.is_killing = False
-        self.step = 0
+        self.step, self.checkpoint = step, checkpoint
         self._deadline: float | None = None
         self._strays = 0
         self._is_full = False
@@ -131,7 +135,7 @@ class Watch:
         try:
             event = read_event(line)
         except UnreadableEventError as error:
-            self._fail(f"The trainer wrote an event that cannot be read: {error}")
+            self._fail("unreadable", error=error)
             return
         if isinstance(event, Progress):
             self.recording.drain.show(event)
@@ -140,12 +144,18 @@ class Watch:
             self.finished, self.step = event, event.step
             self._leave_within(FINISHED_GRACE_SECONDS)
         elif isinstance(event, Preempted):
-            self._fail("The trainer wrote an event that cannot be read: kind: preempted is the worker's word")
+            self._fail("unreadable", error="kind: preempted is the worker's word")
         else:
             self.recording.add(event, line)
+            if self.recording.broken is not None:
+                return  # what is not kept is made again
             if event.kind == "checkpoint":
                 self.recording.sync()
-            if event.kind in ("started", "metrics"):
+                self.checkpoint = event.step
+            elif event.kind == "started":
+                self.step = event.step
+                self.checkpoint = None if event.resumed_from is None else event.step
+            elif event.kind == "metrics":
                 self.step = event.step
 
     def _note_stray(self, line: bytes) -> None:
@@ -161,9 +171,11 @@ class Watch:
             self.child.kill()
             raise LeaseLostError(self.heart.lost or self.recording.drain.lost)
         if self.child.lines.is_overlong:
-            self._fail(f"The trainer wrote a line of more than {MAX_LINE_BYTES // 2**20} MiB")
-        if trouble := self.recording.broken or self.recording.drain.broken:
-            self._fail(trouble)
+            self._fail("endless line", megabytes=MAX_LINE_BYTES // 2**20)
+        if self.recording.broken is not None:
+            self._fail("spool full", what=self.recording.broken)
+        if self.recording.drain.broken is not None:
+            self._fail("not stored", error=self.recording.drain.broken)
         if self.recording.is_full and not self._is_full:
             logger.warning("The spool is full: the trainer waits for the database.")
         self._is_full = self.recording.is_full
@@ -181,9 +193,9 @@ class Watch:
         if urgency > 1:
             self._leave_within(0.0)
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, trouble: str, **values: object) -> None:
         if self.failure is None:
-            self.failure = reason
+            self.failure = TROUBLES[trouble], values
             self._ask_to_leave(FAIL_GRACE_SECONDS)
 
     def _ask_to_leave(self, grace_seconds: float) -> None:
@@ -202,28 +214,44 @@ class Watch:
         if more > 0:
             self.recording.say("warning", f"The trainer printed {more} more lines that are no events.")
         if self.failure is not None:
-            return finished("failed", f"{self.failure}.", self.step)
+            trouble, values = self.failure
+            reason = trouble.sentence(self.step, self.checkpoint, **values)
+            return finished("paused" if trouble.then == "paused" else "failed", reason, self.step)
         if self.finished is not None:
             if self.finished.outcome == "stopped" and not self.is_stopping:
-                return _preempted(self.step)
+                return self._preempted()
             return self.finished
         if self.is_killing:
-            return finished("stopped", "Its trainer was ended at once.", self.step)
+            return finished("stopped", self._told("Its trainer was ended at once"), self.step)
         if self.is_stopping:
-            reason = f"The trainer did not save and leave within {STOP_GRACE_SECONDS} s, so it was ended."
-            return finished("stopped", reason, self.step)
+            reason = TROUBLES["deaf"].said(seconds=STOP_GRACE_SECONDS)
+            return finished("stopped", self._told(reason), self.step)
         if self.is_leaving:
-            return _preempted(self.step)
-        reason = endings.describe(status, self.child.error_tail(), kernel_was_out_of_memory=was_out_of_memory)
+            return self._preempted()
+        reason = endings.describe(
+            status,
+            self.child.error_tail(),
+            step=self.step,
+            checkpoint=self.checkpoint,
+            kernel_was_out_of_memory=was_out_of_memory,
+        )
         self.recording.say("error", f"Last lines of the trainer's log:\n{self.child.error_tail()[-4000:]}")
         return finished("failed", reason, self.step)
 
+    def _told(self, what: str) -> str:
+        """With what the run can go on from; whoever asked for it knows what to do next."""
+        saved = "no checkpoint" if self.checkpoint is None else f"last checkpoint: step {self.checkpoint}"
+        return f"{what}; {saved}."
 
-def finished(outcome: Literal["stopped", "failed"], reason: str, step: int) -> Finished:
+    def _preempted(self) -> Preempted:
+        what = f"Its worker was told to stop after step {self.step}; "
+        if self.checkpoint is None:
+            what += "there is no checkpoint yet, so it starts again."
+        else:
+            what += f"it goes on from the checkpoint of step {self.checkpoint}."
+        return Preempted(time=time.time(), step=self.step, reason=what)
+
+
+def finished(outcome: Literal["stopped", "failed", "paused"], reason: str, step: int) -> Finished:
     """The last record of an attempt whose trainer did not write one."""
     return Finished(time=time.time(), outcome=outcome, step=step, reason=reason[:2000])
-
-
-def _preempted(step: int) -> Preempted:
-    reason = f"Its worker was told to stop after step {step}; it goes on from its checkpoint."
-    return Preempted(time=time.time(), step=step, reason=reason)

@@ -5,6 +5,7 @@ fake_trainer.py SCENARIO CONFIG.yaml --output DIR [--resume CHECKPOINT] --parent
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -143,6 +144,15 @@ match scenario:
     case "leaves a child behind":
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
         end("succeeded", 0, "Done.")
+    case "clock jumps":
+        say(b"a line that is no event, so that the worker looks at its own clock")
+        for number, away in enumerate((0, 7200, -7200, -10 * 365 * 86400), 1):
+            say(Metrics(time=time.time() + away, step=number, values={"reward/mean": number / 10}))
+        end("succeeded", 4, "Done.")
+    case "stuck with the interpreter":  # as a driver's call that never returns: not one thread runs
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        step(1)
+        ctypes.PyDLL(None).sleep(600)
     case "many events":
         for number in range(1, 3001):
             step(number)

@@ -14,23 +14,39 @@ ValueError: seed is odd
 @pytest.mark.parametrize(
     ("status", "stderr", "said"),
     [
-        (-9, "", "ended by signal 9, as happens when a machine runs out of memory"),
+        (-9, "", "ended by signal 9 from outside"),
         (-11, "Fatal Python error", "signal 11 (SIGSEGV)"),
-        (1, "Traceback …\nMemoryError\n", "The trainer ran out of memory."),
-        (1, "torch.OutOfMemoryError: CUDA out of memory. Tried", "The trainer ran out of memory."),
-        (1, TRACEBACK, "The trainer failed: ValueError: seed is odd"),
-        (2, "usage: trainer\nerror: no such file", "The trainer failed: error: no such file"),
+        (1, "Traceback …\nMemoryError\n", "Out of memory (host): "),
+        (1, "RuntimeError: DefaultCPUAllocator: can't allocate memory", "Out of memory (host): "),
+        (1, "torch.OutOfMemoryError: CUDA out of memory. Tried", "Out of memory (GPU) "),
+        (1, TRACEBACK, "The trainer failed: ValueError: seed is odd."),
+        (
+            1,
+            "Traceback …\nModuleNotFoundError: No module named 'torch'",
+            "could not be loaded on this worker: Mod",
+        ),
+        (
+            2,
+            "run.yaml: seed: input should be a number",
+            "not valid for this worker's version: run.yaml: seed",
+        ),
         (3, "", "exit status 3"),
         (0, "", "left without saying how it went"),
         (-64, "", "signal 64"),
     ],
 )
-def test_every_death_has_a_sentence(status: int, stderr: str, said: str) -> None:
-    assert said in describe(status, stderr)
+def test_every_death_has_a_sentence_that_says_where_the_run_stands(
+    status: int, stderr: str, said: str
+) -> None:
+    sentence = describe(status, stderr, step=7, checkpoint=5)
+    assert said in sentence
+    assert "Last complete step: 7; last checkpoint: step 5." in sentence
+    assert "etry" in sentence.partition("step 5.")[2]  # and what to do
+    assert "{" not in sentence
 
 
 def test_kernel_that_killed_for_memory_is_believed() -> None:
-    assert describe(-9, "", kernel_was_out_of_memory=True).startswith("The machine ran out of memory")
+    assert describe(-9, "", kernel_was_out_of_memory=True).startswith("Out of memory (host)")
 
 
 def test_error_line_wins_over_what_follows_it() -> None:
@@ -38,4 +54,4 @@ def test_error_line_wins_over_what_follows_it() -> None:
 
 
 def test_sentence_is_short() -> None:
-    assert len(describe(1, "ValueError: " + "x" * 5000)) < 600
+    assert len(describe(1, "ValueError: " + "x" * 5000)) < 700
