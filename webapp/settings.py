@@ -133,6 +133,7 @@ INSTALLED_APPS = [
     "webapp.accounts",
     "webapp.projects",
     "webapp.runs",
+    "webapp.queue",
     "webapp.trees",
     "webapp.problems",
     "webapp.exports",

@@ -11,6 +11,8 @@ import logging
 import mmap
 import os
 import signal
+from collections.abc import Sequence
+from typing import Any
 
 import django
 from celery import Celery
@@ -62,8 +64,8 @@ class SharedFlag:
     def __init__(self) -> None:
         self._page = mmap.mmap(-1, 1)
 
-    def set(self) -> None:
-        self._page[0] = 1
+    def set(self, on: bool = True) -> None:
+        self._page[0] = on
 
     def is_set(self) -> bool:
         return self._page[0] == 1
@@ -73,11 +75,38 @@ class SharedFlag:
 leaving = SharedFlag()
 # Set when it is told so once more: there is no time to save.
 hurrying = SharedFlag()
+# Set by the upkeep when an operator drains this worker: take nothing new; and give back what is worked on.
+draining, giving_back = SharedFlag(), SharedFlag()
 
 
 def urgency() -> int:
     """How urgently whatever is worked on has to leave: 0 not at all, 1 after saving, 2 now."""
-    return leaving.is_set() + hurrying.is_set()
+    return max(leaving.is_set() + hurrying.is_set(), int(giving_back.is_set()))
+
+
+def must_leave() -> bool:
+    """Whether whatever is worked on has to leave."""
+    return urgency() > 0
+
+
+class Taps:
+    """Opens and shuts the worker's queues, so that messages wait for workers that take them. `consumer` is
+    Celery's, whose type is private.
+    """
+
+    def __init__(self, consumer: Any, queues: Sequence[str]) -> None:
+        self.consumer = consumer
+        self.queues = queues
+
+    def turn(self, *, shut: bool, give_back: bool) -> None:
+        """From any thread; the consumer's own one does it soon."""
+        giving_back.set(shut and give_back)
+        if shut == draining.is_set():
+            return
+        draining.set(shut)
+        for queue in self.queues:
+            do = self.consumer.cancel_task_queue if shut else self.consumer.add_task_queue
+            self.consumer.call_soon(do, queue)
 
 
 def _tell_supervisor(**_: object) -> None:
@@ -95,10 +124,10 @@ def _die_with_parent(**_: object) -> None:
 
 def _begin(sender: object, **_: object) -> None:
     # `sender` is Celery's consumer, whose type is private.
-    queues = getattr(getattr(sender, "task_consumer", None), "queues", [])
-    upkeep.begin(
-        getattr(sender, "hostname", "worker"), sorted(queue.name for queue in queues), trainer_notes()
-    )
+    queues = sorted(queue.name for queue in getattr(getattr(sender, "task_consumer", None), "queues", []))
+    slots = getattr(getattr(sender, "controller", None), "concurrency", 1)
+    name = getattr(sender, "hostname", "worker")
+    upkeep.begin(name, queues, slots, trainer_notes(), Taps(sender, queues).turn)
 
 
 def _end(**_: object) -> None:

@@ -16,7 +16,8 @@ from django.db.models.functions import Coalesce, Now
 
 from trainer.text import storable
 from webapp.limits import LEASE_SECONDS
-from webapp.runs.models import CLAIMABLE, LEASED, Attempt, Run, RunStatus, WishKind
+from webapp.queue import order
+from webapp.runs.models import CLAIMABLE, LEASED, Attempt, Run, RunStatus, WishKind, Worker
 from webapp.runs.states import MAX_REASON, append_status_event, move
 
 LEASE = timedelta(seconds=LEASE_SECONDS)
@@ -71,6 +72,18 @@ def claim(run_id: int, owner: str) -> Lease | None:
             return None
         Attempt.objects.create(run=run, epoch=run.lease_epoch, owner=owner)
     return Lease(run_id, run.lease_epoch, owner)
+
+
+def claim_next(queue: str, owner: str) -> Lease | None:
+    """Take the run of `queue` that is next (`webapp.queue.order`). None: none may be taken now, or this
+    worker is to take nothing new.
+    """
+    with transaction.atomic():
+        order.claim_one_at_a_time()
+        if Worker.objects.filter(name=owner[:120], drain_at__isnull=False).exists():
+            return None
+        run_id = order.next_run(queue)
+        return None if run_id is None else claim(run_id, owner)
 
 
 def lock(lease: Lease) -> Run:

@@ -20,7 +20,8 @@ FAIL_GRACE_SECONDS = 8.0  # to save, of a trainer that cannot be worked with any
 PREEMPT_GRACE_SECONDS = 60.0  # a worker that is told to stop gives its trainer this long to save
 FINISHED_GRACE_SECONDS = 10.0  # a trainer that said it finished may take this long to leave
 SHUTDOWN_RECORD_SECONDS = 10.0  # a worker that is told to stop waits this long for a lost database
-UPKEEP_SECONDS = 10.0
+UPKEEP_SECONDS = 5.0  # how often a worker is seen, and hears of a drain
+MEASURE_SECONDS = 10.0  # how often it measures its machine
 
 MAX_STEP = 2**53
 MAX_CHECKPOINTS_TRIED = 100  # one after the other, until one is whole

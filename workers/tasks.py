@@ -1,5 +1,5 @@
 """What may be asked of a worker. A message holds the id of a run, an export or a probe and is a hint: twice,
-late or never.
+late or never. That of a run says only that its class has something to do: a worker takes what is next there.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from typing import Any, TypeGuard
 from django.db import InterfaceError, OperationalError, connections
 
 from webapp import broker
+from webapp.queue import order
+from webapp.runs.models import Run
 from workers import exports, lease, probing
-from workers.celery import app, leaving, urgency
+from workers.celery import app, draining, must_leave, urgency
 from workers.supervisor import supervise
 
 logger = logging.getLogger(__name__)
@@ -19,29 +21,47 @@ logger = logging.getLogger(__name__)
 
 @app.task(name=broker.TRAIN_RUN, bind=True, ignore_result=True)  # type: ignore[untyped-decorator] # Celery
 def train_run(self: Any, run_id: object) -> None:
-    """Work on the run, if it waits for a worker. `Any`: Celery's task instance has no types."""
-    if not _is_id(run_id, "run") or leaving.is_set():
+    """Work on the run that is next in this one's class. `Any`: Celery's task instance has no types."""
+    if not _is_id(run_id, "run") or _takes_nothing():
         return
     try:
-        held = lease.claim(run_id, self.request.hostname or "worker")
+        queue = Run.objects.filter(id=run_id).values_list("queue", flat=True).first()
+        held = None if queue is None else lease.claim_next(queue, self.request.hostname or "worker")
     except (OperationalError, InterfaceError) as error:
         logger.warning("Run %s waits for the sweeper: the database does not answer (%s).", run_id, error)
         return
     finally:
         connections.close_all()
-    if held is None:
-        logger.info("Run %s does not wait for a worker; nothing to do.", run_id)
+    if queue is None or held is None:
+        logger.info("Run %s does not wait for a worker, nor does another that may be taken.", run_id)
         return
     supervise(held, told_to_leave=urgency)
+    _tell_of_next(queue)
+
+
+def _tell_of_next(queue: str) -> None:
+    """A run that waited for this one's place, by its project's limit, was told of when there was none."""
+    try:
+        run_id = order.next_run(queue)
+    except (OperationalError, InterfaceError):
+        return  # the sweeper tells
+    finally:
+        connections.close_all()
+    if run_id is not None:
+        broker.send_train_run(run_id, queue)
+
+
+def _takes_nothing() -> bool:
+    return must_leave() or draining.is_set()
 
 
 @app.task(name=broker.WRITE_EXPORT, bind=True, ignore_result=True)  # type: ignore[untyped-decorator] # Celery
 def write_export(self: Any, export_id: object) -> None:
     """Write the export's file, if it waits for a worker. `Any`: see `train_run`."""
-    if not _is_id(export_id, "export") or leaving.is_set():
+    if not _is_id(export_id, "export") or _takes_nothing():
         return
     try:
-        held = exports.claim(export_id, self.request.hostname or "worker", leaving.is_set)
+        held = exports.claim(export_id, self.request.hostname or "worker", must_leave)
         if held is not None:
             exports.work_off(held)
     except (OperationalError, InterfaceError) as error:
@@ -55,7 +75,7 @@ def write_export(self: Any, export_id: object) -> None:
 @app.task(name=broker.SAMPLE_PROBE, bind=True, ignore_result=True)  # type: ignore[untyped-decorator] # Celery
 def sample_probe(self: Any, probe_id: object) -> None:
     """Sample the probe, if it waits for a worker."""
-    if not _is_id(probe_id, "probe") or leaving.is_set():
+    if not _is_id(probe_id, "probe") or _takes_nothing():
         return
     try:
         held = probing.claim(probe_id, self.request.hostname or "worker")
@@ -67,7 +87,7 @@ def sample_probe(self: Any, probe_id: object) -> None:
     if held is None:
         logger.info("Probe %s does not wait for a worker; nothing to do.", probe_id)
         return
-    probing.sample(held, told_to_leave=leaving.is_set)
+    probing.sample(held, told_to_leave=must_leave)
 
 
 def _is_id(value: object, what: str) -> TypeGuard[int]:

@@ -1,4 +1,5 @@
-"""What a worker does beside its runs: be seen on the health page, and end trainers that nobody supervises.
+"""What a worker does beside its runs: be seen on the workers page, obey a drain, and end trainers that nobody
+supervises.
 
 A sighting is only that; leases decide.
 """
@@ -7,26 +8,40 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Protocol
 
-from django.db import InterfaceError, OperationalError, connection
+from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models.functions import Now
 
+from webapp.exports.models import Export, ExportStatus
+from webapp.probes.models import Probe, ProbeStatus
+from webapp.queue import order
 from webapp.runs.models import LEASED, Run, RunStatus, Worker
-from workers import probing, reaper
-from workers.limits import UPKEEP_SECONDS
+from workers import machine, probing, reaper
+from workers.limits import MEASURE_SECONDS, UPKEEP_SECONDS
 
 logger = logging.getLogger(__name__)
 
 
+class Turn(Protocol):
+    """Shuts or opens the worker's queues; `give_back`: also what is worked on."""
+
+    def __call__(self, *, shut: bool, give_back: bool) -> None: ...
+
+
 class _Upkeep(threading.Thread):
-    def __init__(self, name: str, queues: Sequence[str], notes: Path) -> None:
+    def __init__(self, name: str, queues: Sequence[str], slots: int, notes: Path, turn: Turn) -> None:
         super().__init__(name="upkeep", daemon=True)
         self.worker = name[:120]
         self.queues = ",".join(queues)[:200]
+        self.slots = slots
         self.notes = notes
+        self.turn = turn
+        self.measured_at: float | None = None
         self.leave = threading.Event()
 
     def run(self) -> None:
@@ -35,6 +50,7 @@ class _Upkeep(threading.Thread):
             try:
                 self._be_seen(is_first)
                 is_first = False
+                self._obey()
                 reaper.reap(self.notes, _is_current)
                 reaper.reap(probing.notes(), probing.is_current)
             except (OperationalError, InterfaceError) as error:
@@ -46,10 +62,40 @@ class _Upkeep(threading.Thread):
                 return
 
     def _be_seen(self, is_first: bool) -> None:
-        seen = {"queues": self.queues, "heartbeat_at": Now()}
+        seen = {"queues": self.queues, "slots": self.slots, "heartbeat_at": Now()}
+        if self.measured_at is None or time.monotonic() - self.measured_at >= MEASURE_SECONDS:
+            seen["machine"] = machine.measured()
+            self.measured_at = time.monotonic()
         if is_first:
             seen |= {"started_at": Now(), "versions": _versions(), "run": None}
         Worker.objects.update_or_create(name=self.worker, defaults=seen)
+
+    def _obey(self) -> None:
+        """Do what operators want, and say that it was heard and when it is done."""
+        columns = ("drain_at", "drain_now", "drain_seen_at", "drained_at")
+        row = Worker.objects.filter(name=self.worker).only(*columns).first()
+        if row is None:
+            return
+        self.turn(shut=row.drain_at is not None, give_back=row.drain_now)
+        if row.drain_at is None:
+            return
+        this_wish = Worker.objects.filter(name=self.worker, drain_at=row.drain_at, drain_now=row.drain_now)
+        if row.drain_seen_at is None:
+            this_wish.update(drain_seen_at=Now())
+        if row.drained_at is None:
+            with transaction.atomic():
+                order.claim_one_at_a_time()  # one that began before the wish has committed then
+                if not is_busy(self.worker):
+                    this_wish.update(drained_at=Now())
+
+
+def is_busy(worker: str) -> bool:
+    """Whether that worker holds a run, a probe or an export."""
+    return (
+        Run.objects.filter(lease_owner=worker, status__in=LEASED).exists()
+        or Probe.objects.filter(owner=worker, status=ProbeStatus.RUNNING).exists()
+        or Export.objects.filter(lease_owner=worker, status=ExportStatus.RUNNING).exists()
+    )
 
 
 def _is_current(run_id: int, epoch: int) -> bool:
@@ -61,13 +107,15 @@ def _is_current(run_id: int, epoch: int) -> bool:
 _current: _Upkeep | None = None
 
 
-def begin(name: str, queues: Sequence[str], notes: Path) -> None:
-    """From now on. `notes`: where this machine's trainers are written down."""
+def begin(name: str, queues: Sequence[str], slots: int, notes: Path, turn: Turn) -> None:
+    """From now on. `slots`: how many runs it takes at once; `notes`: where this machine's trainers are
+    written down.
+    """
     global _current
     # Those of a worker that was killed need no database to be known for orphans.
     reaper.reap(notes)
     reaper.reap(probing.notes())
-    _current = _Upkeep(name, queues, notes)
+    _current = _Upkeep(name, queues, slots, notes, turn)
     _current.start()
 
 

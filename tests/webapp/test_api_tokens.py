@@ -21,7 +21,7 @@ from webapp.runs.models import Run
 Scope = ApiToken.Scope
 PASSWORD = "correct horse battery staple"
 CONTROLS = (
-    "/stop", "/pause", "/resume", "/kill", "/retry", "/priority", "/drain", "/undrain", "/limits", "/actions",
+    "/stop", "/stop-now", "/pause", "/resume", "/retry", "/priority", "/drain", "/undrain", "/limits",
 )  # fmt: skip
 
 

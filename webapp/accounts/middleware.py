@@ -23,7 +23,7 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # What the last word of an operation's route does to runs and workers that exist. Everything else that is no
 # reading is writing.
 CONTROL_VERBS = frozenset(
-    {"pause", "resume", "stop", "kill", "retry", "priority", "drain", "undrain", "limits", "actions"}
+    {"pause", "resume", "stop", "stop-now", "retry", "priority", "drain", "undrain", "limits"}
 )
 
 

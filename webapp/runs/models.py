@@ -67,6 +67,9 @@ class Run(models.Model):
     preset = models.CharField(max_length=64)
     seed = models.BigIntegerField()
     queue = models.CharField(max_length=32, default="cpu")
+    priority = models.SmallIntegerField(
+        default=0, db_default=0, help_text="Higher is taken first, from -100 to 100."
+    )
     colour = models.PositiveSmallIntegerField(help_text="Slot of the run palette, 1 to 10.")
     created_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="runs")
     created_at = models.DateTimeField(db_default=Now())
@@ -140,6 +143,9 @@ class Run(models.Model):
                 name="run_is_ended_iff_it_has_an_end_time",
             ),
             models.CheckConstraint(
+                condition=models.Q(priority__gte=-100, priority__lte=100), name="run_priority_is_bounded"
+            ),
+            models.CheckConstraint(
                 condition=~models.Q(status__in=[s.value for s in LEASED])
                 | models.Q(lease_until__isnull=False),
                 name="run_that_is_worked_on_has_a_lease",
@@ -160,6 +166,12 @@ class Run(models.Model):
             ),
         ]
         indexes = [
+            # The queue: who is next in a class.
+            models.Index(
+                fields=["queue", "-priority", "queued_at", "id"],
+                name="run_queue",
+                condition=models.Q(status__in=[s.value for s in CLAIMABLE]),
+            ),
             # The runs table: newest first, in one project.
             models.Index(fields=["project", "-id"], name="run_table"),
             # The sweeper: what is queued or leased.
@@ -203,6 +215,10 @@ class Attempt(models.Model):
     class Meta:
         db_table = "arborist_attempt"
         constraints = [models.UniqueConstraint(fields=["run", "epoch"], name="one_attempt_per_epoch")]
+        indexes = [
+            # What a worker did last.
+            models.Index(fields=["owner", "-started_at"], name="attempt_owner")
+        ]
 
 
 class Event(models.Model):
@@ -293,7 +309,11 @@ class Checkpoint(models.Model):
 
 
 class Worker(models.Model):
-    """A worker process, for the health page. A row is only a sighting; leases decide."""
+    """A worker process as it was last seen, and what operators want of it. A sighting decides nothing, leases
+    do; a wish to drain is obeyed by every claim.
+
+    `machine`: what it stands on, as `workers.machine` measures it.
+    """
 
     name = models.CharField(max_length=120, unique=True)
     queues = models.CharField(max_length=200)
@@ -301,6 +321,26 @@ class Worker(models.Model):
     heartbeat_at = models.DateTimeField(db_default=Now())
     run = models.ForeignKey(Run, on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
     versions = models.JSONField(default=dict)
+    slots = models.PositiveSmallIntegerField(
+        default=1, db_default=1, help_text="How many runs it takes at once."
+    )
+    machine = models.JSONField(default=dict, db_default={})
+
+    # Drain: take nothing new; `drain_now`: also give back what is worked on, after a checkpoint.
+    drain_at = models.DateTimeField(null=True, blank=True)
+    drain_now = models.BooleanField(default=False, db_default=False)
+    drain_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    drain_seen_at = models.DateTimeField(null=True, blank=True, help_text="The worker acknowledged it.")
+    drained_at = models.DateTimeField(null=True, blank=True, help_text="Nothing is worked on any more.")
 
     class Meta:
         db_table = "arborist_worker"
+        constraints = [
+            models.CheckConstraint(
+                condition=models.Q(drain_at__isnull=False)
+                | models.Q(drain_now=False, drain_seen_at__isnull=True, drained_at__isnull=True),
+                name="worker_drains_when_somebody_asked",
+            )
+        ]

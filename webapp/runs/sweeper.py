@@ -14,7 +14,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection, transaction
-from django.db.models import F, Q
+from django.db.models import F
 from django.db.models.functions import Now
 
 from webapp import broker
@@ -28,6 +28,7 @@ from webapp.limits import (
     SWEEP_SECONDS,
 )
 from webapp.probes import sweeper as probes
+from webapp.queue import order
 from webapp.runs.models import LEASED, Attempt, Run, RunStatus, WishKind, Worker
 from webapp.runs.states import append_status_event, move
 
@@ -151,12 +152,9 @@ def _tell_stalled() -> None:
 
 
 def _waiting() -> dict[str, list[int]]:
-    """Runs that wait for a worker and that a message may have been lost for, by queue, oldest first."""
-    forgotten = Q(status=RunStatus.QUEUED, queued_at__lt=Now() - timedelta(seconds=RESEND_QUEUED_SECONDS))
-    due = Q(status=RunStatus.RECOVERING) & (Q(not_before__isnull=True) | Q(not_before__lte=Now()))
+    """Runs that a worker may take and that a message may have been lost for, by queue, in order."""
     found: dict[str, list[int]] = {}
-    rows = Run.objects.filter(forgotten | due).order_by("queued_at", "id").values_list("queue", "id")
-    for queue, run_id in rows[:MAX_SENT]:
+    for queue, run_id in order.admissible(queued_for_seconds=RESEND_QUEUED_SECONDS, most=MAX_SENT):
         found.setdefault(queue, []).append(run_id)
     return found
 
