@@ -57,7 +57,7 @@ lint: $(READY)
 	$(PY) -m ruff format --check .
 
 types: $(READY)
-	$(PY) -m mypy webapp trainer workers
+	$(PY) -m mypy webapp trainer workers client
 
 migrations: $(READY)
 	$(PY) -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run

@@ -9,6 +9,7 @@ RUN useradd --system --uid 10001 --create-home arborist && install -d -o arboris
 
 WORKDIR /app
 COPY pyproject.toml README.md LICENSE manage.py ./
+COPY client client
 COPY trainer trainer
 COPY webapp webapp
 COPY templates templates

@@ -18,6 +18,7 @@ COPY pyproject.toml ./
 # First and pinned, so that nothing else chooses a build; a layer of its own, as it is by far the largest.
 RUN pip install --no-cache-dir ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch==2.13.0
 COPY README.md LICENSE manage.py ./
+COPY client client
 COPY trainer trainer
 COPY webapp webapp
 COPY workers workers

@@ -164,7 +164,7 @@ def _read_config(name: str, overrides: Sequence[str]) -> RunConfig:
 def _device(config: RunConfig) -> str:
     import torch
 
-    return "cuda" if config.resources.queue == "gpu" and torch.cuda.is_available() else "cpu"
+    return "cuda" if config.resources.queue.startswith("gpu") and torch.cuda.is_available() else "cpu"
 
 
 def _resume_path(resume: Path, output: Path) -> Path:

@@ -36,6 +36,7 @@ from webapp.notes.api import router as notes_router
 from webapp.outages import outage_of, unavailable
 from webapp.probes.api import router as probes_router
 from webapp.projects.access import user_of
+from webapp.queue.api import router as queue_router
 from webapp.runs.api import router as runs_router
 from webapp.saved.api import router as saved_router
 from webapp.search.api import router as search_router
@@ -112,6 +113,7 @@ api = NinjaAPI(
 )
 api.add_router("", runs_router)
 api.add_router("", live_router)
+api.add_router("", queue_router)
 api.add_router("", trees_router)
 api.add_router("", exports_router)
 api.add_router("", probes_router)

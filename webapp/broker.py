@@ -18,7 +18,6 @@ from redis import RedisError
 TRAIN_RUN = "arborist.train_run"
 WRITE_EXPORT = "arborist.write_export"
 SAMPLE_PROBE = "arborist.sample_probe"
-QUEUES = ("cpu", "gpu")
 EXPORT_QUEUE = "exports"  # of its own: a run may keep a worker busy for days
 TIMEOUT_SECONDS = 1.0
 UNREACHABLE = (KombuError, RedisError, OSError)
@@ -106,4 +105,4 @@ def waiting(queue: str) -> int | None:
 
 def is_reachable() -> bool:
     """Whether the broker answers now."""
-    return waiting(QUEUES[0]) is not None
+    return waiting("cpu") is not None

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.db.models import Count, Q
 from django.http import HttpRequest
 
 from webapp.projects.access import projects_for, runs_for
-from webapp.runs.models import ACTIVE
+from webapp.runs.models import ACTIVE, CLAIMABLE, LEASED
 
 THEMES = ("light", "dark")
 
 
 def shell(request: HttpRequest) -> dict[str, Any]:
-    """`shell`: projects for the switcher, how many runs are active, the theme. `project` comes from the view.
+    """`shell`: projects for the switcher, how many runs wait and are worked on, the theme. `project` comes
+    from the view.
 
     Two queries on a page for someone who is logged in, none elsewhere.
     """
     theme = request.COOKIES.get("theme", "")
-    frame: dict[str, Any] = {"theme": theme if theme in THEMES else "", "projects": [], "n_active_runs": 0}
+    frame: dict[str, Any] = {"theme": theme if theme in THEMES else "", "projects": [], "runs": None}
     # An error page may come before the middleware that sets the user.
     user = getattr(request, "user", None)
     if user is not None and user.is_authenticated:
         frame["projects"] = list(projects_for(user))
-        frame["n_active_runs"] = runs_for(user).filter(status__in=ACTIVE).count()
+        frame["runs"] = (
+            runs_for(user)
+            .filter(status__in=ACTIVE)
+            .aggregate(
+                queued=Count("id", filter=Q(status__in=CLAIMABLE)),
+                running=Count("id", filter=Q(status__in=LEASED)),
+            )
+        )
     frame["project"] = getattr(request, "project", None)
     return {"shell": frame}

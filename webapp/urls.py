@@ -16,6 +16,7 @@ urlpatterns = [
     path("healthz", health_check, name="healthz"),
     path("", include("webapp.accounts.urls")),
     path("", include("webapp.runs.urls")),
+    path("", include("webapp.queue.urls")),
     path("", include("webapp.trees.urls")),
     path("", include("webapp.problems.urls")),
     path("", include("webapp.exports.urls")),

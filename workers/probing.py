@@ -149,7 +149,7 @@ def sample(held: Held, *, told_to_leave: Callable[[], bool], command: Sequence[s
     """Work on the probe until it has ended, or waits for another worker, or is not ours any more."""
     with sigterm_means_leave(told_to_leave) as leave:
         try:
-            _Sampling(held, leave, command).run()
+            _Sampling(held, lambda: leave() > 0, command).run()
         except LostError as lost:
             logger.warning("%s.", lost)
         except (OperationalError, InterfaceError):
@@ -254,7 +254,7 @@ class _Sampling:
         return ProbeRequest(
             model=source.path,
             checkpoint=self._checkpoint(run, probe.policy_version),
-            device="cuda" if run.queue == "gpu" else "cpu",
+            device="cuda" if run.queue.startswith("gpu") else "cpu",
             problem_id=tree.problem_id,
             reference_answer=tree.reference_answer,
             prompt_tokens=tuple(_tokens(tree, ROOT)),

@@ -159,6 +159,8 @@ def test_hostile_text_is_shown_literally_everywhere(
         f"/t/{tree}/?n=1.1&view=outline",
         f"/t/{tree}/n/1.1",
         "/workers/",
+        "/queue/",
+        "/settings/tokens/",
     ]
     for path in pages:
         page.goto(path)
@@ -254,6 +256,8 @@ def test_nothing_is_cut_off(site: Site, visit: Callable[..., Watched], width: in
         f"/t/{tree}/?n=1",
         f"/t/{tree}/n/1",
         "/workers/",
+        "/queue/",
+        "/settings/tokens/",
     ]:
         page.goto(path)
         page.wait_for_timeout(150)

@@ -1,4 +1,6 @@
-"""Three rooms, one direction: trainer knows nobody, webapp knows the trainer's words, workers know both."""
+"""Rooms, one direction: trainer knows nobody, webapp knows the trainer's words, workers know both; the client
+knows those words and HTTP.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("trainer", "webapp", "workers")
+ROOMS = ("trainer", "webapp", "workers", "client")
 WEB_WORLD = {
     "asgiref",
     "celery",
@@ -118,7 +120,19 @@ def test_webapp_knows_only_the_trainers_words() -> None:
     assert strangers == []
 
 
-@pytest.mark.parametrize("room", ["webapp", "workers"])
+def test_the_client_knows_the_server_by_http_alone() -> None:
+    """And `trainer.cli`, whose commands need no server."""
+    assert found("client", WEB_WORLD) == []
+    assert found("client", {"trainer"}) == [
+        line
+        for line in found("client", {"trainer"})
+        if "trainer.cli" in line or "trainer.config_file" in line
+    ]
+    loaded = loaded_by("import client.cli; client.cli._parser()")
+    assert loaded & (HEAVY | WEB_WORLD | {"numpy", "pydantic", "trainer"}) == set()
+
+
+@pytest.mark.parametrize("room", ["webapp", "workers", "client"])
 def test_heavy_modules_are_imported_by_the_trainer_alone(room: str) -> None:
     assert found(room, HEAVY) == []
 

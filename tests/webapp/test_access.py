@@ -19,7 +19,7 @@ from webapp.exports.models import Export
 from webapp.notes.models import Note
 from webapp.probes.models import Probe
 from webapp.projects.models import Project
-from webapp.runs.models import Run
+from webapp.runs.models import Run, Worker
 from webapp.saved.models import SavedView
 from webapp.trees.models import StoredTree
 
@@ -44,7 +44,14 @@ PAGES = {
     "run-events": ("GET", 302, 404, 200, 200),
     "run-trees": ("GET", 302, 404, 200, 200),
     "run-stop": ("POST", 302, 404, 403, 302),
-    "health": ("GET", 302, 200, 200, 200),
+    "queue": ("GET", 302, 200, 200, 200),
+    "queue-priority": ("POST", 302, 404, 403, 403),  # it is the admins'
+    "queue-cancel": ("POST", 302, 404, 403, 302),
+    "queue-limits": ("POST", 302, 404, 403, 403),
+    "workers": ("GET", 302, 200, 200, 200),
+    "worker-detail": ("GET", 302, 200, 200, 200),
+    "worker-drain": ("POST", 302, 403, 403, 403),  # it is the operators'
+    "worker-undrain": ("POST", 302, 403, 403, 403),
     "problem-list": ("GET", 302, 404, 200, 200),
     "problem-history": ("GET", 302, 404, 200, 200),
     "all-trees": ("GET", 302, 404, 200, 200),
@@ -84,6 +91,14 @@ API = {
     "POST /api/v1/runs/{run_id}/stop": (401, 404, 403, 200),
     "POST /api/v1/runs/{run_id}/stop-now": (401, 404, 403, 200),
     "POST /api/v1/runs/{run_id}/retry": (401, 404, 403, 409),
+    "POST /api/v1/runs/{run_id}/priority": (401, 404, 403, 403),
+    "GET /api/v1/queue": (401, 200, 200, 200),
+    "GET /api/v1/projects/{slug}/limits": (401, 404, 200, 200),
+    "POST /api/v1/projects/{slug}/limits": (401, 404, 403, 403),
+    "GET /api/v1/workers": (401, 200, 200, 200),
+    "GET /api/v1/workers/{worker_id}": (401, 200, 200, 200),
+    "POST /api/v1/workers/{worker_id}/drain": (401, 403, 403, 403),
+    "POST /api/v1/workers/{worker_id}/undrain": (401, 403, 403, 403),
     "GET /api/v1/runs/{run_id}/metrics": (401, 404, 200, 200),
     "GET /api/v1/runs/{run_id}/events": (401, 404, 200, 200),
     "GET /api/v1/runs/{run_id}/news": (401, 404, 200, 200),
@@ -165,7 +180,10 @@ def fill(route: str, run: Run) -> str:
     token = ApiToken.objects.filter(user__username="editor").first() or ApiToken.objects.create(
         user=User.objects.get(username="editor"), name="a token", prefix="arb_", secret_sha256="0" * 64
     )
+    worker, _ = Worker.objects.get_or_create(name="w-1", defaults={"queues": "cpu"})
     values = {
+        "int:worker_id": worker.id,
+        "worker_id": worker.id,
         "int:token_id": token.id,
         "int:note_id": note.id,
         "note_id": note.id,
@@ -240,6 +258,10 @@ def test_api_operation_by_role(operation: str, run: Run, people: People, config:
         body = json.dumps({"name": "new", "page": "search", "query": "q=books"})
     if "/notes" in route:
         body = json.dumps({"text": "new", "tags": []})
+    if route.endswith("/priority"):
+        body = json.dumps({"move": "top"})
+    if route.endswith("/limits"):
+        body = json.dumps({"limits": {"all": 2}})
     if "validate" in route:
         body = json.dumps({"config": {}})
     found = []
@@ -302,7 +324,7 @@ def test_superusers_need_a_membership_too(run: Run, people: People) -> None:
 
 def test_nobody_sees_runs_of_others_on_shared_pages(run: Run, people: People, project: Project) -> None:
     client = people.client("stranger")
-    for path in ("/p/", "/workers/", "/api/v1/projects"):
+    for path in ("/p/", "/workers/", "/queue/", "/api/v1/projects", "/api/v1/queue", "/api/v1/workers"):
         page = client.get(path).content.decode()
         assert f"/r/{run.id}/" not in page
         assert project.slug not in page.replace("label", "")

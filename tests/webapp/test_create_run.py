@@ -167,6 +167,7 @@ def test_hostile_names_are_kept_and_shown_inert(people: People, config: RunConfi
         f"/r/{run.id}/config",
         f"/r/{run.id}/events",
         "/workers/",
+        "/queue/",
     ):
         page = client.get(path)
         assert page.status_code == 200

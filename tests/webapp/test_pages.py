@@ -325,16 +325,6 @@ def test_panels_show_every_metric_once_with_the_six_first() -> None:
     assert sorted(names) == sorted(METRICS)
 
 
-def test_the_workers_page_names_only_visible_runs(run: Run, people: People) -> None:
-    Worker.objects.create(name="w-1", queues="cpu", run=run)
-    (row,) = people.client("stranger").get("/workers/").context["workers"]
-    assert (row["run"], row["busy"]) == (None, True)
-    (row,) = people.client("viewer").get("/workers/").context["workers"]
-    assert row["run"] == run
-    page = people.client("viewer").get("/workers/")
-    assert page.context["stack"]["database"].startswith("PostgreSQL ")
-
-
 def test_the_front_door_leads_to_the_only_project(people: People, project: Project) -> None:
     assert people.client("viewer").get("/").headers["Location"] == "/p/lab/"
     Project.objects.create(slug="two", name="Two").memberships.create(user=people.viewer, role="viewer")

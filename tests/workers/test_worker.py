@@ -26,6 +26,7 @@ from webapp.embedded import processes
 from webapp.embedded.broker import BrokerServer
 from webapp.embedded.folder import DataFolder
 from webapp.embedded.processes import Identity
+from webapp.queue.services import drain, undrain
 from webapp.runs import sweeper
 from webapp.runs.controls import Action, control
 from webapp.runs.models import Attempt, Event, Point, Run, Worker
@@ -223,6 +224,33 @@ def test_worker_told_to_stop_gives_the_run_back_and_the_next_one_goes_on(
     shown = Point.objects.filter(run_id=run.id, series__name="reward/mean", superseded=False).order_by("seq")
     assert list(shown.values_list("step", flat=True)) == list(range(1, run.step + 1))
     assert two.trainers() == []
+
+
+def test_a_drained_worker_gives_back_what_it_took_first_and_takes_nothing_until_let_in(
+    worker: Callable[..., CeleryWorker], broker_url: str
+) -> None:
+    worker()
+    low = make_run(run_config=tiny(steps=1))
+    high = make_run(run_config=tiny(steps=100_000, checkpoint_every=0), priority=1)
+    broker.send_train_run(low.id, "cpu")  # a hint that something waits, no more
+    until(lambda: step(high) >= 1, 60)
+    assert status(low) == "queued"
+    seen = Worker.objects.get()
+    drain(seen, high.created_by, now=True)
+    until(lambda: Worker.objects.filter(drain_seen_at__isnull=False, drained_at__isnull=False).exists(), 60)
+    assert (status(high), Attempt.objects.get(run=high).outcome) == ("queued", "preempted")
+    assert Run.objects.get(id=high.id).checkpoint is not None
+    # Messages stay in the broker, for workers that take them.
+    broker.send_train_run(low.id, "cpu")
+    until(lambda: broker_of(broker_url).llen("cpu") >= 1, 5)
+    time.sleep(1.5)
+    assert (broker.waiting("cpu") or 0) >= 1
+    Run.objects.filter(id=high.id).update(priority=-1)
+    undrain(seen)
+    until(lambda: status(low) == "succeeded", 60)
+    until(lambda: step(high) >= 1 and status(high) == "running", 60)
+    control(high, high.created_by, Action.STOP)
+    until(lambda: status(high) == "stopped", 20)
 
 
 def test_killed_worker_leaves_no_trainer_and_the_next_one_goes_on(

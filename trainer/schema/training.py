@@ -203,9 +203,17 @@ class RecordingConfig(Section):
     )
 
 
+# `gpu.4`: a worker on a machine with four GPUs. The trainer itself computes on one.
+QueueName = Literal["cpu", "gpu", "gpu.2", "gpu.4", "gpu.8"]
+
+
 class ResourceConfig(Section):
     """Where the run is queued."""
 
-    queue: Literal["cpu", "gpu"] = knob(
-        "cpu", title="Worker queue", description="Which workers may take the run.", advanced=True
+    queue: QueueName = knob(
+        "cpu",
+        title="Worker queue",
+        description="The resource class: which workers may take the run. The page of the queue says which "
+        "classes are served.",
+        advanced=True,
     )

@@ -11,7 +11,7 @@ from django.db.models.functions import Now
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect, render
 from django.views.decorators.cache import never_cache
-from django.views.decorators.debug import sensitive_variables
+from django.views.decorators.debug import sensitive_post_parameters, sensitive_variables
 from django.views.decorators.http import require_http_methods, require_POST
 
 from webapp.accounts import services
@@ -104,6 +104,7 @@ def token_revoke(request: HttpRequest, token_id: int) -> HttpResponseBase:
 
 @never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
+@sensitive_post_parameters("old", "new", "again")
 @sensitive_variables("form")
 def password(request: HttpRequest) -> HttpResponseBase:
     """Change my password. Every other session ends, and tokens too where that is chosen."""

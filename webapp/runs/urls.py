@@ -19,5 +19,4 @@ run_urls = [
 urlpatterns = [
     path("p/<slug:slug>/", include(project_urls)),
     path("r/<int:run_id>/", include(run_urls)),
-    path("workers/", views.workers, name="health"),
 ]

@@ -10,8 +10,6 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import messages
-from django.db import connection
-from django.db.models.functions import Now
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect, render
 from django.urls import reverse
@@ -21,11 +19,9 @@ from ruamel.yaml import YAML
 
 from trainer.config import RunConfig, stored_config
 from trainer.presets import PRESETS, Preset
-from webapp import broker
 from webapp.errors import RequestError
 from webapp.limits import PAGE_SIZE
-from webapp.probes.querysets import active_probes
-from webapp.projects.access import Role, get_project, get_run, may, probes_for, require, runs_for, user_of
+from webapp.projects.access import Role, get_project, get_run, may, require, runs_for, user_of
 from webapp.projects.models import Dataset, ModelSource, Project
 from webapp.runs import services
 from webapp.runs.config_form import (
@@ -43,7 +39,7 @@ from webapp.runs.controls import Action, control
 from webapp.runs.estimate import estimate
 from webapp.runs.events import packing_check, told_events
 from webapp.runs.method import source_url
-from webapp.runs.models import CLAIMABLE, Run, Worker
+from webapp.runs.models import Run
 from webapp.runs.origin import config_of, imported, method_of_run
 from webapp.runs.panels import panels
 from webapp.runs.picker import preset_groups
@@ -324,36 +320,3 @@ def run_stop(request: HttpRequest, run_id: int) -> HttpResponseBase:
 
 
 # ------------------------------------------------------------------------------------------------ workers
-
-
-@require_GET
-def workers(request: HttpRequest) -> HttpResponse:
-    """Who works, what waits, and what Arborist stands on. Of other projects' runs it shows that they are
-    there, no more.
-    """
-    visible = runs_for(request.user)
-    seen = Worker.objects.annotate(now=Now()).order_by("name")[:PAGE_SIZE]
-    rows = list(seen)
-    mine = visible.in_bulk([worker.run_id for worker in rows if worker.run_id is not None])
-    context = {
-        "workers": [
-            {
-                "name": worker.name,
-                "queues": worker.queues,
-                "heartbeat_age_s": max(0.0, (worker.now - worker.heartbeat_at).total_seconds()),
-                "run": mine.get(worker.run_id),
-                "busy": worker.run_id is not None,
-            }
-            for worker in rows
-        ],
-        "probes": active_probes(probes_for(request.user)),
-        "queue": list(visible.filter(status__in=CLAIMABLE).order_by("queued_at", "id")[:PAGE_SIZE]),
-        "stack": {"database": _database_version(), "broker": broker.is_reachable()},
-    }
-    return render(request, "runs/workers.html", context)
-
-
-def _database_version() -> str:
-    with connection.cursor() as cursor:
-        cursor.execute("SHOW server_version")
-        return f"PostgreSQL {cursor.fetchone()[0]}"
