@@ -451,9 +451,12 @@ _SUMMARISE = """
 def _copy_rows(
     cursor: Any, table: str, columns: Sequence[str], types: Sequence[str], rows: Iterable[tuple[Any, ...]]
 ) -> None:
-    """`Any`: see `_upsert_series`. Binary: no text form of numbers or payloads is made or parsed."""
+    """`Any`: see `_upsert_series`. Binary: no text form of numbers or payloads is made or parsed. Raises
+    Django's errors, which Django itself does for all statements but this.
+    """
     names = ", ".join(f'"{column}"' for column in columns)
-    with cursor.copy(f"COPY {table} ({names}) FROM STDIN (FORMAT BINARY)") as copy:
+    statement = f"COPY {table} ({names}) FROM STDIN (FORMAT BINARY)"
+    with connection.wrap_database_errors, cursor.copy(statement) as copy:
         copy.set_types(types)
         for row in rows:
             copy.write_row(row)

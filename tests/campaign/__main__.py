@@ -43,7 +43,7 @@ def _play(options: argparse.Namespace) -> int:
         entries = plan(options.seed, options.faults, names, tuple(options.gap))
         campaign = Campaign(system, options.seed, say)
         campaign.begin(options.steps)
-        campaign.wait(30, until=lambda: any(run.step >= 2 for run in campaign.watcher.runs.values()))
+        campaign.wait(30, until=lambda: bool(campaign.leased()))
         campaign.play(entries)
         left, more = campaign.finish()
     left.processes_left = [f"process {one.pid} was left when everything had stopped" for one in system.left]
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--faults", type=int, default=15, help="how many")
     parser.add_argument("--only", default="", metavar="F1,F20", help="these faults alone")
     parser.add_argument(
-        "--gap", type=float, nargs=2, default=(4.0, 9.0), metavar=("FROM", "TO"), help="seconds between two"
+        "--gap", type=float, nargs=2, default=(3.0, 7.0), metavar=("FROM", "TO"), help="seconds between two"
     )
     parser.add_argument("--steps", type=int, default=60, help="of each run")
     parser.add_argument("--keep", action="store_true", help="leave the folder in place")

@@ -467,7 +467,7 @@ def memory(history: list[Line], left: Evidence) -> list[str]:
     ]
 
 
-# ---- promises with a time that the twelve do not name
+# ---- promises that the twelve do not name
 
 
 def controls(history: list[Line], left: Evidence) -> list[str]:
@@ -494,6 +494,22 @@ def acknowledged(history: list[Line]) -> list[tuple[int, str, float]]:
     return found
 
 
+def ends(history: list[Line], left: Evidence) -> list[str]:
+    """A run that failed says why in words of the product, and no defect of ours ends any."""
+    found = []
+    for line in of(history, "run"):
+        if line["status"] != "failed":
+            continue
+        if not line.get("reason"):
+            found.append(f"run {line['run']} failed at {line['t']:.0f} s and does not say why")
+        elif any(words in line["reason"] for words in OUR_FAULT):
+            found.append(f"run {line['run']} failed at {line['t']:.0f} s: {line['reason'][:200]}")
+    return found
+
+
+# How the product begins a sentence about what it did not foresee.
+OUR_FAULT = ("The worker failed", "could not be stored", "Unexpected ", "Traceback")
+
 INVARIANTS: dict[str, Check] = {
     "1 set": stored_set,
     "2 prefix": prefix,
@@ -508,4 +524,5 @@ INVARIANTS: dict[str, Check] = {
     "11 no errors": no_errors,
     "12 memory": memory,
     "controls": controls,
+    "ends": ends,
 }

@@ -28,7 +28,7 @@ from tests.campaign.watching import Asker, RunSeen, Watcher, ask
 
 STEPS = 60
 RUNS_AT_ONCE = 3  # two are worked on, one waits
-FINISH_SECONDS = 75.0
+FINISH_SECONDS = 50.0
 CONVERGE_SECONDS = 10.0
 TICK_SECONDS = 0.1
 OWN_MODEL = "own model"  # the config of runs that start from a folder of their own

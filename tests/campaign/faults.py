@@ -288,6 +288,10 @@ class CheckpointDamaged(WorkerFault):
 
     name, what = "F14", "checkpoint damaged on disk"
     moments = "R"
+    patience = 10.0
+
+    def is_moment(self) -> bool:
+        return self.campaign.run(self.campaign.run_of(self.worker)).checkpoint is not None
 
     def inject(self) -> str:
         run = self.campaign.run_of(self.worker)
@@ -328,7 +332,10 @@ class KilledWhileSaving(WorkerFault):
 
     name, what = "F15", "killed during a checkpoint"
     moments = "C"
-    patience = 0.0
+    patience = 10.0
+
+    def is_moment(self) -> bool:
+        return self.campaign.run(self.campaign.run_of(self.worker)).step > 0
 
     def prepare(self) -> None:
         super().prepare()
@@ -421,7 +428,7 @@ class SweeperKilled(Fault):
 
 class DatabaseStopped(Fault):
     name, what = "F20", "PostgreSQL stopped at once, and started"
-    moments = "RTC"
+    moments = "RTCD"
     touches = ("database",)
 
     def prepare(self) -> None:
@@ -429,9 +436,16 @@ class DatabaseStopped(Fault):
 
     def inject(self) -> str:
         self.system.down("database", signal.SIGQUIT)
-        return f"immediate stop of PostgreSQL for {self.hold:.0f} s"
+        return f"immediate stop of PostgreSQL for {self.hold:.0f} s ({self.moment})"
 
     def heal(self) -> None:
+        self._start()
+        if self.moment == "D":
+            time.sleep(self.rng.uniform(0.2, 1.5))  # what waited in the spools is on its way
+            self.system.down("database", signal.SIGQUIT)
+            self._start()
+
+    def _start(self) -> None:
         child = self.system.parts["database"].child
         if child is not None:
             child.wait(20)

@@ -75,7 +75,9 @@ def gather(
         is_torn = (row.run_id, row.epoch) in torn
         left.attempts.append(EndedAttempt(row.run_id, row.epoch, row.recorded_through, row.outcome, is_torn))
     left.log_trouble = list(log_trouble(logs))
-    left.files_left = [f"temporary file {path.name} is left" for path in temporary.iterdir()]
+    # A worker that is killed leaves the empty folder of its queue library.
+    files = [path for path in temporary.iterdir() if not (path.is_dir() and not any(path.iterdir()))]
+    left.files_left = [f"temporary file {path.name} is left" for path in files]
     return left
 
 

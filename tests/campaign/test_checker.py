@@ -312,6 +312,16 @@ def a_wish_that_nobody_heard(history: list[Line], left: Evidence) -> None:
     next(line for line in lines(history, "wish") if line["type"] == "ok")["t"] = 56.0
 
 
+@forged("ends")
+def a_failure_that_is_our_fault(history: list[Line], left: Evidence) -> None:
+    lines(history, "run")[-2] |= {"status": "failed", "reason": "The worker failed: KeyError: 7."}
+
+
+@forged("ends")
+def a_failure_without_a_word(history: list[Line], left: Evidence) -> None:
+    lines(history, "run")[-2] |= {"status": "failed", "reason": ""}
+
+
 @pytest.mark.parametrize("name", FORGERIES)
 def test_a_forged_history_is_found(name: str) -> None:
     invariant, forge = FORGERIES[name]

@@ -194,6 +194,8 @@ class Watcher:
                 pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
             except (OSError, ValueError, IndexError):
                 continue
+            if not pages:
+                continue  # it has just ended
             mb = round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
             self.latest_memory[name] = mb
             self.history.add("memory", name=name, pid=pid, mb=mb)

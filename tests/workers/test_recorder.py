@@ -5,10 +5,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.db import connection, connections
+from django.db import OperationalError, connection, connections
 from django.db.models.functions import Now
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg.types.json import Jsonb
 
 from tests.workers.factories import (
     NAN,
@@ -27,7 +28,7 @@ from webapp.runs.models import Attempt, Checkpoint, Event, Point, Run, Series
 from webapp.trees.models import GrowingTrees, StoredTree
 from workers import lease, recorder
 from workers.lease import Lease, LeaseLostError
-from workers.output import Preempted
+from workers.output import Preempted, moment
 from workers.recorder import GapError, Recorder
 
 pytestmark = pytest.mark.django_db
@@ -231,6 +232,29 @@ def test_half_a_transaction_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     ours.record(numbered(STREAM))
     assert len(content(run)["points"]) == 7
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_database_that_fails_while_rows_are_copied_is_away_and_no_defect() -> None:
+    """As when its disk is full, or it is stopped just then: the drain waits for Django's errors only."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (pid,) = cursor.fetchone()
+
+    def rows() -> Any:
+        yield (1, 1, 1, "log", None, moment(0.0), Jsonb({}))
+        with psycopg.connect(**_address(), autocommit=True) as other:
+            other.execute("SELECT pg_terminate_backend(%s)", [pid])
+        yield (1, 2, 1, "log", None, moment(0.0), Jsonb({}))
+
+    with pytest.raises(OperationalError), connection.cursor() as cursor:
+        recorder._copy_rows(cursor, "arborist_event", recorder._EVENT, recorder._EVENT_TYPES, rows())
+    connection.close()
+
+
+def _address() -> dict[str, Any]:
+    parameters = connection.get_connection_params()
+    return {name: parameters[name] for name in ("host", "dbname", "user") if parameters.get(name)}
 
 
 def test_dead_attempt_is_drained_under_the_new_epoch() -> None:

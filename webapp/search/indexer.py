@@ -139,7 +139,12 @@ def _copy(project_id: int, run_id: int, tree_ids: Sequence[int]) -> tuple[int, i
     # Read first: while rows are copied in, the connection answers nothing else.
     found = list(trees.only("id", "step", "problem_id", "payload"))
     statement = f"COPY {IndexedNode._meta.db_table} ({', '.join(_COLUMNS)}) FROM STDIN (FORMAT BINARY)"
-    with connection.cursor() as cursor, cursor.cursor.copy(statement) as copy:
+    # Django makes its own errors of all statements but this.
+    with (
+        connection.wrap_database_errors,
+        connection.cursor() as cursor,
+        cursor.cursor.copy(statement) as copy,
+    ):
         copy.set_types(_TYPES)
         for stored in found:
             step = stored.step
