@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trainer.clipping import clipped_sides
 from trainer.packing import LossTokens
 from trainer.schema.objective import PolicyObjective, PreferenceObjective
 
@@ -106,20 +107,18 @@ def _surrogate(
     """[M] gains and [M] whether a term was clipped."""
     ratio = log_ratio.exp()
     high, low = 1 + objective.clip_high, 1 - objective.clip_low
-    too_high, too_low = (up > 0) & (ratio > high), (down < 0) & (ratio < low)
+    too_high, too_low, dual = clipped_sides(ratio, up, down, objective)
     gained = logprobs if objective.ratio == "none" else ratio
     if objective.clip == "none":
-        return (up + down) * gained, torch.zeros_like(too_high)
+        return (up + down) * gained, too_high
     if objective.clip == "one_side":
         return torch.where(too_high, 0.0, up * gained) + torch.where(
             too_low, 0.0, down * gained
         ), too_high | too_low
     worst = ratio.clamp(min=low)
-    clipped = too_high | too_low
     if objective.clip_dual:
-        clipped = clipped | ((down < 0) & (ratio > objective.clip_dual))
         worst = worst.clamp(max=objective.clip_dual)
-    return up * ratio.clamp(max=high) + down * worst, clipped
+    return up * ratio.clamp(max=high) + down * worst, too_high | too_low | dual
 
 
 def per_item(values: Tensor, tokens: LossTensors) -> Tensor:

@@ -53,7 +53,8 @@ class UpdateResult:
     `trained_tokens`: with a loss, each once; `computed_tokens`: that went through the model, context
     included. `is_applied` False: nothing to train on, or something is `not_finite`. `figures`: of the
     objective, by metric name. `logprobs`: by the policy before the update, [T] per tree; NaN where a token
-    did not train.
+    did not train. `log_ratios`: log(policy at the update / policy before the step), likewise; empty where
+    both are the same.
     """
 
     loss: float
@@ -67,6 +68,7 @@ class UpdateResult:
     not_finite: NotFinite | None = None
     figures: dict[str, float] = field(default_factory=dict)
     logprobs: list[Floats] = field(default_factory=list)
+    log_ratios: list[Floats] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -298,6 +300,7 @@ class Optimiser:
                 not_finite=not_finite,
                 figures=_figures(sums, self.objective, data.mu),
                 logprobs=found if data.old is None else data.old,
+                log_ratios=[now - then for now, then in zip(found, data.old or [], strict=False)],
             ),
             norm,
         )

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from trainer.clipping import clips_of
 from trainer.loss_weights import pull
 from trainer.optim import UpdateData, UpdateResult
-from trainer.schema.objective import Objective, PreferenceObjective
+from trainer.schema.objective import Objective, PolicyObjective, PreferenceObjective
 from trainer.tree import RolloutTree
+
+HALF = float(np.finfo(np.float16).max)
 
 
 def with_training(
@@ -19,7 +22,8 @@ def with_training(
     results: Sequence[UpdateResult],
     objective: Objective,
 ) -> list[RolloutTree]:
-    """The trees with `mismatch` and `loss_share`; those that no update was made of as they are.
+    """The trees with `mismatch`, `loss_share` and, where a step has several updates, the ratios and what was
+    clipped; those that no update was made of as they are.
 
     Every update counts alike. The share is not defined for preference pairs, whose pull depends on how far
     apart policy and reference are, nor where an update was not applied.
@@ -41,4 +45,11 @@ def with_training(
         )
         for tree, known, own in zip(of_tree, logprobs, pulls, strict=True)
     }
+    if isinstance(objective, PolicyObjective):
+        for number, (update, result) in enumerate(zip(updates, results, strict=True), start=1):
+            ratios = result.log_ratios or [None] * len(update.weights)
+            for own, ratio in zip(update.weights, ratios, strict=True):
+                clips = None if ratio is None else clips_of(own, ratio, objective)
+                halved = None if ratio is None else np.clip(ratio, -HALF, HALF).astype(np.float16)
+                found[id(own.tree)] = found[id(own.tree)].with_clips(number, len(updates), halved, clips)
     return [found.get(id(tree), tree) for tree in trees]

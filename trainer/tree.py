@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from trainer.text import storable
 
-PAYLOAD_VERSION = 3
+PAYLOAD_VERSION = 4
 MAX_PAYLOAD_BYTES = 256 * 2**20
 ROOT = 0
 
@@ -94,6 +94,8 @@ _TOKEN_COLUMNS: Mapping[str, type] = {"tokens": np.int32, "logprobs": np.float32
 # can see of them, in half the bytes.
 _OPTIONAL_COLUMNS: Mapping[str, tuple[type, bool]] = {
     "mismatch": (np.float16, False),
+    "log_ratio": (np.float16, False),
+    "clip": (np.uint8, False),
     "top_tokens": (np.int32, True),
     "top_logprobs": (np.float16, True),
 }
@@ -140,6 +142,10 @@ class RolloutTree:
                        did not train
         loss_share     its part of the step's loss: the pull of its tokens (`loss_weights.pull`) as a share of
                        the pull of all trained tokens of the step; NaN where that is not defined
+        update, updates  which of the step's updates trained it, and how many there were; 0: not known
+        log_ratio      [T] float16  log(policy at that update / policy before the step), nats; NaN where the
+                       token did not train. None where the step has one update: both are the same
+        clip           [T] uint8    `clipping.Clip`; None likewise
         top_tokens     [T, K] int32    the K most likely tokens there, the most likely first; -1 in the prompt
                        and in given text
         top_logprobs   [T, K] float16  theirs, in the distribution that was sampled from, nats
@@ -172,6 +178,10 @@ class RolloutTree:
     temperature: float = math.nan
     stream: int | None = None
     mismatch: NDArray[np.float16] | None = None
+    update: int = 0
+    updates: int = 0
+    log_ratio: NDArray[np.float16] | None = None
+    clip: NDArray[np.uint8] | None = None
     loss_share: float = math.nan
     top_tokens: NDArray[np.int32] | None = None
     top_logprobs: NDArray[np.float16] | None = None
@@ -370,6 +380,16 @@ class RolloutTree:
         """A copy that remembers what the update that it trained found. [T]."""
         return dataclasses.replace(self, mismatch=mismatch, loss_share=loss_share)
 
+    def with_clips(
+        self,
+        update: int,
+        updates: int,
+        log_ratio: NDArray[np.float16] | None,
+        clip: NDArray[np.uint8] | None,
+    ) -> RolloutTree:
+        """A copy that remembers the ratios of the update that it trained in, and what was clipped. [T]."""
+        return dataclasses.replace(self, update=update, updates=updates, log_ratio=log_ratio, clip=clip)
+
     def with_token_bytes(self, token_bytes: Mapping[int, bytes]) -> RolloutTree:
         """A copy that brings the texts of its tokens along."""
         return dataclasses.replace(self, token_bytes=token_bytes)
@@ -405,6 +425,7 @@ class RolloutTree:
             "temperature": self.temperature,
             "stream": self.stream,
             "loss_share": self.loss_share,
+            "update": [self.update, self.updates],
             "top_k": 0 if self.top_tokens is None else self.top_tokens.shape[1],
             "token_bytes": [list(self.token_bytes), list(self.token_bytes.values())],
             "columns": columns,
@@ -451,6 +472,7 @@ class RolloutTree:
                 answers=tuple(map(str, body["answers"])),
                 **columns,
                 **(_optional_parts(body) if version >= 3 else {}),
+                **(_update_of(body) if version >= 4 else {}),
             )
         except (
             zstandard.ZstdError,
@@ -503,6 +525,12 @@ def _optional_parts(body: dict[str, Any]) -> dict[str, Any]:
             column = column.astype(dtype, copy=False)
             found[name] = column.reshape(-1, top_k) if is_wide else column
     return found
+
+
+def _update_of(body: dict[str, Any]) -> dict[str, int]:
+    """Of version 4. `Any`: as above."""
+    update, updates = body["update"]
+    return {"update": int(update), "updates": int(updates)}
 
 
 def _add_columns_of_version_2(body: dict[str, Any]) -> None:

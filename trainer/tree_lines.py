@@ -33,6 +33,7 @@ MOST_NODES: Final = 200_000  # of one tree
 MOST_TOKENS: Final = 10_000_000  # of one tree
 MOST_DEPTH: Final = 1000
 MOST_NUMBER: Final = 1e6  # size of a reward, value, advantage or logprob
+MOST_CLIP: Final = 7  # all of `clipping.Clip`
 MOST_COUNT: Final = 2**31 - 1
 MOST_STEP: Final = 2**53
 MOST_ID_LETTERS: Final = 200
@@ -40,13 +41,15 @@ AGREES_WITHIN: Final = 1e-6  # absolute and relative
 
 _TREE_KEYS: Final = (
     "format", "version", "run", "step", "index", "problem_id", "reference_answer", "policy_version",
-    "temperature", "stream", "estimator", "batch_mean", "batch_std", "loss_share", "token_texts", "nodes",
+    "temperature", "stream", "estimator", "batch_mean", "batch_std", "loss_share", "update",
+    "updates", "token_texts", "nodes",
 )  # fmt: skip
 _NODE_KEYS: Final = (
-    "parent", "text", "tokens", "logprobs", "entropies", "mismatch", "top_tokens", "top_logprobs", "finish",
+    "parent", "text", "tokens", "logprobs", "entropies", "mismatch", "log_ratio", "clip",
+    "top_tokens", "top_logprobs", "finish",
     "verdict", "answer", "reward", "value", "advantage", "credit_state", "copies", "visits", "subgroup",
 )  # fmt: skip
-_OPTIONAL: Final = ("mismatch", "top_tokens", "top_logprobs")  # that not every tree has
+_OPTIONAL: Final = ("mismatch", "log_ratio", "clip", "top_tokens", "top_logprobs")  # that not every tree has
 _ESTIMATOR_KEYS: Final = ("preset", "seed", "formula")
 _FINISH: Final = {one.word: one for one in FinishReason}
 _VERDICTS: Final = {one.word: one for one in Verdict}
@@ -152,6 +155,8 @@ def tree_object(line: TreeLine) -> dict[str, Any]:
         "batch_mean": _null(tree.batch_mean),
         "batch_std": _null(tree.batch_std),
         "loss_share": _null(tree.loss_share),
+        "update": tree.update,
+        "updates": tree.updates,
         "token_texts": {str(token): _text_of(raw) for token, raw in sorted(tree.token_bytes.items())},
         "nodes": [
             {
@@ -196,10 +201,11 @@ def _nulls(numbers: NDArray[np.float64]) -> list[float | None]:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def read_lines(stream: Readable) -> Iterator[tuple[int, TreeLine]]:
+def read_lines(stream: Readable, most_memory: int | None = None) -> Iterator[tuple[int, TreeLine]]:
     """(line number from 1, the tree of it) of every line that is not blank; one line at a time is in memory.
 
-    Raises TreeLineError at the first that cannot be used.
+    most_memory: bytes that reading one line may take; None: no bound. Raises TreeLineError at the first line
+    that cannot be used.
     """
     number = found = 0
     while raw := stream.readline(MOST_LINE_BYTES + 1):
@@ -211,6 +217,11 @@ def read_lines(stream: Readable) -> Iterator[tuple[int, TreeLine]]:
         found += 1
         if found > MOST_TREES:
             raise TreeLineError(f"Line {number}: at most {MOST_TREES:,} trees are read from one file.")
+        if most_memory is not None and (needed := memory_of(raw)) > most_memory:
+            raise TreeLineError(
+                f"Line {number} holds so many values that reading it may take {needed // 2**20:,} MiB; at "
+                f"most {most_memory // 2**20:,} are used here. Import the file with manage.py import_trees."
+            )
         try:
             yield number, read_line(raw, index=found - 1)
         except TreeLineError as error:
@@ -319,8 +330,17 @@ def _tree(given: Mapping[str, Any], nodes: list[Any], problem_id: str) -> Rollou
         temperature=_number("", given, "temperature"),
         stream=_stream(given.get("stream")),
         loss_share=_number("", given, "loss_share"),
+        update=_whole(given, "update", 0, MOST_COUNT),
+        updates=_whole(given, "updates", 0, MOST_COUNT),
         token_bytes=_token_texts(given.get("token_texts")),
         **_optional(order, nodes, counts),
+    )
+
+
+def _all_tokens(order: list[int], nodes: list[Any], counts: list[int], key: str) -> NDArray[np.float32]:
+    """[T] `key` of all nodes in their order; NaN where a node has none. `Any`: JSON."""
+    return np.concatenate(
+        [_per_token(f", node {old}", nodes[old], key, n) for old, n in zip(order, counts, strict=True)]
     )
 
 
@@ -328,12 +348,14 @@ def _optional(order: list[int], nodes: list[Any], counts: list[int]) -> dict[str
     """The columns that a tree may be without: those that any of its nodes has. `Any`: JSON."""
     found: dict[str, NDArray[Any]] = {}
     has = {name for node in nodes for name in _OPTIONAL if node.get(name) is not None}
-    if "mismatch" in has:
-        parts = [
-            _per_token(f", node {old}", nodes[old], "mismatch", n)
-            for old, n in zip(order, counts, strict=True)
-        ]
-        found["mismatch"] = np.concatenate(parts).astype(np.float16)
+    for name in ("mismatch", "log_ratio"):
+        if name in has:
+            found[name] = _all_tokens(order, nodes, counts, name).astype(np.float16)
+    if "clip" in has:
+        clip = np.nan_to_num(_all_tokens(order, nodes, counts, "clip"), nan=0)
+        if not np.isin(clip, range(MOST_CLIP + 1)).all():
+            raise TreeLineError(f": clip must be whole numbers from 0 to {MOST_CLIP}.")
+        found["clip"] = clip.astype(np.uint8)
     if has & {"top_tokens", "top_logprobs"}:
         width = _width(nodes)
         tokens, logprobs = [], []
@@ -532,6 +554,18 @@ def _per_token(where: str, given: Mapping[str, Any], key: str, n: int) -> NDArra
     if known and not (min(known) >= -MOST_NUMBER and max(known) <= MOST_NUMBER):
         raise TreeLineError(f"{where}: one of its {key} is larger than {MOST_NUMBER:,.0f}.")
     return np.array([math.nan if value is None else value for value in values], np.float32)
+
+
+def memory_of(raw: bytes) -> int:
+    """Bytes that a line may take while it is read, told from its signs before anything is made of it: the
+    line, its text and the parts of it, a Python object for each value, and the arrays made of them. Signs
+    within texts count, too.
+    """
+    text = len(raw) * (1 if raw.isascii() else 4)
+    return (
+        len(raw) + 2 * text + 72 * raw.count(b"{") + 64 * raw.count(b"[") + 112 * raw.count(b":")
+        + 48 * raw.count(b",") + 26 * raw.count(b'"')
+    )  # fmt: skip
 
 
 def _loads(raw: bytes) -> Any:

@@ -29,6 +29,7 @@ API_WINDOW_SECONDS = 5
 
 MAX_BODY_BYTES = 1_000_000
 MAX_UPLOAD_BYTES = 16 * 2**20  # a file of trees
+MAX_IMPORT_MEMORY = 200 * 2**20  # that reading one line of it may take in a request
 UPLOAD_SECONDS = 120
 UPLOADS_AT_ONCE = 2  # in one process
 MAX_HEADER_BYTES = 64_000

@@ -54,6 +54,45 @@ def test_every_view_is_walked_by_the_same_keys(site: Site, page: Page) -> None:
     expect(page.locator("#colour-choice")).to_have_value("value")
 
 
+def test_back_undoes_what_was_chosen_and_forward_does_it_again(site: Site, page: Page) -> None:
+    open_tree(page, f"/t/{site.planted['tree']}/")
+    colour, width = page.locator("#colour-choice"), page.locator("#width-choice")
+    colour.select_option("value")
+    width.select_option("tokens")
+    page.locator("#colour-legend [role=slider]").focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    expect(page).to_have_url(re.compile("range="))
+    page.locator("#icicle").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile("zoom=1"))
+    page.keyboard.press("2")
+    expect(page.locator("#graph")).to_be_visible()
+    page.go_back()
+    expect(page.locator("#icicle")).to_be_visible()
+    expect(page).to_have_url(re.compile("zoom=1"))
+    page.go_back()
+    expect(page).not_to_have_url(re.compile("zoom="))
+    page.go_back()
+    expect(page.locator("#inspector .node-title")).to_have_text("Node 0")
+    expect(page).to_have_url(re.compile("range="))
+    page.go_back()
+    expect(page).not_to_have_url(re.compile("range="))
+    expect(width).to_have_value("tokens")
+    page.go_back()
+    expect(width).to_have_value("leaves")
+    expect(colour).to_have_value("value")
+    page.go_back()
+    expect(colour).to_have_value("advantage")
+    for _ in range(6):
+        page.go_forward()
+    expect(page.locator("#graph")).to_be_visible()
+    expect(colour).to_have_value("value")
+    expect(width).to_have_value("tokens")
+    expect(page).to_have_url(re.compile("zoom=1"))
+
+
 def test_an_address_brings_back_the_whole_view(site: Site, visit: Callable[..., Watched]) -> None:
     watched = visit()
     watched.expect("status of 422")  # HBPO is not defined on this tree, and the legend says why

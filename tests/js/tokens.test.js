@@ -140,3 +140,13 @@ test("a sibling swaps the rest of the path, as far as it has such children", () 
   assert.equal(besideAt(tree, at("1.2.1"), 1, 1), at("2"));
   assert.equal(besideAt(tree, at("1.2.1"), 1, -1), -1);
 });
+
+test("ratios are tinted on both sides of 1, and clipped tokens are marked", () => {
+  const plain = decodeTokens(path());
+  assert.equal(shadesOf(plain).includes("ratio"), false);
+  const tokens = { ...plain, log_ratio: Float32Array.of(NaN, NaN, 0, 0.4, -0.4, 0.1, NaN), clip: Uint8Array.of(0, 0, 0, 1, 2, 0, 0) };
+  assert.equal(shadesOf(tokens).includes("ratio"), true);
+  const shading = shadingOf(tokens, "ratio", "light");
+  assert.deepEqual([2, 3, 4, 6].map((i) => shading.level(i)), [8, 16, 0, -1]);
+  assert.deepEqual([2, 3, 4, 5].map((i) => shading.isMarked(i)), [false, true, true, false]);
+});

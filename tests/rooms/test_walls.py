@@ -33,6 +33,7 @@ HEAVY = {"accelerate", "datasets", "safetensors", "tokenizers", "torch", "transf
 # What the web process may know of the trainer. Each of them must import without a heavy module.
 WORDS = {
     "trainer.cliffs",
+    "trainer.clipping",
     "trainer.comparison",
     "trainer.config",
     "trainer.config_file",

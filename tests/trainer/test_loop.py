@@ -156,6 +156,8 @@ def test_recorded_trees_tell_what_the_update_found(tmp_path: Path, updates: int,
         assert known.tolist() == np.repeat(pushed, tree.token_counts()).tolist()
         if tree.mismatch is not None:
             gaps.append(float(np.nanmax(np.abs(tree.mismatch.astype(float)))))
+        assert (tree.log_ratio is None, tree.clip is None) == (updates == 1,) * 2 or tree.updates == 0
+        assert tree.updates in (0, updates)
         assert tree.temperature == 1
         assert tree.stream is not None
         assert (tree.top_tokens is not None) == (share > 0)
@@ -418,9 +420,27 @@ def test_other_settings_train_and_repeat(tmp_path: Path, overrides: list[str]) -
 def test_more_updates_leave_the_sampling_policy(tmp_path: Path) -> None:
     # With one update per step every ratio is 1; the second update of a step meets moved weights.
     run = Run(
-        tmp_path, small("training.updates_per_step=4", "training.learning_rate=3e-3", "training.steps=1")
+        tmp_path,
+        small(
+            "training.updates_per_step=4",
+            "training.learning_rate=3e-3",
+            "training.steps=1",
+            "recording.trees_per_step=4",
+        ),
     )
-    assert run.metrics()[1, False]["policy/clip_fraction"] > 0
+    share = run.metrics()[1, False]["policy/clip_fraction"]
+    assert share > 0
+    # What the trees say of it is what the loss did; the first update meets the policy that sampled.
+    trees = [RolloutTree.from_payload(e.payload) for e in run.events if isinstance(e, TreeSampled)]
+    trained = [tree for tree in trees if tree.updates]
+    n_trained = sum(int(np.isfinite(tree.log_ratio).sum()) for tree in trained)
+    n_clipped = sum(np.count_nonzero(tree.clip) for tree in trained)
+    assert n_clipped / n_trained == pytest.approx(share)
+    assert sorted(tree.update for tree in trained) == [1, 2, 3, 4]
+    first = next(tree for tree in trained if tree.update == 1)
+    assert np.nanmax(np.abs(first.log_ratio)) < 1e-4
+    assert not first.clip.any()
+    assert max(np.nanmax(np.abs(tree.log_ratio)) for tree in trained) > 0.1
 
 
 def test_a_jsonl_run_trains_on_its_own_problems(tmp_path: Path) -> None:

@@ -9,11 +9,18 @@ import pytest
 import torch
 
 from tests.trainer.trees import credit_tree, tree_of
+from trainer.clipping import Clip, clips_of
 from trainer.loss_weights import pull, weigh
 from trainer.losses import LossTensors, policy_loss, preference_loss, supervised_loss
 from trainer.packing import pack
 from trainer.presets import PRESETS
-from trainer.schema.objective import Objective, PolicyObjective, PreferenceObjective, SupervisedObjective
+from trainer.schema.objective import (
+    NoRegularizer,
+    Objective,
+    PolicyObjective,
+    PreferenceObjective,
+    SupervisedObjective,
+)
 from trainer.tree import RolloutTree, Verdict
 
 NESTED = [[[1, 0], 1], [0, [1, 0, 0]], 1, 0]
@@ -91,3 +98,47 @@ def test_shares_of_the_pull_are_those_of_the_gradient(slug: str, objective: Obje
     np.testing.assert_allclose(told / told.sum(), expected / expected.sum(), atol=1e-9)
     if not isinstance(objective, PreferenceObjective):
         np.testing.assert_allclose(told, expected, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("slug", ["dapo", "treerpo", "gspo", "rloo", "tree-grpo", "one_side"])
+def test_what_is_recorded_as_clipped_is_what_the_loss_clips(slug: str) -> None:
+    """Far from on-policy: tokens counted as clipped by the loss are those recorded, and a token without any
+    gradient of its own was clipped.
+    """
+    preset = "grpo" if slug == "one_side" else slug
+    config = PRESETS[preset].config
+    assert isinstance(config.objective, PolicyObjective)
+    changes = {"clip": "one_side"} if slug == "one_side" else {}
+    objective = config.objective.model_copy(update={"regularizer": NoRegularizer(), **changes})
+    trees = forest(preset)
+    known = [tree.logprobs.astype(np.float64) for tree in trees]
+    weights = weigh(trees, objective, config.credit.spread)
+    rng = np.random.default_rng(0)
+    away = [np.where(own.trains, rng.normal(0, 0.8, len(own.trains)), np.nan) for own in weights]
+    clips = [clips_of(own, ratio, objective) for own, ratio in zip(weights, away, strict=True)]
+    items = objective.ratio in ("sequence", "geometric")
+    counted, gradients = 0.0, [np.zeros(len(tree.tokens)) for tree in trees]
+    for batch in pack(weights, 10_000, with_items=items, old=known, reference=known):
+        tokens = LossTensors.of(batch.loss, torch.device("cpu"), torch.float64)
+        shift = [away[tree][place] for tree, place in zip(batch.loss.tree, batch.loss.place, strict=True)]
+        logprobs = (tokens.old + torch.tensor(shift, dtype=torch.float64)).requires_grad_()
+        part = policy_loss(logprobs, tokens, objective)
+        counted += float(part.figures["clipped"])
+        (gradient,) = torch.autograd.grad(part.loss, logprobs)
+        for number, place, size in zip(batch.loss.tree, batch.loss.place, gradient.numpy(), strict=True):
+            gradients[number][place] += size
+    found = np.concatenate(clips)
+    assert set(found.tolist()) > {0}
+    assert counted
+    if not items:
+        assert counted == np.count_nonzero(found)
+    pulls = np.concatenate(
+        [
+            (own.up - own.down)[np.repeat(np.arange(own.tree.n_nodes), own.tree.token_counts())]
+            for own in weights
+        ]
+    )
+    trains = np.concatenate([own.trains for own in weights]) & (pulls > 0)
+    still = trains & (np.concatenate(gradients) == 0)
+    assert still.any()
+    assert (found[still] != Clip.NONE).all()

@@ -133,6 +133,10 @@ def full_tree() -> RolloutTree:
         stream=2**64 - 1,
         mismatch=np.where(np.arange(n) < 3, np.nan, 1e-5 * rng.normal(size=n)).astype(np.float16),
         loss_share=0.25,
+        update=2,
+        updates=4,
+        log_ratio=np.where(np.arange(n) < 3, np.nan, rng.normal(size=n)).astype(np.float16),
+        clip=(np.arange(n) % 3).astype(np.uint8),
         top_tokens=rng.integers(-1, 50, (n, 3)).astype(np.int32),
         top_logprobs=-rng.random((n, 3)).astype(np.float16),
         token_bytes={7: b"a", 9: b"\xe2\x82", 50: b""},
@@ -148,11 +152,15 @@ def test_what_a_tree_may_be_without_survives_its_payload() -> None:
     assert set(tree.token_ids()) == set(tree.tokens.tolist()) | (set(tree.top_tokens.ravel()) - {-1})
 
 
-def test_payloads_of_versions_1_and_2_are_read() -> None:
+def test_payloads_of_earlier_versions_are_read() -> None:
     tree = full_tree()
     body = msgpack.unpackb(zstandard.ZstdDecompressor().decompress(tree.to_payload()), raw=False)
+    old = {name: value for name, value in body.items() if name != "update"} | {"version": 3}
+    old["columns"] = {k: v for k, v in body["columns"].items() if k not in ("log_ratio", "clip")}
+    unclipped = tree.with_clips(0, 0, None, None)
+    assert_equal_trees(RolloutTree.from_payload(zstandard.compress(msgpack.packb(old))), unclipped)
     later = ("temperature", "stream", "loss_share", "top_k", "token_bytes")
-    old = {name: value for name, value in body.items() if name not in later} | {"version": 2}
+    old = {name: value for name, value in old.items() if name not in later} | {"version": 2}
     columns = {k: v for k, v in old["columns"].items() if k not in ("mismatch", "top_tokens", "top_logprobs")}
     plain = tree_of(T2)
     read = RolloutTree.from_payload(zstandard.compress(msgpack.packb(old | {"columns": columns})))

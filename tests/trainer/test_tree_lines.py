@@ -7,6 +7,7 @@ import io
 import json
 import math
 import time
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.trainer.test_tree import full_tree
 from tests.trainer.trees import T1, credit_tree, nested_trees, tree_of
+from trainer import tree_lines
 from trainer.config import RunConfig
 from trainer.credit import credit_plan
 from trainer.presets import PRESETS
@@ -27,6 +29,7 @@ from trainer.tree_lines import (
     TreeLineError,
     disagreement,
     estimator_of,
+    memory_of,
     read_line,
     read_lines,
     write_line,
@@ -196,6 +199,7 @@ ROOT = {"parent": None, "text": "q"}
         ([ROOT, {"parent": 0, "tokens": [1, -2]}], ", node 1: a token's id"),
         ([ROOT, {"parent": 0, "tokens": [1, 2.5]}], ", node 1: tokens must be"),
         ([ROOT, {"parent": 0, "tokens": [1], "logprobs": [1, 2]}], ", node 1: 2 logprobs for 1 tokens"),
+        ([ROOT, {"parent": 0, "tokens": [1], "clip": [8]}], ": clip must be whole numbers from 0 to 7"),
         ([ROOT, {"parent": 0, "tokens": [1], "entropies": ["x"]}], ", node 1: entropies must be"),
         ([ROOT, {"parent": 0, "verdict": "right"}], ", node 1: verdict is 'right'; expected one of none"),
         ([ROOT, {"parent": 0, "finish": ["eos"]}], ", node 1: finish is ['eos']"),
@@ -267,3 +271,29 @@ def test_disagreement_names_node_and_both_numbers() -> None:
     told = disagreement(dataclasses.replace(tree, reward=beyond, value=np.full(7, math.nan)), plan)
     assert told is not None
     assert "rewards from 0 to 1" in told
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"[" + b"{}," * 100_000 + b"1]",
+        b"[" + b'{"a":1},' * 40_000 + b"1]",
+        b"[" + b"[]," * 100_000 + b"1]",
+        b"[" + b"1.5," * 75_000 + b"1]",
+        b"[" + b"12345," * 50_000 + b"1]",
+        b"[" + b'"ab",' * 60_000 + b"1]",
+        b"{" + b",".join(b'"%x":1' % i for i in range(30_000)) + b"}",
+        ('["' + "a" * 300_000 + '\U0001f600"]').encode(),
+    ],
+    ids=["dicts", "pairs", "lists", "floats", "ints", "strings", "keys", "text"],
+)
+def test_what_a_line_takes_is_told_before_it_is_read(raw: bytes) -> None:
+    tracemalloc.start()
+    try:
+        tree_lines._loads(raw)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 1.1 * memory_of(raw)
+    with pytest.raises(TreeLineError, match="Line 2 holds so many values that reading it may take"):
+        list(read_lines(io.BytesIO(b"\n" + raw), memory_of(raw) - 1))

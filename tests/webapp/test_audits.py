@@ -4,6 +4,7 @@ payload; and what is not an ordinary node is called what it is."""
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from django.test import Client
 
 from tests.trainer.trees import T1, T2, tree_of
-from tests.webapp.material import People, add_tree
+from tests.webapp.material import People, add_tree, worked_tree
+from tests.webapp.test_trees import read_columns
+from trainer.clipping import Clip
 from trainer.credit import credit_plan, credit_trees
 from trainer.presets import PRESETS, Preset
 from trainer.tree import CreditState, FinishReason, RolloutTree, Verdict
@@ -221,3 +224,34 @@ def test_a_leaf_that_was_given_up_has_no_verdict_and_says_so(run: Run, people: P
     root = client.get(f"/api/v1/trees/{kept.id}/nodes/0").json()
     assert (root["n_answers"], root["n_given_up"], root["n_leaves"]) == (2, 1, 3)
     assert "given up before its end" in client.get(f"/t/{kept.id}/n/2").content.decode()
+
+
+def test_the_audit_counts_the_tokens_that_were_clipped(run: Run, people: People) -> None:
+    """The worked tree's node 1 has two tokens, the first of them clipped above with a ratio of 1.5."""
+    tree = worked_tree(5)
+    log_ratio = np.full(len(tree.tokens), np.nan, np.float16)
+    clip = np.zeros(len(tree.tokens), np.uint8)
+    first = int(tree.token_offsets[1])
+    log_ratio[first : first + 2] = np.log([1.5, 0.9])
+    clip[first] = Clip.ABOVE
+    client = people.client("viewer")
+    words = {}
+    for name, changed in {
+        "clipped": tree.with_clips(2, 4, log_ratio, clip),
+        "none": tree.with_clips(2, 4, log_ratio, np.zeros_like(clip)),
+        "one": tree.with_clips(1, 1, None, None),
+        "old": tree,
+    }.items():
+        stored = add_tree(run, 5, changed)
+        page = client.get(f"/t/{stored.id}/n/1").content.decode()
+        words[name] = re.search(r'<p class="clipped[^>]*>(.*?)</p>', page)[1]
+        if name == "clipped":
+            _, found = read_columns(client.get(f"/api/v1/trees/{stored.id}/paths/1/tokens").content)
+            assert found["clip"].tolist()[-2:] == [1, 0]
+            np.testing.assert_allclose(np.exp(found["log_ratio"][-2:]), [1.5, 0.9], rtol=1e-3)
+    assert words == {
+        "clipped": "1 of 2 tokens clipped: 1 above. Ratios 0.900 to 1.500, mean 1.200, in update 2 of 4.",
+        "none": "None of its 2 tokens was clipped. Ratios 0.900 to 1.500, mean 1.200, in update 2 of 4.",
+        "one": "The step had one update: every ratio was 1, and nothing was clipped.",
+        "old": "What was clipped of it was not recorded.",
+    }

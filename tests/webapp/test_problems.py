@@ -206,7 +206,9 @@ def test_two_trees_stand_side_by_side_at_the_same_node(run: Run, client: Client)
     assert "2 4 0.25 50 % 1/2 4 0.25 50 % 1/2" in page  # the leaves of both, of four two have credit
     page = text_of(client.get(f"/t/{one.id}/beside/{two.id}/?n=1.1.7"))
     assert page.count("This tree has no node 1.1.7; this is the nearest one above it.") == 2
-    assert client.get(f"/t/{one.id}/beside/{two.id}/?color=pink").status_code == 404
+    pink = client.get(f"/t/{one.id}/beside/{two.id}/?color=pink")
+    assert pink.context["color"] == "advantage"
+    assert "color=pink, which there is not, so advantage is shown" in text_of(pink)
 
 
 def test_both_trees_must_be_ones_own(run: Run, foreign: StoredTree, client: Client) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import math
+import re
 import struct
 from datetime import UTC, datetime
 from typing import Any
@@ -25,6 +26,7 @@ from trainer.presets import PRESETS
 from trainer.schema.credit import CreditConfig
 from trainer.tree import FinishReason, RolloutTree, sampled_tree
 from webapp.runs.models import Run, RunStatus
+from webapp.trees import lists
 from webapp.trees.columns import columns
 from webapp.trees.models import GrowingTrees, StoredTree
 from webapp.trees.nodes import MAX_OUTLINE_ROWS, MAX_SIBLINGS, node_json, outline, text_start
@@ -407,9 +409,47 @@ def test_the_tree_page_shows_the_chosen_node(stored: StoredTree, client: Client)
     method = page.context["method"]
     assert (method.title, method.formula) == ("TreeRPO", PRESETS["treerpo-tiny"].formula)
     assert [row["selected"] for row in page.context["outline"]].index(True) == 2
-    assert [row["id"] for row in page.context["siblings_of_step"]] == [stored.id]
-    assert client.get(f"/t/{stored.id}/?view=x").status_code == 404
-    assert client.get(f"/t/{stored.id}/?color=__class__").status_code == 404
+    assert [row["id"] for row in page.context["beside"]] == [stored.id]
+
+
+@pytest.mark.parametrize(
+    ("query", "name"), [("view=x", "view"), ("color=__class__", "color"), ("color=", "color")]
+)
+def test_an_address_with_an_unknown_word_shows_its_tree_and_says_so(
+    stored: StoredTree, client: Client, query: str, name: str
+) -> None:
+    page = client.get(f"/t/{stored.id}/?n=1.1&{query}")
+    assert page.status_code == 200
+    assert (page.context["view"], page.context["color"]) == ("icicle", "advantage")
+    (note,) = re.findall(r'class="address-note" role="status">([^<]*)', page.content.decode())
+    assert note.startswith(f"The address asks for {query}, which there is not, so ")
+    assert ("advantage, value," in note) == (name == "color")
+    assert "address-note" not in client.get(f"/t/{stored.id}/?view=graph&color=value").content.decode()
+
+
+def test_a_tree_keeps_the_list_that_it_was_opened_from(
+    run: Run, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Order, filter and page of the list stand in a tree's address; behind the page's last comes the next."""
+    monkeypatch.setattr(lists, "PAGE_SIZE", 2)
+    made = [add_tree(run, 7, worked_tree(7), index=n) for n in range(5)]
+    StoredTree.objects.filter(id=made[1].id).update(n_errors=1)
+    for n, tree in enumerate(made):
+        StoredTree.objects.filter(id=tree.id).update(value=n / 10)
+    listed = client.get(f"/r/{run.id}/trees?sort=-value&q=errors:0&step=7").content.decode()
+    links = re.findall(r'href="(/t/\d+/\?list=[^"]*)" class="tree-link"', listed)
+    assert [link.split("/")[2] for link in links] == [str(made[4].id), str(made[3].id)]
+    page = client.get(links[1])
+    assert [row["id"] for row in page.context["beside"]] == [made[4].id, made[3].id]
+    text = page.content.decode()
+    assert f'href="/r/{run.id}/trees?step=7&amp;sort=-value&amp;q=errors%3A0"' in text
+    (following,) = re.findall(r'data-next="([^"]*)"', text)
+    page = client.get(following)
+    assert [row["id"] for row in page.context["beside"]] == [made[2].id, made[0].id]
+    assert page.context["tree"]["id"] == made[2].id
+    for other in ("q=errors:9", "sort=nonsense", "x" * 5000, "q=%22"):
+        page = client.get(f"/t/{made[1].id}/", {"list": other})
+        assert page.context["beside_words"] == "trees of step 7", "not of that list: the trees of its step"
 
 
 def test_a_changed_estimator_is_named_by_its_parts(

@@ -65,8 +65,11 @@ class _Counted:
         return line
 
 
-def import_trees(project: Project, user: User, stream: Readable, *, name: str, file: str) -> Imported:
-    """The trees of a JSONL file as a run of their own, called `name`. `file` is what people call it.
+def import_trees(
+    project: Project, user: User, stream: Readable, *, name: str, file: str, most_memory: int | None = None
+) -> Imported:
+    """The trees of a JSONL file as a run of their own, called `name`. `file` is what people call it;
+    most_memory: bytes that reading one line may take.
 
     Raises RequestError(400): a bad name, or the first line that cannot be used; then nothing was stored.
     """
@@ -75,7 +78,7 @@ def import_trees(project: Project, user: User, stream: Readable, *, name: str, f
     counted = _Counted(stream)
     try:
         with transaction.atomic():
-            return _store(project, user, counted, name, file)
+            return _store(project, user, counted, name, file, most_memory)
     except TreeLineError as error:
         raise RequestError(
             400,
@@ -104,7 +107,9 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _store(project: Project, user: User, stream: _Counted, name: str, file: str) -> Imported:
+def _store(
+    project: Project, user: User, stream: _Counted, name: str, file: str, most_memory: int | None
+) -> Imported:
     last = Run.objects.filter(project=project).order_by("-id").values_list("colour", flat=True).first()
     run = Run.objects.create(
         project=project,
@@ -122,7 +127,7 @@ def _store(project: Project, user: User, stream: _Counted, name: str, file: str)
     )
     rows = _Rows(run)
     told = _Told()
-    for _, line in read_lines(stream):
+    for _, line in read_lines(stream, most_memory):
         told.add(line)
         rows.add(line)
     rows.flush()

@@ -22,7 +22,7 @@ from webapp.exports.kinds import KINDS, Parameters, read_parameters
 from webapp.exports.models import Export, ExportStatus
 from webapp.exports.preview import preview
 from webapp.exports.selection import Selection, read_selection, runs_of
-from webapp.limits import MAX_UPLOAD_BYTES, PAGE_SIZE
+from webapp.limits import MAX_IMPORT_MEMORY, MAX_UPLOAD_BYTES, PAGE_SIZE
 from webapp.projects.access import Role, exports_for, get_export, get_project, may, require, user_of
 from webapp.projects.models import Project
 from webapp.runs.models import Run
@@ -165,7 +165,12 @@ def trees_import(request: HttpRequest, slug: str) -> HttpResponseBase:
             file = uploaded.name or "a file"
             try:
                 done = import_trees(
-                    project, user_of(request), uploaded, name=name or Path(file).stem, file=file
+                    project,
+                    user_of(request),
+                    uploaded,
+                    name=name or Path(file).stem,
+                    file=file,
+                    most_memory=MAX_IMPORT_MEMORY,
                 )
             except RequestError as refused:
                 problem = refused.detail

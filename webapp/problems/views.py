@@ -28,6 +28,7 @@ from webapp.trees.columns import columns_path
 from webapp.trees.nodes import node_json, text_start, usual_colour
 from webapp.trees.opened import open_tree
 from webapp.trees.querysets import ICICLE_MAX_NODES, icicle, steps_with_trees, tree_row
+from webapp.trees.views import one_of
 from webapp.trees.words import CREDIT_WORDS
 
 MAX_WORDS_LETTERS = 200
@@ -300,9 +301,8 @@ def trees_beside(request: HttpRequest, tree_id: int, other_id: int) -> HttpRespo
     ]
     damaged = any(side["node"] is None for side in sides)
     usual = sides[0].get("usual_colour", "value")
-    color = request.GET.get("color", usual)
-    if color not in COLOURS:
-        raise Http404
+    notes: list[str] = []
+    color = one_of(request, "color", (usual, *(name for name in COLOURS if name != usual)), notes)
     context = {
         "sides": sides,
         "depths": depths,
@@ -311,6 +311,7 @@ def trees_beside(request: HttpRequest, tree_id: int, other_id: int) -> HttpRespo
         "project": sides[0]["run"].project,
         "colours": COLOURS,
         "color": color,
+        "notes_on_address": notes,
         "usual_colour": usual,
     }
     return render(request, "problems/beside.html", context, status=422 if damaged else 200)

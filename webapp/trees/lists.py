@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
+
+from django.http import QueryDict
 
 from webapp.errors import RequestError
 from webapp.filters import Filter, FilterError, parse
@@ -13,6 +16,7 @@ from webapp.formatting import percent
 from webapp.limits import PAGE_SIZE
 from webapp.runs.models import Run
 from webapp.trees.filters import DUPLICATED, PRESETS, TREE_LANGUAGE
+from webapp.trees.models import StoredTree
 from webapp.trees.querysets import (
     MAX_COUNT,
     SORTS,
@@ -25,6 +29,8 @@ from webapp.trees.querysets import (
     trees_page,
 )
 
+MOST_BESIDE = 200
+MAX_LIST_LETTERS = 2000
 RANGE_STEPS = 10  # what the range begins with
 
 
@@ -76,8 +82,56 @@ class ListAddress:
             {name: part for name, part in parts.items() if part is not None}, quote_via=quote
         )
 
+    def here(self, step: int | None) -> str:
+        """This very page of this list, as a tree's address carries it: the newest step by its number."""
+        named = replace(self, step=step) if self.kind == "step" else self
+        return named.query(after=self.after).removeprefix("?")
+
     def of_step(self, step: int | None) -> str:
         return self.query(kind="step", step=step, first=None, last=None)
+
+
+def list_beside(tree: StoredTree, text: str) -> dict[str, Any]:
+    """The list that a tree's page shows beside it, in which PgUp and PgDn go: the page of the list that the
+    reader came from (`text`: `ListAddress.here`), or the trees of its step where it is not on that page.
+
+    `beside` its rows, `beside_list` for their addresses, `beside_query` leads back to it. `beside_next`: the
+    first tree behind the page, where this one is its last.
+    """
+    run = tree.run
+    if text:
+        with suppress(RequestError, FilterError):
+            address = ListAddress.read(QueryDict(text[:MAX_LIST_LETTERS]).dict())
+            step = address.step if address.step is not None else newest_step(run)
+            scope = Scope.of_step(step or 0) if address.kind == "step" else Scope(address.first, address.last)
+            wanted = read_filter(address.q)
+            rows, following = trees_page(
+                run, scope, wanted, sort=address.sort, after=address.after, limit=PAGE_SIZE
+            )
+            if any(row["id"] == tree.pk for row in rows):
+                here = address.here(step)
+                beyond = None
+                if following is not None and rows[-1]["id"] == tree.pk:
+                    first, _ = trees_page(run, scope, wanted, sort=address.sort, after=following, limit=1)
+                    beyond = first[0]["id"] if first else None
+                return {
+                    "beside": rows,
+                    "beside_list": here,
+                    "beside_query": f"?{here}",
+                    "beside_words": f"trees {_scope_words(address, step)}".strip(),
+                    "beside_filter": address.q,
+                    "beside_order": SORTS[address.sort.removeprefix("-")].title,
+                    "beside_next": beyond,
+                    "beside_next_list": replace(address, after=following).here(step),
+                    "beside_steps": address.kind != "step",
+                }
+    rows, _ = trees_page(run, Scope.of_step(tree.step), limit=MOST_BESIDE)
+    return {
+        "beside": rows,
+        "beside_list": "",
+        "beside_query": f"?step={tree.step}",
+        "beside_words": f"trees of step {tree.step}",
+    }
 
 
 def check_sort(sort: str) -> str:
@@ -173,6 +227,7 @@ def tree_list(run: Run, address: ListAddress, *, has_advantages: bool) -> dict[s
         "keys": [(field.name, field.example, field.help) for field in TREE_LANGUAGE.fields],
         "clear": address.query(q=""),
         "start": address.query(),
+        "here": "" if address.here(step) == f"step={step}" else address.here(step),
         "next": "" if following is None else address.query(after=following),
         "before": None if before is None else address.of_step(before),
         "beyond": None if beyond is None else address.of_step(beyond),

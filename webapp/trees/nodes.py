@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.clipping import Clip
 from trainer.config import RunConfig
 from trainer.credit import CreditPlan
 from trainer.explanation import explain
@@ -305,6 +306,8 @@ def loss_part(opened: OpenTree, node: int, config: RunConfig) -> dict[str, Any]:
         "share_of_step": number_of(share * tree.loss_share),
         "masks": [],
         "clip": "",
+        "clips": False,
+        "clipped": None,
         "answers": None,
     }
     if not isinstance(objective, PolicyObjective) or node == ROOT:
@@ -316,6 +319,8 @@ def loss_part(opened: OpenTree, node: int, config: RunConfig) -> dict[str, Any]:
     if objective.mask_truncated:
         part["masks"].append("answers that were cut off")
     part["clip"] = _clip_words(objective)
+    part["clips"] = objective.clip != "none"
+    part["clipped"] = clipped_tokens(tree, node)
     if weights.is_path:
         held, up, down = (float(column[node]) for column in pulled.sides)
         if held > 0:
@@ -325,6 +330,35 @@ def loss_part(opened: OpenTree, node: int, config: RunConfig) -> dict[str, Any]:
                 "down": number_of(down / held),
             }
     return part
+
+
+def clipped_tokens(tree: RolloutTree, node: int) -> dict[str, Any] | None:
+    """What was clipped of a node's tokens at the update that trained it, and their ratios: `update` of
+    `updates`, and of `n` trained tokens those that were clipped `above`, `below` and by the `dual` bound.
+    None where that was not recorded. Where a step has one update there are no other ratios than 1.
+    """
+    if not tree.updates:
+        return None
+    found: dict[str, Any] = {"update": tree.update, "updates": tree.updates, "n": 0}
+    if tree.log_ratio is None or tree.clip is None:
+        return found if tree.updates == 1 else None
+    own = slice(int(tree.token_offsets[node]), int(tree.token_offsets[node + 1]))
+    log_ratio, clip = tree.log_ratio[own].astype(np.float64), tree.clip[own]
+    trained = np.isfinite(log_ratio)
+    ratio = np.exp(log_ratio[trained])
+    if not len(ratio):
+        return found
+    return found | {
+        "n": len(ratio),
+        "any": int(np.count_nonzero(clip)),
+        **{
+            flag.name.lower(): int(np.count_nonzero(clip & flag))
+            for flag in (Clip.ABOVE, Clip.BELOW, Clip.DUAL)
+        },
+        "ratio_mean": number_of(ratio.mean()),
+        "ratio_min": number_of(ratio.min()),
+        "ratio_max": number_of(ratio.max()),
+    }
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -21,7 +21,7 @@ from webapp.trees.columns import packed
 from webapp.trees.nodes import credit_words, number_of, piece, pull_of
 from webapp.trees.opened import OpenTree
 
-TOKENS_VERSION = 1  # as `js/tree/tokens.js`
+TOKENS_VERSION = 2  # as `js/tree/tokens.js`
 
 
 def path_tokens(opened: OpenTree, node: int, made: RunConfig | HowMade) -> bytes:
@@ -33,6 +33,7 @@ def path_tokens(opened: OpenTree, node: int, made: RunConfig | HowMade) -> bytes
         end                    uint32 [T]  where the token's part of its segment's text ends, in UTF-16 units
         trained                uint8 [T]   1: it carries the loss
         mismatch               float32 [T] sampling less policy logprob; only where recorded
+        log_ratio, clip        float32, uint8 [T]  as in `RolloutTree`; only where a step has several updates
         top_id, top_logprob    int32, float32 [T, K], the most likely first; only where recorded; id -1: none
 
     `segments` of the header: one for each node, with its number of tokens, its text and its advantage; of a
@@ -74,6 +75,9 @@ def path_tokens(opened: OpenTree, node: int, made: RunConfig | HowMade) -> bytes
     shown = tree.tokens[at]
     if tree.mismatch is not None:
         arrays["mismatch"] = tree.mismatch[at].astype("<f4")
+    if tree.log_ratio is not None and tree.clip is not None:
+        arrays["log_ratio"] = tree.log_ratio[at].astype("<f4")
+        arrays["clip"] = tree.clip[at]
     top_k = 0
     if tree.top_tokens is not None and tree.top_logprobs is not None:
         top_k = tree.top_tokens.shape[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from django.http import Http404, HttpRequest, HttpResponse
@@ -20,11 +21,11 @@ from webapp.trees import comparing
 from webapp.trees.columns import columns_path
 from webapp.trees.estimator_table import compared, flips_under, node_rows, tree_rows
 from webapp.trees.inspector import inspector_context
-from webapp.trees.lists import ListAddress, tree_list
+from webapp.trees.lists import ListAddress, list_beside, tree_list
 from webapp.trees.models import StoredTree
 from webapp.trees.nodes import find_node, outline, usual_colour
 from webapp.trees.opened import OpenTree, open_tree
-from webapp.trees.querysets import Scope, steps_with_trees, tree_row, trees_page
+from webapp.trees.querysets import steps_with_trees, tree_row
 from webapp.trees.scale import advantage_limit
 
 VIEWS = ("icicle", "graph", "outline")
@@ -59,11 +60,11 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
     node = find_or_404(opened.tree, request.GET.get("n", "0"))
     made = how_made(stored.run)
     rows, is_cut = outline(opened, node)
-    view = _one_of(request, "view", VIEWS)
+    notes: list[str] = []
+    view = one_of(request, "view", VIEWS, notes)
     # Without advantages a tree is told apart by its values.
     usual = usual_colour(opened, made)
-    colour = _one_of(request, "color", (usual, *(name for name in COLOURS if name != usual)))
-    siblings, _ = trees_page(stored.run, Scope.of_step(stored.step), limit=200)
+    colour = one_of(request, "color", (usual, *(name for name in COLOURS if name != usual)), notes)
     context |= {
         # An imported tree has no policy of ours to sample from.
         **({} if made.imported else node_probes(stored.id, opened.name(node))),
@@ -71,7 +72,8 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
         **inspector_context(opened, node, made),
         "outline": rows,
         "outline_cut": is_cut,
-        "siblings_of_step": siblings,
+        "notes_on_address": notes,
+        **list_beside(stored, request.GET.get("list", "")),
         "columns_path": columns_path(stored.id),
         "view": view,
         "color": colour,
@@ -102,7 +104,9 @@ def siblings_page(request: HttpRequest, tree_id: int) -> HttpResponse:
     if opened is None:
         return damaged(request, context)
     node = find_or_404(opened.tree, request.GET.get("n", "0"))
-    sort = _one_of(request, "sort", comparing.SORTS)
+    notes: list[str] = []
+    sort = one_of(request, "sort", comparing.SORTS, notes)
+    context |= {"notes_on_address": notes}
     context |= {"name": opened.name(node), "siblings": comparing.siblings_json(opened, node, sort)}
     return render(request, "trees/siblings.html", context)
 
@@ -167,9 +171,15 @@ def damaged(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
     return render(request, "trees/damaged.html", context, status=422)
 
 
-def _one_of(request: HttpRequest, name: str, allowed: tuple[str, ...]) -> str:
-    """A query parameter from a short list, whose first entry is the default. Anything else: Http404."""
+def one_of(request: HttpRequest, name: str, allowed: Sequence[str], notes: list[str]) -> str:
+    """A query parameter from a short list, whose first entry is the default. Of anything else a sentence is
+    added to `notes`, and the default is taken: an address from elsewhere still shows its tree.
+    """
     value = request.GET.get(name, allowed[0])
-    if value not in allowed:
-        raise Http404
-    return value
+    if value in allowed:
+        return value
+    notes.append(
+        f"The address asks for {name}={value[:40]}, which there is not, so {allowed[0]} is shown. There is: "
+        f"{', '.join(allowed)}."
+    )
+    return allowed[0]

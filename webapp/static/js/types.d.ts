@@ -291,7 +291,7 @@ interface Window {
   trustedTypes?: TrustedTypePolicyFactory;
 }
 
-type Shade = "none" | "advantage" | "entropy" | "logprob" | "mismatch" | "mask";
+type Shade = "none" | "advantage" | "entropy" | "logprob" | "mismatch" | "ratio" | "mask";
 /** A segment of a path: its tokens are `start` to `start + count`, its text in UTF-16 units as `end` counts them. */
 interface TokenSegment {
   node: string;
@@ -318,6 +318,8 @@ interface PathTokens {
   entropy: Float32Array;
   trained: Uint8Array;
   mismatch: Float32Array | null;
+  log_ratio: Float32Array | null;
+  clip: Uint8Array | null;
   top_id: Int32Array | null;
   top_logprob: Float32Array | null;
   advantageLimit: number;

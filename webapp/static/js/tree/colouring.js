@@ -3,6 +3,7 @@ import { request } from "../core/api.js";
 import { onTheme, theme } from "../core/theme.js";
 import { read, write } from "../core/url_state.js";
 import { look, rangeIn, signalOf, signalsOf } from "./signals.js";
+import { REST_MILLISECONDS } from "./selection.js";
 import { nodeNamed } from "./walk.js";
 
 /** @type {ScaleChoice[]} */
@@ -32,7 +33,7 @@ export class Colouring {
     this.#range = rangeIn(read("range"));
     this.#signal = this.#made();
     onTheme(() => this.#changed());
-    if (this.#name === "difference") void this.under(read("under") ?? USUAL_ESTIMATOR);
+    if (this.#name === "difference") void this.under(read("under") ?? USUAL_ESTIMATOR, "replace");
   }
 
   get signal() {
@@ -62,26 +63,40 @@ export class Colouring {
   by(name) {
     this.#name = name;
     this.#range = null;
-    this.#changed();
-    if (name === "difference" && !this.#other) void this.under(this.estimator);
+    this.#changed("push");
+    if (name === "difference" && !this.#other) void this.under(this.estimator, "replace");
   }
 
   /** @param {ScaleChoice} scale */
   scaleBy(scale) {
     this.#scale = scale;
     this.#range = null;
-    this.#changed();
+    this.#changed("push");
   }
 
   /** Chosen by hand; null: as usual. @param {[number, number] | null} range */
   rangeBy(range) {
     this.#range = range;
-    this.#changed();
+    // One step Back undoes a whole drag, or a burst of keys.
+    const rested = performance.now() - this.#rangedAt > REST_MILLISECONDS;
+    this.#rangedAt = performance.now();
+    this.#changed(rested ? "push" : "replace");
+  }
+  #rangedAt = -Infinity;
+
+  /** The address changed by itself (Back, Forward). */
+  follow() {
+    this.#name = signalsOf(this.#columns).find((name) => name === (read("color") ?? this.#root.dataset.usualColour)) ?? "value";
+    this.#scale = SCALES.find((scale) => scale === read("scale")) ?? this.usualScale;
+    this.#range = rangeIn(read("range"));
+    const under = read("under") ?? USUAL_ESTIMATOR;
+    if (this.#name === "difference" && this.#other?.under !== under) void this.under(under, "replace");
+    else this.#changed();
   }
 
-  /** Compare with what another estimator would give. @param {string} slug @returns {Promise<string>} why not, or "" */
-  async under(slug) {
-    write({ under: slug === USUAL_ESTIMATOR ? null : slug });
+  /** Compare with what another estimator would give. @param {string} slug @param {"push" | "replace"} [how] @returns {Promise<string>} why not, or "" */
+  async under(slug, how = "push") {
+    write({ under: slug === USUAL_ESTIMATOR ? null : slug }, how);
     try {
       const raw = await (await request(`/trees/${this.#root.dataset.tree}/difference?under=${encodeURIComponent(slug)}`)).arrayBuffer();
       this.#other = { under: slug, values: new Float32Array(raw) };
@@ -103,13 +118,14 @@ export class Colouring {
     return signalOf({ columns: this.#columns, parent: this.#layout.parent }, this.#name, theme(), { scale: this.#scale, runLimit, range: this.#range, difference: this.#other?.values ?? null });
   }
 
-  #changed() {
+  /** @param {"push" | "replace"} [how] `push` where Back should undo it */
+  #changed(how = "replace") {
     this.#signal = this.#made();
     write({
       color: this.#name === this.#root.dataset.usualColour ? null : this.#name,
       scale: this.#scale === this.usualScale ? null : this.#scale,
       range: this.#range ? this.#range.map((end) => Number(end.toPrecision(3))).join(",") : null,
-    });
+    }, how);
     for (const listener of this.#listeners) listener();
   }
 

@@ -1,7 +1,7 @@
 // What all parts of a tree's page share: the tree's columns, who is whose child, the selection, the colours, the keys.
 import { json, request } from "../core/api.js";
 import { byId } from "../core/dom.js";
-import { read, write } from "../core/url_state.js";
+import { write } from "../core/url_state.js";
 import { announce } from "../core/announce.js";
 import { Colouring } from "./colouring.js";
 import { decodeColumns } from "./columns.js";
@@ -31,7 +31,6 @@ export async function openTree(root) {
     document.title = document.title.replace(/node \S+/, `node ${name}`);
     announce(inWords(node));
   });
-  window.addEventListener("popstate", () => selection.follow(read("n")));
   return {
     root, treeId, columns, layout: tree, selection, correct, answers, inWords, texts,
     colouring: new Colouring(columns, tree, root),

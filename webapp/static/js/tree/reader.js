@@ -14,7 +14,7 @@ const NEAR = "800px 0px";
 /** When the first tokens of the page were there; `benchmarks/reading.py` reads it. */
 const FIRST_DRAWN = "reader: first tokens";
 /** @type {Record<Shade, string>} */
-const LEGENDS = { none: "", advantage: "advantage", entropy: "nats", logprob: "−log p, nats", mismatch: "|sampler − policy|, nats", mask: "hatched: not trained" };
+const LEGENDS = { none: "", advantage: "advantage", entropy: "nats", logprob: "−log p, nats", mismatch: "|sampler − policy|, nats", ratio: "ratio of the policies", mask: "hatched: not trained" };
 
 /**
  * @param {HTMLElement} reader @param {(name: string) => string | null} colourOf null: no credit
@@ -214,11 +214,12 @@ export class Reader {
     const legend = byId("shade-legend");
     const shading = this.#shading;
     if (this.#math && shade !== "none") return legend.replaceChildren("shading shows when formulas are off");
-    if (!shading) return legend.replaceChildren(this.#shade === "mismatch" ? "not recorded for this tree" : "");
+    if (!shading) return legend.replaceChildren(this.#shade === "mismatch" ? "not recorded for this tree" : this.#shade === "ratio" ? "every ratio was 1, or not recorded" : "");
     if (shade === "mask") return legend.replaceChildren(LEGENDS.mask);
     const bar = make("span", { class: "shade-bar", "aria-hidden": "true" });
     const stops = Array.from({ length: 9 }, (_, k) => shading.fill(Math.round((k / 8) * 16)));
     bar.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
+    if (shade === "ratio") return legend.replaceChildren(figure(Math.exp(shading.low)), bar, `${figure(Math.exp(shading.high))} ${LEGENDS.ratio} · `, make("span", { class: "mark-sample" }, "clipped"));
     legend.replaceChildren(figure(shading.low), bar, `${figure(shading.high)} ${LEGENDS[shade]}`, ...(shade === "advantage" ? [] : [" · ", make("span", { class: "mark-sample" }, "above the 99th percentile")]));
   }
 

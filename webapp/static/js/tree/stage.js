@@ -27,6 +27,8 @@ export function mountStage(page) {
   let width = WIDTHS.find((name) => name === read("width")) ?? "leaves";
   let order = read("order") === "value" ? "value" : "sampling";
   let drawn = arranged();
+  let zoomName = read("zoom");
+  let isFollowing = false;
   /** @type {import("./found.js").Found | null} */
   let hits = null;
   /** Whether each look stands in the tree, with its word. @type {Map<Look, string>} */
@@ -54,16 +56,18 @@ export function mountStage(page) {
   estimatorChoice.addEventListener("change", () => void colouring.under(estimatorChoice.value));
 
   repaint(false);
-  show(view);
+  show(view, "replace");
   const zoomRoot = nodeNamed(shape, read("zoom") ?? "0");
   if (zoomRoot > 0) canvas.zoomTo(zoomRoot, true);
   mark();
   selection.subscribe(mark);
   colouring.subscribe(() => {
     colourChoice.value = colouring.signal.signal;
+    estimatorChoice.value = colouring.estimator;
     repaint(true);
     mark();
   });
+  window.addEventListener("popstate", follow);
   page.texts.subscribe(() => {
     canvas.redraw();
     graph?.redraw();
@@ -89,7 +93,7 @@ export function mountStage(page) {
     width = nextWidth;
     order = nextOrder;
     drawn = arranged();
-    write({ width: width === "leaves" ? null : width, order: order === "sampling" ? null : order });
+    if (!isFollowing) write({ width: width === "leaves" ? null : width, order: order === "sampling" ? null : order }, "push");
     const zoom = nodeNamed(shape, read("zoom") ?? "0");
     repaint(false);
     findAgain();
@@ -147,8 +151,8 @@ export function mountStage(page) {
 
   // ---- views
 
-  /** @param {typeof VIEWS[number]} next */
-  function show(next) {
+  /** @param {typeof VIEWS[number]} next @param {"push" | "replace"} [how] */
+  function show(next, how = "push") {
     view = next;
     byId("icicle-box").hidden = view === "outline";
     byId("icicle-scroll").hidden = view !== "icicle";
@@ -157,7 +161,7 @@ export function mountStage(page) {
     // Never hidden from a screen reader: in the other views it only leaves the screen.
     byId("outline-box").classList.toggle("off-screen-tree", view !== "outline");
     for (const radio of /** @type {NodeListOf<HTMLInputElement>} */ (document.querySelectorAll("#view-choice input"))) radio.checked = radio.value === view;
-    write({ view: view === "icicle" ? null : view });
+    write({ view: view === "icicle" ? null : view }, how);
     if (view === "graph" && !graph) openGraph().catch(() => note("The graph could not be loaded. Check the connection, and choose it again."));
     canvas.redraw();
     graph?.redraw();
@@ -173,9 +177,32 @@ export function mountStage(page) {
     root.dataset.graph = "";
   }
 
-  /** @param {number | null} node */
+  /** @param {number | null} node chosen; null: the reader moved the window, which Back need not undo */
   function zoomed(node) {
-    write({ zoom: node ? nameOf(shape, node) : null });
+    if (isFollowing) return;
+    zoomName = node ? nameOf(shape, node) : null;
+    write({ zoom: zoomName }, node === null ? "replace" : "push");
+  }
+
+  /** The address changed by itself (Back, Forward): the page shows what it says. */
+  function follow() {
+    isFollowing = true;
+    try {
+      const next = /** @type {Width} */ (WIDTHS.find((name) => name === read("width")) ?? "leaves");
+      const nextOrder = read("order") === "value" ? "value" : "sampling";
+      if (next !== width || nextOrder !== order) {
+        typed("width-choice", HTMLSelectElement).value = next;
+        typed("order-choice", HTMLSelectElement).value = nextOrder;
+        arrange(next, nextOrder);
+      }
+      show(VIEWS.find((name) => name === read("view")) ?? "icicle", "replace");
+      colouring.follow();
+      selection.follow(read("n"));
+      if (read("zoom") !== zoomName) canvas.zoomTo(Math.max(0, nodeNamed(shape, read("zoom") ?? "0")), true);
+      zoomName = read("zoom");
+    } finally {
+      isFollowing = false;
+    }
   }
 
   byId("view-choice").addEventListener("change", (event) => show(/** @type {typeof VIEWS[number]} */ (/** @type {HTMLInputElement} */ (event.target).value)));
@@ -204,12 +231,17 @@ export function mountStage(page) {
   function otherTree(by) {
     const links = /** @type {HTMLAnchorElement[]} */ ([...document.querySelectorAll(".tree-list-pane .tree-link")]);
     const at = links.findIndex((link) => link.closest("[aria-current]"));
-    const link = links[at + by];
-    if (!link) return note(by > 0 ? "This is the last tree of the list." : "This is the first tree of the list.");
+    // Behind the last of a page comes the first of the next page of the list.
+    const beyond = by > 0 && at === links.length - 1 ? byId("tree-list").dataset.next : undefined;
+    const address = links[at + by]?.href ?? beyond;
+    if (!address) return note(by > 0 ? "This is the last tree of the list." : "This is the first tree of the list beside it.");
     sessionStorage.setItem("focus-picture", "1");
+    const next = new URL(address, location.href);
     const query = new URLSearchParams(location.search);
-    for (const name of ["n", "zoom"]) query.delete(name);
-    location.assign(`${link.pathname}${query.size ? `?${query}` : ""}`);
+    for (const name of ["n", "zoom", "list"]) query.delete(name);
+    const list = next.searchParams.get("list");
+    if (list) query.set("list", list);
+    location.assign(`${next.pathname}${query.size ? `?${query}` : ""}`);
   }
   if (sessionStorage.getItem("focus-picture")) {
     sessionStorage.removeItem("focus-picture");

@@ -58,8 +58,18 @@ function content(tokens, i) {
     fact("Rank", rank(tokens, i)),
   ];
   if (tokens.mismatch) facts.push(fact("Mismatch", Number.isNaN(/** @type {number} */ (tokens.mismatch[i])) ? "not trained" : signed(tokens.mismatch[i], 4)));
+  if (tokens.log_ratio) facts.push(fact("Ratio", ratio(tokens, i)));
   facts.push(fact("Credit", !tokens.trained[i] ? (segment.words || "masked: not trained") : segment.advantage === null ? segment.words || MISSING : `A ${signed(segment.advantage, 3)}`));
   return [head, make("dl", { class: "facts" }, ...facts.flat()), ...alternatives(tokens, i)];
+}
+
+/** @param {PathTokens} tokens @param {number} i */
+function ratio(tokens, i) {
+  const log = tokens.log_ratio?.[i] ?? NaN;
+  if (Number.isNaN(log)) return "not trained";
+  const clip = tokens.clip?.[i] ?? 0;
+  const sides = ["above", "below", "by the dual bound"].filter((_, bit) => clip & (1 << bit));
+  return number(Math.exp(log), 3) + (sides.length ? ` · clipped ${sides.join(", ")}` : "");
 }
 
 /** @param {string} name @param {string} value */

@@ -2,15 +2,15 @@
 import { LEVELS as FILLS, colourScale } from "./colour.js";
 
 /** As `webapp/trees/tokens.py`; it stands in the address, so that no browser reads a kept answer of before. */
-export const TOKENS_VERSION = 1;
-export const SHADES = /** @type {const} */ (["none", "advantage", "entropy", "logprob", "mismatch", "mask"]);
+export const TOKENS_VERSION = 2;
+export const SHADES = /** @type {const} */ (["none", "advantage", "entropy", "logprob", "mismatch", "ratio", "mask"]);
 export const LEVELS = 17;
 /** Strength of a tint, in the alpha of `#rrggbbaa`: 44 %. Ink stays readable on both themes. */
 const ALPHA = "70";
 const CHUNK_TOKENS = 128;
 const TYPES = { int32: Int32Array, uint32: Uint32Array, uint8: Uint8Array, float32: Float32Array };
 const NEEDED = /** @type {const} */ ({ id: "int32", end: "uint32", logprob: "float32", entropy: "float32", trained: "uint8" });
-const OPTIONAL = /** @type {const} */ ({ mismatch: "float32", top_id: "int32", top_logprob: "float32" });
+const OPTIONAL = /** @type {const} */ ({ mismatch: "float32", log_ratio: "float32", clip: "uint8", top_id: "int32", top_logprob: "float32" });
 
 /**
  * Header length, header as JSON, little-endian columns; refuses what does not fit together.
@@ -38,7 +38,7 @@ export function decodeTokens(buffer) {
     tokens[name] = column(name, type, n);
     if (!tokens[name]) throw new TypeError(`Column ${name} is missing.`);
   }
-  for (const [name, type] of Object.entries(OPTIONAL)) tokens[name] = column(name, type, name === "mismatch" ? n : n * header.top_k);
+  for (const [name, type] of Object.entries(OPTIONAL)) tokens[name] = column(name, type, name.startsWith("top_") ? n * header.top_k : n);
   let start = 0;
   tokens.segments = header.segments.map((/** @type {any} */ segment) => {
     const made = { node: segment.node, start, count: segment.count, text: segment.text, isPlaced: segment.is_placed, isGiven: segment.is_given, advantage: segment.advantage, words: segment.words };
@@ -91,18 +91,18 @@ export function chunksOf(tokens, segment) {
 }
 
 /** What may be shaded on this path. @param {PathTokens} tokens @returns {readonly Shade[]} */
-export const shadesOf = (tokens) => SHADES.filter((shade) => shade !== "mismatch" || tokens.mismatch !== null);
+export const shadesOf = (tokens) => SHADES.filter((shade) => (shade !== "mismatch" || tokens.mismatch !== null) && (shade !== "ratio" || tokens.log_ratio !== null));
 
 /**
- * How the tokens of a path are tinted: `level` of a token (-1: not at all), `isMarked` above the 99th percentile, `isHatched`
- * without credit, and the ends of the scale.
+ * How the tokens of a path are tinted: `level` of a token (-1: not at all), `isMarked` above the 99th percentile (of ratios:
+ * clipped), `isHatched` without credit, and the ends of the scale.
  * @param {PathTokens} tokens @param {Shade} shade @param {Theme} theme
  */
 export function shadingOf(tokens, shade, theme) {
   const numbers = numbersOf(tokens, shade);
   const sizes = [...numbers].map(Math.abs).filter(Number.isFinite).sort((a, b) => a - b);
-  const isSigned = shade === "advantage";
-  const high = isSigned ? tokens.advantageLimit : Math.max(sizes[Math.floor(0.99 * (sizes.length - 1))] ?? 0, 1e-6);
+  const isSigned = shade === "advantage" || shade === "ratio";
+  const high = shade === "advantage" ? tokens.advantageLimit : Math.max(sizes[Math.floor(0.99 * (sizes.length - 1))] ?? 0, 1e-6);
   // Between segments an advantage steps; there is no token that stands out.
   const mark = isSigned || shade === "mask" ? Infinity : high;
   const tints = tintsOf(isSigned ? "advantage" : "entropy", theme);
@@ -118,7 +118,7 @@ export function shadingOf(tokens, shade, theme) {
       return Math.round((isSigned ? (share + 1) / 2 : share) * (LEVELS - 1));
     },
     /** @param {number} i */
-    isMarked: (i) => Math.abs(/** @type {number} */ (numbers[i])) > mark,
+    isMarked: (i) => shade === "ratio" ? Boolean(tokens.clip?.[i]) : Math.abs(/** @type {number} */ (numbers[i])) > mark,
     /** Could have been trained and was not. @param {number} i */
     isHatched: (i) => (shade === "mask" || shade === "advantage") && !tokens.trained[i] && !segmentAt(tokens, i).isGiven,
     /** @param {number} level */
@@ -135,6 +135,7 @@ function numbersOf(tokens, shade) {
       if (shade === "advantage") numbers[i] = tokens.trained[i] ? (segment.advantage ?? NaN) : NaN;
       else if (shade === "entropy") numbers[i] = /** @type {number} */ (tokens.entropy[i]);
       else if (shade === "logprob") numbers[i] = -(/** @type {number} */ (tokens.logprob[i]));
+      else if (shade === "ratio") numbers[i] = tokens.log_ratio?.[i] ?? NaN;
       else if (shade === "mismatch") numbers[i] = Math.abs(tokens.mismatch?.[i] ?? NaN);
     }
   }
