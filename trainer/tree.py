@@ -527,7 +527,7 @@ def _optional_parts(body: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _update_of(body: dict[str, Any]) -> dict[str, int]:
+def _update_of(body: dict[str, Any]) -> dict[str, Any]:
     """Of version 4. `Any`: as above."""
     update, updates = body["update"]
     return {"update": int(update), "updates": int(updates)}

@@ -35,6 +35,7 @@ from webapp.live.api import router as live_router
 from webapp.notes.api import router as notes_router
 from webapp.outages import outage_of, unavailable
 from webapp.probes.api import router as probes_router
+from webapp.problems.api import router as problems_router
 from webapp.projects.access import user_of
 from webapp.queue.api import router as queue_router
 from webapp.runs.api import router as runs_router
@@ -116,6 +117,7 @@ api.add_router("", live_router)
 api.add_router("", queue_router)
 api.add_router("", trees_router)
 api.add_router("", exports_router)
+api.add_router("", problems_router)
 api.add_router("", probes_router)
 api.add_router("", search_router)
 api.add_router("", saved_router)

@@ -1,12 +1,14 @@
 """A run that is at work, as a worker would write it, one step per line of input; ended at the end of input.
 
-    python -m tests.browser.grow      prints the run's id, then "ok" for each line, which is the step's number
+    python -m tests.browser.grow      prints the run's id, then "ok" for each line: the number of a
+                                      step that is done, or growing trees of the one under way, as JSON
 
 It runs as a process of its own, with the stack's database in its environment.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
@@ -25,6 +27,7 @@ def main() -> None:
     from webapp.live.poke import poke
     from webapp.projects.models import Project
     from webapp.runs.models import Run, RunStatus
+    from webapp.trees.models import GrowingTrees
 
     config = PRESETS["treerpo-tiny"].config
     # Not through `create_run`: a worker of the stack would take it.
@@ -46,7 +49,16 @@ def main() -> None:
     print(run.id, flush=True)  # noqa: T201  # read by the test
     try:
         for line in sys.stdin:
+            if line.startswith("{"):
+                told = json.loads(line)
+                Run.objects.filter(id=run.id).update(phase="sampling", phase_done=1, phase_total=9)
+                GrowingTrees.objects.update_or_create(
+                    run=run, defaults={"step": told["step"], "at": timezone.now(), "trees": told["trees"]}
+                )
+                print("ok", flush=True)  # noqa: T201  # read by the test
+                continue
             step = int(line)
+            Run.objects.filter(id=run.id).update(step=step)
             for index in range(3):
                 add_tree(run, step, worked_tree(step, problem_id=f"p-{step}-{index}"), index)
             last = add_metrics(run, step, {"reward/mean": 0.25})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import IO
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.conftest import REPOSITORY, Site, Watched
 
@@ -27,7 +28,23 @@ class Growing:
     output: IO[str]
 
     def step(self, number: int) -> None:
-        self.input.write(f"{number}\n")
+        self.tell(str(number))
+
+    def sampling(self, step: int, **trees: list[tuple[int, int]]) -> None:
+        """Trees of the step under way: (parent, tokens) of each segment; 0 tokens: being written."""
+        told = [
+            {
+                "problem_id": name.replace("_", "-"),
+                "parent": [-1, *(parent for parent, _ in segments)],
+                "tokens": [5, *(tokens for _, tokens in segments)],
+                "finish": [0, *(int(tokens > 0) for _, tokens in segments)],
+            }
+            for name, segments in trees.items()
+        ]
+        self.tell(json.dumps({"step": step, "trees": told}))
+
+    def tell(self, line: str) -> None:
+        self.input.write(f"{line}\n")
         self.input.flush()
         assert self.output.readline() == "ok\n"
 
@@ -79,11 +96,14 @@ def test_the_list_is_chosen_sorted_and_filtered_in_the_address(
     page.keyboard.press("Enter")
     expect(page.locator("#filter-error mark")).to_have_text("tokns")
     expect(page.locator("#tree-q")).to_have_value("tokns:>5")
+    # What was there stays, and the address with it.
+    expect(page.locator("#filter-error")).to_contain_text("The trees below are as before.")
+    expect(shown).to_contain_text("0 of 2 match.")
+    expect(page).to_have_url(re.compile("fisnds"))
     page.get_by_role("link", name="tokens:>5").click()
     expect(page.locator(".chip")).to_have_count(1)
     expect(page.locator(".tree-row")).to_have_count(2)
-    for _ in range(2):
-        page.go_back()
+    page.go_back()
     expect(shown).to_contain_text("0 of 2 match.")
     page.get_by_role("link", name="Clear filter", exact=True).click()
     expect(page).to_have_url(re.compile(r"\?scope=all&sort=spread$"))
@@ -149,3 +169,47 @@ def test_the_list_works_without_scripts_and_narrow(site: Site, visit: Callable[.
     page.get_by_role("button", name="Filter").click()
     expect(page.locator(".tree-row")).to_have_count(1)
     expect(page.locator(".list-head")).to_have_text("1 of 2 trees of all steps matches")
+
+
+def first_box(page: Page, canvas: Locator, row: int) -> bytes:
+    """A picture of the first segment below the prompt; the sampler plans at most four of them."""
+    box = canvas.bounding_box()
+    assert box
+    return page.screenshot(
+        clip={"x": box["x"], "y": box["y"], "width": box["width"] // 4 - 6, "height": row - 2}
+    )
+
+
+def test_a_growing_tree_keeps_its_places_and_becomes_the_recorded_one(
+    growing: Growing, visit: Callable[..., Watched]
+) -> None:
+    watched = visit()
+    watched.expect("status of 404")  # of the tree that is not there
+    page = watched.page()
+    growing.step(1)
+    growing.sampling(2, p_2_0=[(0, 7), (0, 0)], p_2_1=[(0, 0)])
+    page.goto(f"/r/{growing.run}/trees")
+    strip = page.locator("#growing")
+    expect(strip).to_contain_text("Step 2 as it grows: sampling 1 of 9 segments")
+    first = strip.locator("li").first
+    expect(first).to_contain_text("1 segment · 1 being written · 12 tokens so far")
+    before, box = first_box(page, first.locator("canvas"), 14), first.bounding_box()
+    growing.sampling(2, p_2_0=[(0, 7), (0, 9), (0, 0), (1, 4)], p_2_1=[(0, 0)])
+    expect(first).to_contain_text("3 segments · 1 being written · 25 tokens so far")
+    # Room was kept for what the sampler plans: what was there stands where it stood.
+    assert first_box(page, first.locator("canvas"), 14) == before
+    assert first.bounding_box() == box
+    first.get_by_role("link", name="p-2-0").click()
+    address = page.url
+    assert address.endswith(f"/r/{growing.run}/growing?step=2&problem=p-2-0")
+    expect(page.locator("#growing-words")).to_have_text("3 segments · 1 being written · 25 tokens so far")
+    canvas = page.locator("#growing-canvas")
+    before = first_box(page, canvas, 26)
+    growing.sampling(2, p_2_0=[(0, 7), (0, 9), (0, 6), (1, 4), (2, 0)])
+    expect(page.locator("#growing-words")).to_have_text("4 segments · 1 being written · 31 tokens so far")
+    assert first_box(page, canvas, 26) == before
+    growing.step(2)
+    expect(page.locator("#tree-layout[data-ready]")).to_be_visible()
+    expect(page.locator("h1")).to_have_text("2·p-2-0")
+    page.goto(address.replace("p-2-0", "p-9"))
+    expect(page.get_by_text("No tree of this problem was recorded at step 2")).to_be_visible()

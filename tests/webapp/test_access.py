@@ -43,6 +43,7 @@ PAGES = {
     "run-config": ("GET", 302, 404, 200, 200),
     "run-events": ("GET", 302, 404, 200, 200),
     "run-trees": ("GET", 302, 404, 200, 200),
+    "growing-tree": ("GET", 302, 404, 404, 404),  # the page of a tree that is not there
     "run-stop": ("POST", 302, 404, 403, 302),
     "queue": ("GET", 302, 200, 200, 200),
     "queue-priority": ("POST", 302, 404, 403, 403),  # it is the admins'
@@ -83,6 +84,8 @@ OPEN = {"healthz", "login", "login-link"}
 
 API = {
     "GET /api/v1/projects": (401, 200, 200, 200),
+    "GET /api/v1/projects/{slug}/problems": (401, 404, 200, 200),
+    "GET /api/v1/projects/{slug}/problem": (401, 404, 200, 200),
     "GET /api/v1/projects/{slug}/runs": (401, 404, 200, 200),
     "POST /api/v1/projects/{slug}/runs": (401, 404, 403, 201),
     "GET /api/v1/runs/{run_id}": (401, 404, 200, 200),
@@ -239,7 +242,7 @@ def test_page_by_role(name: str, run: Run, people: People) -> None:
 # What some operations cannot do without.
 QUERIES = {
     "icicles": "?trees=1", "texts": "?blocks=0", "find": "?q=books", "difference": "?under=grpo",
-    "search": "?q=books", "counts": "?q=books",
+    "problem": "?problem_id=p-1", "search": "?q=books", "counts": "?q=books",
 }  # fmt: skip
 
 

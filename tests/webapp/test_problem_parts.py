@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 
@@ -195,6 +196,16 @@ def test_depth_rows_of_the_worked_tree() -> None:
     assert leaves.bins.tolist() == [3, *[0] * 8, 1, 0]
     assert (leaves.n_groups, leaves.n_flat, leaves.n_credited) == (2, 1, 2)
     assert (leaves.n_siblings, leaves.n_repeats) == (4, 0)
+
+
+def test_a_merged_answer_counts_as_often_as_it_was_sampled() -> None:
+    """Leaves of values 1, 0, 0, 0, the first sampled five times: (5 + 0 + 0 + 0) / 8."""
+    tree = worked_tree()
+    copies = tree.copies.copy()
+    copies[3] = 5
+    _, middle, leaves = by_depth([dataclasses.replace(tree, copies=copies)], Bins())
+    assert leaves.value_mean == 5 / 8
+    assert middle.value_mean == 0.25
 
 
 def test_flat_groups_by_depth_sum_up_to_the_trainers_own_share() -> None:

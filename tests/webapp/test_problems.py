@@ -274,3 +274,20 @@ def test_steps_without_trees_and_addresses_that_are_none(run: Run, client: Clien
         assert client.get(f"/r/{run.id}/trees/all?{wrong}").status_code == 404
     StoredTree.objects.filter(run=run).delete()
     assert "Trees appear here as soon as" in text_of(client.get(f"/r/{run.id}/trees/all"))
+
+
+def test_problems_are_told_by_api_as_on_their_pages(
+    run: Run, second: Run, foreign: Any, client: Client
+) -> None:
+    found = client.get("/api/v1/projects/lab/problems").json()
+    assert {row["problem_id"] for row in found["problems"]} == {"p-1", HOSTILE}
+    assert client.get("/api/v1/projects/lab/problems?q=zzz").json()["problems"] == []
+    first = client.get("/api/v1/projects/lab/problems?limit=1").json()
+    rest = client.get("/api/v1/projects/lab/problems", {"limit": 1, "after": first["next"]}).json()
+    assert first["problems"] + rest["problems"] == found["problems"]
+    one = client.get("/api/v1/projects/lab/problem?problem_id=p-1&from_step=2").json()
+    assert [told["id"] for told in one["runs"]] == [second.id, run.id]
+    assert [tree["step"] for told in one["runs"] for tree in told["trees"]] == [5, 2]
+    assert foreign.run_id not in {told["id"] for told in one["runs"]}
+    assert client.get("/api/v1/projects/lab/problem?problem_id=nowhere").status_code == 404
+    assert client.get("/api/v1/projects/lab/problem", {"problem_id": "x" * 201}).status_code == 400

@@ -10,6 +10,7 @@ import pytest
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 from tests.webapp.material import People, add_tree, worked_tree
 from trainer.summary import summarise
@@ -524,3 +525,13 @@ def test_the_page_costs_a_fixed_number_of_queries(run: Run, forest: list[StoredT
             client.get(f"/r/{run.id}/trees?{query}")
         counts.append(sum(q["sql"].startswith(("SELECT", "WITH", "\n")) for q in asked))
     assert max(counts) <= 24
+
+
+def test_what_would_do_nothing_is_not_offered(run: Run, client: Client) -> None:
+    """`follow` waits for steps to come; a view that cannot be read is not to be saved."""
+    page = client.get(f"/r/{run.id}/trees?q=solve:1").content.decode()
+    assert 'class="follow" data-script hidden' in page
+    assert 'class="save-form"' in page
+    assert 'class="save-form"' not in client.get(f"/r/{run.id}/trees?q=solve:%22").content.decode()
+    Run.objects.filter(id=run.id).update(status="succeeded", ended_at=timezone.now())
+    assert 'class="follow" hidden' in client.get(f"/r/{run.id}/trees").content.decode()

@@ -58,8 +58,8 @@ class DepthRow:
     depth: int
     bins: NDArray[np.int64] = field(default_factory=lambda: np.zeros(N_BINS + 1, np.int64))
     n_nodes: int = 0
-    value_sum: float = 0.0
-    n_valued: int = 0
+    value_sum: float = 0.0  # a leaf as often as it was sampled
+    value_times: int = 0
     n_credited: int = 0
     n_groups: int = 0  # two or more scored children
     n_flat: int = 0  # of those: all values are equal
@@ -68,7 +68,7 @@ class DepthRow:
 
     @property
     def value_mean(self) -> float | None:
-        return self.value_sum / self.n_valued if self.n_valued else None
+        return self.value_sum / self.value_times if self.value_times else None
 
     @property
     def flat_share(self) -> float | None:
@@ -94,7 +94,8 @@ def by_depth(trees: Sequence[RolloutTree], bins: Bins) -> list[DepthRow]:
         cells = depths * (N_BINS + 1) + bins.of(tree.value)
         table = np.bincount(cells, minlength=(deepest + 1) * (N_BINS + 1)).reshape(-1, N_BINS + 1)
         valued = np.isfinite(tree.value)
-        sums = per_depth(valued, tree.value)
+        times = np.where(tree.is_leaf(), np.maximum(tree.copies, 1), 1).astype(np.float64)
+        sums, counts = per_depth(valued, tree.value * times), per_depth(valued, times)
         credited = per_depth(np.isfinite(tree.advantage))
         groups, flat = _groups(tree)
         n_groups, n_flat = per_depth(groups), per_depth(flat)
@@ -104,7 +105,7 @@ def by_depth(trees: Sequence[RolloutTree], bins: Bins) -> list[DepthRow]:
             row = rows[depth]
             row.bins += table[depth]
             row.n_nodes += int(table[depth].sum())
-            row.n_valued += int(table[depth, :NO_VALUE].sum())
+            row.value_times += int(counts[depth])
             row.value_sum += float(sums[depth])
             row.n_credited += int(credited[depth])
             row.n_groups += int(n_groups[depth])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from trainer.config import stored_config
@@ -29,6 +30,31 @@ def growing(run: Run) -> dict[str, Any]:
     if hint is not None:
         found |= {"step": hint.step, "is_recorded": hint.step <= (run.step or 0), "trees": hint.trees}
     return found
+
+
+def growing_row(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree of `growing` in words: its segments with their depth, first come first; 0 tokens: being
+    written.
+    """
+    depth = [0]
+    for above in tree["parent"][1:]:
+        depth.append(depth[above] + 1)
+    return {
+        "n_tokens": sum(tree["tokens"]),
+        "n_written": sum(reason > 0 for reason in tree["finish"]),
+        "n_segments": len(depth) - 1,
+        "depths": [
+            {
+                "depth": at,
+                "n": sum(one == at for one in depth),
+                "n_written": sum(
+                    one == at and reason > 0 for one, reason in zip(depth, tree["finish"], strict=True)
+                ),
+                "tokens": sum(count for one, count in zip(depth, tree["tokens"], strict=True) if one == at),
+            }
+            for at in range(1, max(depth) + 1)
+        ],
+    }
 
 
 def _branching(sampler: Sampler) -> list[int]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from django.http import Http404, HttpRequest, HttpResponse
-from django.shortcuts import render
+from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET
 
 from trainer.comparison import estimators
@@ -20,6 +20,7 @@ from webapp.runs.views import run_context
 from webapp.trees import comparing
 from webapp.trees.columns import columns_path
 from webapp.trees.estimator_table import compared, flips_under, node_rows, tree_rows
+from webapp.trees.growing import growing, growing_row
 from webapp.trees.inspector import inspector_context
 from webapp.trees.lists import ListAddress, list_beside, tree_list
 from webapp.trees.models import StoredTree
@@ -52,6 +53,31 @@ def run_trees(request: HttpRequest, run_id: int) -> HttpResponse:
 
 
 @require_GET
+def growing_tree(request: HttpRequest, run_id: int) -> HttpResponse:
+    """One tree while it is sampled. The same address leads to the recorded tree once there is one."""
+    context = run_context(request, run_id, "trees")
+    run = context["run"]
+    step, problem = request.GET.get("step", ""), request.GET.get("problem", "")
+    if not (step.isascii() and step.isdecimal() and len(step) <= 18):
+        raise Http404
+    stored = StoredTree.objects.filter(run=run, superseded=False, step=int(step), problem_id=problem)
+    if (tree_id := stored.order_by("index").values_list("id", flat=True).first()) is not None:
+        return redirect("tree-detail", tree_id)
+    now = growing(run)
+    tree = next((one for one in now["trees"] if one["problem_id"] == problem), None)
+    is_growing = tree is not None and now["step"] == int(step)
+    context |= {
+        "step": int(step),
+        "problem": problem,
+        "tree": growing_row(tree) if tree is not None and is_growing else None,
+        # Its step is still under way, or just ended: the page looks again.
+        "may_come": run.is_active and (is_growing or int(step) > (run.step or 0)),
+        "n_recorded": run.config.get("recording", {}).get("trees_per_step"),
+    }
+    return render(request, "trees/growing.html", context, status=200 if context["may_come"] else 404)
+
+
+@require_GET
 def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
     """One tree: canvas, outline, the selected node and its path."""
     stored, opened, context = tree_context(request, tree_id)
@@ -79,8 +105,12 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
         "color": colour,
         "usual_colour": usual,
         "run_limit": advantage_limit(stored.run, {stored.id: opened.tree}),
-        "estimators": estimators(),
     }
+    # Of a huge tree it is told when it is asked for.
+    undefined = {row["name"]: row["reason"] for row in context["node_estimators"] or ()}
+    context["estimators"] = [
+        {"name": one.name, "title": one.title, "reason": undefined.get(one.name, "")} for one in estimators()
+    ]
     return render(request, "trees/detail.html", context)
 
 

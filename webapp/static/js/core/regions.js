@@ -9,12 +9,13 @@ const running = new Map();
 
 /**
  * Fetch a page and put its elements `ids` in the place of ours. A newer request for the same first id aborts an older one.
- * @param {string} path @param {string[]} ids @param {{refused?: boolean}} [options] `refused`: an answer of status 400 is a page too,
- * which says what was wrong with what was asked
+ * @param {string} path @param {string[]} ids @param {{refused?: boolean, instead?: (page: Document) => string[] | null}} [options]
+ * `refused`: an answer of status 400 is a page too, which says what was wrong with what was asked; `instead`: other elements
+ * than `ids`, told by the answer
  * @returns {Promise<boolean>} false: a newer request took over, nothing was changed
  * @throws {Error} with a sentence for the reader
  */
-export async function load(path, ids, { refused = false } = {}) {
+export async function load(path, ids, { refused = false, instead = () => null } = {}) {
   const key = /** @type {string} */ (ids[0]);
   running.get(key)?.abort();
   const controller = new AbortController();
@@ -22,7 +23,7 @@ export async function load(path, ids, { refused = false } = {}) {
   try {
     const page = await fetchPage(path, controller.signal, refused);
     // All or nothing: a page that lacks one of them is not the page that was asked for.
-    const pairs = ids.map((id) => {
+    const pairs = (instead(page) ?? ids).map((id) => {
       const [fresh, old] = [page.getElementById(id), document.getElementById(id)];
       if (!fresh || !old) throw new Error("The server's answer is not the page that was asked for. Reload to see what it has to say.");
       return { fresh: document.adoptNode(fresh), old };

@@ -3,14 +3,13 @@ import { ApiError, json } from "../core/api.js";
 import { byId, make, setText } from "../core/dom.js";
 import { number } from "../core/format.js";
 import { revealHidden } from "../core/text.js";
-import { colour, onTheme } from "../core/theme.js";
-import { growingBoxes, growingWords } from "../tree/growing_layout.js";
-import { sized } from "../tree/paint.js";
+import { onTheme } from "../core/theme.js";
+import { growingWords } from "../tree/growing_layout.js";
+import { paintGrowing } from "../tree/growing_paint.js";
 
 const ASK_MS = 1000;
 const REST_MS = 5000; // after an error, or while nothing is sampled
 const ROW = 14;
-const LABEL_FROM = 28; // pixels of width
 
 /** @typedef {import("../tree/growing_layout.js").GrowingTree} GrowingTree */
 /** @typedef {{is_active: boolean, phase: string, done: number, total: number, step: number | null, is_recorded: boolean, branching: number[], trees: GrowingTree[]}} Growing */
@@ -48,7 +47,7 @@ function show(found) {
   found.trees.forEach((tree, place) => {
     let row = rows[place];
     if (!row) {
-      row = make("li", {}, make("canvas", { role: "img" }), make("span", { class: "mono", "data-model-text": "" }), make("span", { class: "secondary figures" }));
+      row = make("li", {}, make("canvas", { role: "img" }), make("a", { class: "mono", "data-model-text": "" }), make("span", { class: "secondary figures" }));
       list.append(row);
     }
     const [canvas, name, words] = /** @type {[HTMLCanvasElement, HTMLElement, HTMLElement]} */ (/** @type {unknown} */ ([...row.children]));
@@ -57,39 +56,12 @@ function show(found) {
       name.textContent = tree.problem_id;
       revealHidden(row);
     }
+    /** @type {HTMLAnchorElement} */ (name).href = `/r/${section.dataset.run}/growing?${new URLSearchParams({ step: String(found.step), problem: tree.problem_id })}`;
     setText(words, growingWords(tree));
     canvas.setAttribute("aria-label", `Tree of this problem: ${growingWords(tree)}`);
-    draw(canvas, tree, found.branching);
+    paintGrowing(canvas, tree, found.branching, ROW);
   });
   for (const row of rows.slice(found.trees.length)) row.remove();
-}
-
-/** @param {HTMLCanvasElement} canvas @param {GrowingTree} tree @param {number[]} branching */
-function draw(canvas, tree, branching) {
-  const { boxes, depth } = growingBoxes(tree, branching);
-  const width = canvas.clientWidth;
-  const { ctx } = sized(canvas, width, ROW * Math.max(depth, 1) + 1);
-  ctx.lineWidth = 1;
-  ctx.strokeStyle = colour("--line-control");
-  ctx.font = getComputedStyle(canvas).font;
-  ctx.textBaseline = "middle";
-  for (const box of boxes) {
-    const left = Math.round(box.left * width) + 0.5;
-    const right = Math.round((box.left + box.width) * width) - 1.5;
-    const top = (box.depth - 1) * ROW + 0.5;
-    const [wide, high] = [Math.max(right - left, 0.5), ROW - 2];
-    if (box.isWritten) {
-      ctx.fillStyle = colour("--accent-bg");
-      ctx.fillRect(left, top, wide, high);
-    }
-    // Dotted: nothing here is final, and what is still empty is being written.
-    ctx.setLineDash([2, 2]);
-    ctx.strokeRect(left, top, wide, high);
-    if (box.isWritten && wide >= LABEL_FROM) {
-      ctx.fillStyle = colour("--text-2");
-      ctx.fillText(String(tree.tokens[box.node]), left + 4, top + high / 2 + 0.5, wide - 6);
-    }
-  }
 }
 
 const again = () => shown && show(shown);

@@ -131,15 +131,23 @@ function show(search, toTop = false) {
 
 /** @param {string} search @param {string[]} regions @param {() => void} done */
 async function swap(search, regions, done) {
+  // A filter that cannot be read says so where it was typed, and takes away nothing that is there.
+  let isUnread = false;
+  const instead = (/** @type {Document} */ page) => {
+    isUnread = page.getElementById("filter-error") !== null && regions[0] === "tree-list";
+    return isUnread ? ["tree-ask"] : null;
+  };
   try {
-    if (!(await load(location.pathname + search, regions, { refused: true }))) return;
+    if (!(await load(location.pathname + search, regions, { refused: true, instead }))) return;
   } catch (error) {
     if (!(error instanceof Error)) throw error;
     problem(`These trees could not be read. ${error.message}`);
     return;
   }
   byId("trees-problem").hidden = true;
-  done();
+  if (!isUnread) return done();
+  byId("filter-error").append(make("p", {}, "The trees below are as before."));
+  revealScripted(byId("tree-ask"));
 }
 
 /** @param {string} message */
