@@ -35,7 +35,7 @@ from tests.workers.test_supervisor import own_data_folder as own_data_folder
 from trainer.config import RunConfig
 from webapp.runs.controls import Action, control
 from webapp.runs.models import Attempt, Checkpoint, Event, Point, Run
-from workers import recorder
+from workers import child, recorder, watch
 from workers.supervisor import supervise
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.process]
@@ -100,6 +100,34 @@ def test_database_without_room_is_waited_for(monkeypatch: pytest.MonkeyPatch) ->
     run = work(make_run(), "three steps")
     assert (run.status, refused > 3) == ("succeeded", True)
     kinds(run)
+
+
+def test_spool_that_is_full_while_the_database_is_away_makes_the_trainer_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, is_away = recorder._copy_rows, True
+
+    def away(*args: object) -> None:
+        if is_away:
+            raise OperationalError("the database is away")
+        real(*args)  # type: ignore[arg-type]
+
+    limit = 20_000
+    monkeypatch.setattr(recorder, "_copy_rows", away)
+    monkeypatch.setattr(watch, "MAX_SPOOL_BYTES", limit)
+    monkeypatch.setattr(child, "_CHUNK", 4096)
+    run = make_run()
+    thread = in_background(run, "many events")
+    spool = settings.DATA_DIR / "runs" / str(run.id) / "attempt-1" / "spool"
+    until(lambda: spool.exists() and spool.stat().st_size >= limit)
+    time.sleep(1)
+    assert spool.stat().st_size < limit + 2 * 4096  # of 300,000
+    assert not Point.objects.filter(run_id=run.id).exists()
+    is_away = False
+    thread.join(60)
+    run.refresh_from_db()
+    assert (run.status, run.step) == ("succeeded", 3000)
+    assert points(run) == [(n, False) for n in range(1, 3001)]
 
 
 # ---- clocks
