@@ -84,9 +84,10 @@ def _run(
             device=_device(config),
         )
     except Exception as error:  # the last event must say how the run ended, whatever the reason
-        logger.exception("The run ended early")
         expected = (DataError, ModelError, CheckpointError, RewardRangeError, OutOfRoomError, ValueError)
-        outcome = Outcome(*_ending(error, isinstance(error, expected), writer), "")
+        is_expected = isinstance(error, expected)
+        logger.log(logging.INFO if is_expected else logging.ERROR, "The run ended early", exc_info=error)
+        outcome = Outcome(*_ending(error, is_expected, writer), "")
     writer.emit(
         Finished(
             time=time.time(),

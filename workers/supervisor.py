@@ -83,7 +83,7 @@ def supervise(
                 lease.end(held, *_ending(held, error))
             if not is_full(error):
                 raise
-            logger.exception("Run %s is paused: the disk is full", held.run_id)
+            logger.error("Run %s is paused: %s", held.run_id, error)  # no defect to be traced
         finally:
             connections.close_all()
 
