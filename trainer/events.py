@@ -151,7 +151,7 @@ class TreeSampled(_Event):
 class PackingChecked(_Event):
     """The first batch was computed packed (every token once) and flat (every answer written out), and
     compared:
-    |g_packed - g_flat| / |g_flat|. Emitted once per start of a run.
+    |g_packed - g_flat| / |g_flat|. Once per start of a run; a log line says where no tree is small enough.
     """
 
     kind: Literal["packing_checked"] = "packing_checked"

@@ -54,7 +54,7 @@ TROUBLES: dict[str, Trouble] = {
         "failed",
     ),
     "skipped": Trouble(
-        "The same once or twice in a row.",
+        "Loss, gradient norm, a reward or a logprob is NaN or infinite, once or twice in a row.",
         "Step {at}: an update was skipped, {what} is {value} ({where})",
         "Nothing: weights and optimiser are as before. `policy/skipped_updates` counts them; if they come "
         "often, training.learning_rate is too high.",
@@ -148,7 +148,7 @@ TROUBLES: dict[str, Trouble] = {
         "failed",
     ),
     "status": Trouble(
-        "The same with an exit status.",
+        "The trainer's process ended without its last event and with an exit status of its own.",
         "The trainer ended with exit status {status}",
         "The last lines of its log are under Events. Retry; if it comes again, report it.",
         "failed",
