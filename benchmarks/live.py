@@ -1,42 +1,72 @@
-"""How long a committed event takes to a page: commit to client, over the real server, with many viewers.
+"""How long a committed event takes to a page, with many viewers; what a viewer that hangs costs the others.
 
-    python -m benchmarks.live --viewers 20 --seconds 30
+    python -m benchmarks.live                        200 viewers, 50 events a second, 5 minutes
+    python -m benchmarks.live --short                40 viewers, 40 s: does it work at all
+    python -m benchmarks.live --beside frozen slow --seconds 640
+                                                     viewers that hang taking turns with none, two of each
 
-A recorder commits batches as a tiny run makes them (one metrics event of 30 numbers and 12 trees, twice a
-second) plus single events in between; viewers are WebSocket clients in a process of their own.
+A recorder commits as a worker does, four times a second: metrics of 30 numbers and trees of 21 nodes. Viewers
+are WebSocket clients in a process of their own; with PostgreSQL and the site, all of it on this machine.
+
+*Commit to client*: from the return of the commit to the frame in the client. *Others*: all but the one that
+hangs; turns without one and with one follow each other in one run, so both meet the same machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import bisect
+import contextlib
+import itertools
 import json
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 from benchmarks import parts
 
+COMMITS_PER_SECOND = 4
+RATES = {"frozen": 0, "slow": 1000}  # bytes a second
+SETTLE_SECONDS = 5
+LIMITS = {"p50": 250, "p99": 1000, "growth_mb": 50, "others": 1.10}
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--viewers", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=30)
-    parser.add_argument("--watch", nargs=2, type=int, metavar=("RUN", "PORT"), help=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--viewers", type=int, default=200)
+    parser.add_argument("--events-per-second", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--beside", nargs="*", choices=list(RATES), default=[])
+    parser.add_argument("--turns", type=int, default=2, help="of each kind, with --beside")
+    parser.add_argument("--uvicorn", default="", help="more options for the server, to compare")
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--watch", metavar="JSON", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.short:
+        options.viewers, options.seconds, options.turns = (
+            min(options.viewers, 40),
+            min(options.seconds, 40),
+            1,
+        )
     if options.watch:
         import django
 
         django.setup()
-        asyncio.run(_watch(*options.watch, options.viewers))
+        asyncio.run(_watch(**json.loads(options.watch)))
         return
     print(parts.machine())
-    with parts.database(), parts.web(port := parts.free_port()) as web:
-        _measure(options.viewers, options.seconds, port, web.pid)
+    with parts.database() as server, parts.web(port := parts.free_port(), *options.uvicorn.split()) as web:
+        measure(options, port, web.pid, server.popen.pid)
 
 
-def _measure(viewers: int, seconds: float, port: int, web: int) -> None:
-    from benchmarks.rows import metrics_event, new_run, tree_event
+def measure(options: argparse.Namespace, port: int, web: int, database: int) -> None:
+    from benchmarks.rows import new_run
     from webapp.runs.models import RunStatus
     from workers import lease
     from workers.recorder import Recorder
@@ -45,67 +75,155 @@ def _measure(viewers: int, seconds: float, port: int, web: int) -> None:
     held = lease.claim(run.id, "benchmark")
     assert held is not None
     recorder, n = Recorder(held), 0
-    argv = [
-        sys.executable,
-        "-m",
-        "benchmarks.live",
-        "--viewers",
-        str(viewers),
-        "--watch",
-        str(run.id),
-        str(port),
-    ]
-    watching = subprocess.Popen(argv, stdout=subprocess.PIPE)
+    order = list(itertools.chain(*([None, kind] for _ in range(options.turns) for kind in options.beside)))
+    length = options.seconds / max(len(order), 1)
+    job = {"run_id": run.id, "port": port, "viewers": options.viewers, "order": order, "length": length}
+    argv = [sys.executable, "-m", "benchmarks.live", "--watch", json.dumps(job)]
+    watching = subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.PIPE)
     assert watching.stdout is not None
+    assert watching.stdin is not None
     watching.stdout.readline()  # all are there
-    cpu, committed, began = parts.own_cpu_seconds(web), {}, time.monotonic()
-    step = 0
-    while time.monotonic() - began < seconds:
-        step += 1
-        for events in (
-            [metrics_event(step, 30), *(tree_event(step, 21) for _ in range(12))],
-            [metrics_event(step, 4)],
-        ):
-            recorded = recorder.record(list(enumerate(events, n + 1)))
-            committed[recorded.last_seq] = time.time()
-            n += len(events)
-            time.sleep(0.25)
-    cpu = parts.own_cpu_seconds(web) - cpu
+    committed: list[tuple[int, float]] = []
+    per_commit = options.events_per_second / COMMITS_PER_SECOND
+    owed, peak = 0.0, 0
+    last_seq = 2
+    # What is made once and kept (code, caches, buffers) is no growth.
+    settled_at, before = time.monotonic() + SETTLE_SECONDS, 0
+    cpu = {name: parts.own_cpu_seconds(pid) for name, pid in (("site", web), ("viewers", watching.pid))}
+    cpu["database"] = parts.cpu_seconds(database)
+    watching.stdin.write(b"begin\n")
+    watching.stdin.flush()
+    began = time.monotonic()
+    for step in itertools.count(1):
+        owed += per_commit
+        recorded = recorder.record(list(enumerate(_events(step, int(owed)), n + 1)))
+        committed.append((recorded.last_seq, time.time()))
+        n, owed, last_seq = n + int(owed), owed - int(owed), recorded.last_seq
+        if not before and time.monotonic() > settled_at:
+            before = _resident(web)
+        peak = max(peak, _resident(web))
+        if (left := began + step / COMMITS_PER_SECOND - time.monotonic()) > 0:
+            time.sleep(left)
+        if time.monotonic() - began >= options.seconds:
+            break
+    seconds = time.monotonic() - began
+    after = _resident(web)
+    cpu["site"] = parts.own_cpu_seconds(web) - cpu["site"]
+    cpu["viewers"] = parts.own_cpu_seconds(watching.pid) - cpu["viewers"]
+    cpu["database"] = parts.cpu_seconds(database) - cpu["database"]
     lease.end(held, RunStatus.STOPPED, "The benchmark is over.")
-    delays = []
-    for line in watching.stdout:
-        received = json.loads(line)
-        for seq, at in committed.items():
-            # The first frame that holds it.
-            delays.append(next(then for last, then in received if last >= seq) - at)
+    told = json.loads(watching.stdout.readline())
     watching.wait()
-    milliseconds = [1000 * delay for delay in delays]
+    report(options, committed, told, seconds, n, last_seq)
+    growth = (after - before) / 1e6
     print(
-        f"{viewers} viewers, {len(committed)} commits, {len(delays)} deliveries: commit to client "
-        f"p50 {parts.quantile(milliseconds, 0.5):.0f} ms, p99 {parts.quantile(milliseconds, 0.99):.0f} ms, "
-        f"max {max(milliseconds):.0f} ms; site {cpu / seconds:.1%} of a core"
+        f"site: {before / 1e6:.0f} MB with all viewers there, {after / 1e6:.0f} at the end ({growth:+.1f}; "
+        f"limit {LIMITS['growth_mb']}), {peak / 1e6:.0f} at most; cores used: "
+        + ", ".join(f"{name} {used / seconds:.2f}" for name, used in cpu.items())
     )
 
 
-async def _watch(run_id: int, port: int, viewers: int) -> None:
-    """Prints a line when all are connected, then one per viewer: its (last seq, time) pairs."""
-    from benchmarks.viewers import follow
+def _events(step: int, count: int) -> list[Any]:
+    from benchmarks.rows import metrics_event, tree_event
 
-    there = 0
+    return [metrics_event(step, 30) if i % 3 == 0 else tree_event(step, 21) for i in range(count)]
 
-    async def one() -> list[tuple[int, float]]:
-        nonlocal there
-        received = []
-        async for frame in follow(run_id, port):
-            received.append((frame["last_seq"], time.time()))
-            if len(received) == 1:
-                there += 1
-                if there == viewers:
-                    print("ready", flush=True)
-        return received
 
-    for received in await asyncio.gather(*(one() for _ in range(viewers))):
-        print(json.dumps(received))
+def _resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def report(
+    options: argparse.Namespace,
+    committed: list[tuple[int, float]],
+    told: dict[str, Any],
+    seconds: float,
+    n_events: int,
+    last_seq: int,
+) -> None:
+    kinds: dict[str | None, list[float]] = {}
+    missing = 0
+    for received in told["received"]:
+        lasts = [last for last, _ in received]
+        for seq, at in committed:
+            place = bisect.bisect_left(lasts, seq)
+            if place == len(lasts):
+                missing += 1
+                continue
+            kinds.setdefault(_turn(told, at), []).append(1000 * (received[place][1] - at))
+    delays = list(itertools.chain(*kinds.values()))
+    print(
+        f"{options.viewers} viewers, {n_events / seconds:.0f} events/s for {seconds:.0f} s, {len(committed)} "
+        f"commits, {len(delays):,} deliveries: commit to client p50 {parts.quantile(delays, 0.5):.0f} ms "
+        f"(limit {LIMITS['p50']}), p99 {parts.quantile(delays, 0.99):.0f} ms (limit {LIMITS['p99']}), max "
+        f"{max(delays):.0f} ms"
+    )
+    ends = {received[-1][0] if received else 0 for received in told["received"]}
+    print(
+        f"gaps {told['gaps']}, duplicates {told['repeats']}, resyncs {told['resyncs']}, deliveries missing "
+        f"{missing}; all viewers end at the same event: {len(ends) == 1 and min(ends) >= last_seq}"
+    )
+    alone = kinds[None]
+    for kind in options.beside:
+        beside = kinds[kind]
+        ratio = parts.quantile(beside, 0.99) / parts.quantile(alone, 0.99)
+        print(
+            f"others beside a {kind} viewer: p50 {parts.quantile(beside, 0.5):.0f} ms, p99 "
+            f"{parts.quantile(beside, 0.99):.0f} ms; without {parts.quantile(alone, 0.5):.0f} and "
+            f"{parts.quantile(alone, 0.99):.0f} ms: p99 × {ratio:.2f} (limit {LIMITS['others']:.2f}); "
+            f"dropped, it came again {told['times'].get(kind, 0)} times"
+        )
+
+
+def _turn(told: dict[str, Any], at: float) -> str | None:
+    """Who hung at that moment."""
+    for kind, start, end in told["turns"]:
+        if start <= at < end:
+            return str(kind)
+    return None
+
+
+async def _watch(run_id: int, port: int, viewers: int, order: list[str | None], length: float) -> None:
+    """Prints a line when all are connected; at the end one JSON object with what they received."""
+    from asgiref.sync import sync_to_async
+
+    from benchmarks.viewers import Viewer, cookie, hang
+
+    session = await sync_to_async(cookie)()
+    all_viewers = [Viewer() for _ in range(viewers)]
+    tasks = []
+    for viewer in all_viewers:
+        tasks.append(asyncio.create_task(viewer.watch(run_id, port, session, 2)))
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(2 + viewers / 100)
+    print("ready", flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+    turns: list[tuple[str, float, float]] = []
+    times: dict[str, int] = {}
+    for kind in order:
+        began = time.time()
+        if kind is None:
+            await asyncio.sleep(length)
+        else:
+            until = time.monotonic() + length
+            count = await hang(run_id, port, session, bytes_per_second=RATES[kind], until=until)
+            times[kind] = times.get(kind, 0) + count - 1
+            turns.append((kind, began, time.time()))
+    with contextlib.suppress(Exception):
+        await asyncio.wait_for(asyncio.gather(*tasks), None)
+    print(
+        json.dumps(
+            {
+                "received": [viewer.received for viewer in all_viewers],
+                "gaps": sum(viewer.gaps for viewer in all_viewers),
+                "repeats": sum(viewer.repeats for viewer in all_viewers),
+                "resyncs": sum(viewer.resyncs for viewer in all_viewers),
+                "turns": turns,
+                "times": times,
+            }
+        ),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

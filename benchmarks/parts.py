@@ -105,7 +105,7 @@ def worker() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextmanager
-def web(port: int) -> Iterator[subprocess.Popen[bytes]]:
+def web(port: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     def answers() -> bool:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
@@ -114,7 +114,7 @@ def web(port: int) -> Iterator[subprocess.Popen[bytes]]:
         return True
 
     argv = ["-m", "uvicorn", "webapp.asgi:application", "--host", "127.0.0.1", "--port", str(port)]
-    argv += ["--no-access-log", "--ws-max-size", "65536", "--timeout-graceful-shutdown", "3"]
+    argv += ["--no-access-log", "--ws-max-size", "65536", "--timeout-graceful-shutdown", "3", *options]
     with program("web", argv, answers) as it:
         yield it
 

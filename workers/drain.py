@@ -163,6 +163,6 @@ class Drain(threading.Thread):
         """Gather; cut short when there is much to do or we are to leave."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0 and not self._leave:
-            time.sleep(min(left, 0.05))
             if not self.is_away and self._spool.count - self.through >= RECORD_EVENTS:
                 return
+            time.sleep(min(left, 0.05))
