@@ -10,13 +10,14 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.contrib.sessions.models import Session
-from django.db import connection
+from django.db import OperationalError, connection
+from django.test import Client
 
 from tests.live.page import Open, Page, cookie_of
 from tests.workers.factories import log, make_project, make_run, make_user, metrics, numbered, started, tree
 from webapp import limits
 from webapp.accounts.models import User
-from webapp.live import catch_up, consumers, feeds, listener
+from webapp.live import access, catch_up, consumers, feeds, listener
 from webapp.live.feeds import Hub
 from webapp.projects.models import Membership, Project
 from webapp.runs.models import Run
@@ -456,3 +457,84 @@ async def test_deleted_run_is_said_to_be_gone(run: Run, user: User, connect: Ope
     await sync_to_async(run.delete)()
     feed.poke()
     assert (await page.hear("error"))["code"] == "not_found"
+
+
+# Outages
+
+
+async def test_page_is_told_of_an_outage_waits_and_goes_on(
+    run: Run, user: User, connect: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeds, "SOCKET_ASK_SECONDS", 0.1)
+    monkeypatch.setattr(feeds, "SOCKET_POLL_SECONDS", 0.3)
+    _, write = await writer(run)
+    page = await connect(user)
+    await page.watch(run, from_seq=2)
+    await page.hear("state")
+    is_away = True
+
+    def failing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if is_away:
+                raise OperationalError("no route to the database")
+            return real(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(catch_up, "since", failing(catch_up.since))
+    monkeypatch.setattr(access, "visible", failing(access.visible))
+    monkeypatch.setattr(feeds, "ping", failing(feeds.ping))
+    await write(log("while it was away"))
+    assert (await page.hear("database"))["answers"] is False
+    # One that comes now is told, too, and waits for its answer instead of being sent away.
+    late = await connect(user)
+    await late.say(type="subscribe", run=run.id, from_seq=2)
+    assert (await late.hear("database"))["answers"] is False
+    await asyncio.sleep(0.5)
+    is_away = False
+    assert (await page.hear("database"))["answers"] is True
+    assert (await page.hear("frame"))["events"][0]["message"] == "while it was away"
+    await late.hear("subscribed")
+    assert (await late.hear("frame"))["events"][0]["message"] == "while it was away"
+
+
+async def test_one_read_that_fails_is_no_outage(
+    run: Run, user: User, connect: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeds, "SOCKET_ASK_SECONDS", 0.1)
+    _, write = await writer(run)
+    page = await connect(user)
+    await page.watch(run, from_seq=2)
+    await page.hear("state")
+    real, failures = catch_up.since, [OperationalError("canceling statement due to statement timeout")]
+
+    def once(*arguments: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return real(*arguments)
+
+    monkeypatch.setattr(catch_up, "since", once)
+    await write(log("late"))
+    assert (await page.hear("frame", "database"))["type"] == "frame"
+
+
+def test_news_over_http_are_what_a_socket_says(run: Run, user: User) -> None:
+    made = Writer(run)
+    last = made.write(started(), metrics(1, reward__mean=float("inf")))
+    client = Client()
+    client.force_login(user)
+
+    def news(after: int) -> list[dict[str, Any]]:
+        said: list[dict[str, Any]] = client.get(f"/api/v1/runs/{run.id}/news?after={after}").json()[
+            "messages"
+        ]
+        return said
+
+    (frame,) = news(1)
+    assert (frame["type"], frame["first_seq"], frame["last_seq"]) == ("frame", 2, last)
+    assert frame["events"][-1]["seq"] == last
+    (state,) = news(last)
+    assert (state["type"], state["state"]["last_seq"]) == ("state", last)
+    made.write(*[log("x") for _ in range(500)])
+    assert [message["type"] for message in news(last - 1)] == ["resync", "state"]
+    assert [message["type"] for message in news(last + 9999)] == ["resync", "state"]

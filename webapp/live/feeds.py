@@ -91,6 +91,9 @@ class Database:
                 break
             except UNREACHABLE as error:
                 self.lost(error)
+            except DatabaseError:  # it answers, though oddly: tables are being changed, or a defect of ours
+                logger.exception("The database answers with an error")
+                break
             await asyncio.sleep(SOCKET_ASK_SECONDS * (0.5 + random.random()))  # noqa: S311 (jitter)
         self._asking = None
         if self.is_away:

@@ -83,6 +83,7 @@ def run_states(runs: Iterable[Run]) -> list[dict[str, Any]]:
             "last_seq": run.last_seq,
             "heartbeat_age_s": _rounded(ages.get(run.id)) if run.status in LEASED else None,
             "progress_age_s": _rounded(progress_ages.get(run.id)),
+            "stalled": run.status in LEASED and run.stalled_at is not None,
             "eta_s": etas.get(run.id),
             "worker": run.lease_owner if run.status in LEASED else "",
             "wish": wishes.get(run.id),

@@ -48,11 +48,13 @@ async function fetchPage(path, signal, refused) {
     throw new Error("The server could not be reached. Try again in a moment.");
   }
   if (new URL(response.url).pathname.startsWith("/login/")) throw new Error("You were logged out. Reload the page to log in again.");
-  if (!response.ok && !(refused && response.status === 400)) throw new Error(`The server answered ${response.status}. Try again in a moment.`);
+  const isFailure = !response.ok && !(refused && response.status === 400);
   if (!response.headers.get("content-type")?.startsWith("text/html")) throw new Error("The server did not answer with a page.");
   const html = await response.text();
   // What comes out is inert: no script in it runs, now or after it was moved here.
-  return new DOMParser().parseFromString(/** @type {string} */ (/** @type {unknown} */ (policy ? policy.createHTML(html) : html)), "text/html");
+  const page = new DOMParser().parseFromString(/** @type {string} */ (/** @type {unknown} */ (policy ? policy.createHTML(html) : html)), "text/html");
+  if (isFailure) throw new Error(`${page.querySelector(".problem")?.textContent?.trim() ?? `The server answered ${response.status}.`} Try again in a moment.`);
+  return page;
 }
 
 /** Focus stays where it was, or as near as the new content allows. @param {Element} old @param {HTMLElement} fresh */

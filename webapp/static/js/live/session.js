@@ -114,11 +114,13 @@ export class Session {
   /** @param {ServerMessage} message */
   #receive(message) {
     if (message.type === "ping" || message.type === "subscribed") this.#skew = Math.min(this.#skew, Date.now() / 1000 - message.now);
-    if (message.type === "ping") return;
     if (message.type === "database") {
       this.#databaseAway = !message.answers;
       return this.#tell();
     }
+    // Whatever is said, up to now there was nothing more to say.
+    if (!this.#databaseAway) this.#lastData = Date.now();
+    if (message.type === "ping") return;
     if (message.type === "summary") return this.#showRows(message.runs);
     if (message.type === "error") {
       this.#hooks.onProblem?.(message.message);
@@ -128,7 +130,6 @@ export class Session {
     const before = this.feeds.get(message.run);
     if (!before) return;
     const after = apply(before, message);
-    this.#lastData = Date.now();
     if (message.run === this.#main && "state" in message) this.#stateAt = performance.now();
     if (message.type === "frame") {
       // A catch-up after a pause is old by nature; only the newest event says how far behind the page is.
@@ -193,7 +194,6 @@ export class Session {
 
   /** @param {RunState[]} runs */
   #showRows(runs) {
-    this.#lastData = Date.now();
     if (this.paused) for (const run of runs) this.#held.set(run.id, run);
     else this.#hooks.onSummary?.(runs);
     this.#tell();
