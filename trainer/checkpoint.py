@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import platform
 import secrets
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import file_digest
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +29,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trainer.checkpoint_folder import (
+    FOLDER,
+    best_of,
+    delete_checkpoint,
+    list_checkpoints,
+    step_of,
+    unfinished_name,
+)
 from trainer.config import RunConfig, stored_config
 from trainer.guards import is_full
 from trainer.optim import Optimiser
 from trainer.policy import Policy
 
 FORMAT_VERSION = 1
-FOLDER = "checkpoints"
 VALUE_HEAD = "value_head.safetensors"
 ADAPTER = "adapter.safetensors"
 
-_NAME = re.compile(r"step-(\d+)")
 _HEADROOM = 1.2
-STATE_BYTES = 511
+STATE_BYTES = 1023
 
 
 class CheckpointError(RuntimeError):
@@ -59,7 +66,8 @@ class DiskFullError(CheckpointError):
 class TrainerState:
     """The counters a run goes on from. `is_evaluation_due`: a stop came before this step's evaluation.
     `data_sha256`: of the training problems; `model_sha256`: of the files of the model that the run started
-    from. `microbatch_tokens`: what memory had room for, 0: as the config says.
+    from. `microbatch_tokens`: what memory had room for, 0: as the config says. `environment`: what the
+    numbers were computed with.
     """
 
     step: int = 0
@@ -71,6 +79,7 @@ class TrainerState:
     data_sha256: str = ""
     model_sha256: str = ""
     microbatch_tokens: int = 0
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +113,7 @@ def save_checkpoint(
     """
     folder = run_dir / FOLDER
     target = folder / f"step-{state.step}"
-    scratch = folder / f"{target.name}.tmp-{secrets.token_hex(4)}"
+    scratch = unfinished_name(target)
     weights = policy.weights_sha256()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -137,10 +146,10 @@ def _delete_old(run_dir: Path, step: int, keep: int, keep_best: bool) -> None:
     """All but the last `keep` up to `step` (never the last one), and the best."""
     best = best_checkpoint(run_dir) if keep_best else None
     # A run that went on from an earlier step leaves later ones alone: they are none of its own.
-    own = [path for path in list_checkpoints(run_dir) if _step_of(path) <= step]
+    own = [path for path in list_checkpoints(run_dir) if step_of(path) <= step]
     for old in own[: -max(keep, 1)]:
         if old != best:
-            shutil.rmtree(old)
+            delete_checkpoint(old)
 
 
 def _make_room(folder: Path, needed: int, delete_old: Callable[[], None]) -> None:
@@ -160,41 +169,9 @@ def _bytes_needed(policy: Policy) -> int:
     return int(size * _HEADROOM) + 2**20
 
 
-def remove_unfinished(run_dir: Path) -> None:
-    """Delete what a killed process left half-written, and give a checkpoint its name back that was to be
-    replaced by one that never took it. Only the one process that may write to this folder calls it.
-    """
-    for parked in (run_dir / FOLDER).glob("step-*.old-*"):
-        target = parked.with_name(parked.name.partition(".")[0])
-        if target.exists():
-            shutil.rmtree(parked, ignore_errors=True)
-        else:
-            parked.rename(target)
-    for leftover in (run_dir / FOLDER).glob("step-*.tmp-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def list_checkpoints(run_dir: Path) -> list[Path]:
-    """Folders of finished checkpoints, oldest step first; their files are not verified here."""
-    named = [path for path in (run_dir / FOLDER).glob("step-*") if _NAME.fullmatch(path.name)]
-    return sorted((path for path in named if (path / "manifest.json").is_file()), key=_step_of)
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
-
-
 def best_checkpoint(run_dir: Path) -> Path | None:
     """The finished checkpoint with the best accuracy, the earliest of equals; None if none was evaluated."""
-    best: tuple[float, Path] | None = None
-    for path in list_checkpoints(run_dir):
-        try:
-            accuracy = json.loads((path / "manifest.json").read_bytes()).get("accuracy")
-        except (OSError, ValueError, AttributeError):
-            continue  # a damaged one is nobody's best
-        if isinstance(accuracy, int | float) and (best is None or accuracy > best[0]):
-            best = (float(accuracy), path)
-    return None if best is None else best[1]
+    return best_of(list_checkpoints(run_dir))
 
 
 def read_checkpoint(path: Path) -> tuple[TrainerState, RunConfig]:
@@ -245,6 +222,39 @@ def read_checkpoint(path: Path) -> tuple[TrainerState, RunConfig]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"The checkpoint {path} cannot be read: {error}.") from error
     return state, config
+
+
+def environment(device: torch.device | str) -> dict[str, str]:
+    """What decides the last digits of a number, beside the run's own config and state."""
+    where = torch.device(device)
+    is_gpu = where.type == "cuda"
+    return {
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "numpy": version("numpy"),
+        "device": torch.cuda.get_device_name(where) if is_gpu else where.type,
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def why_not_exact(saved: dict[str, str], now: dict[str, str]) -> str:
+    """Why a resumed run need not equal the unbroken one bit for bit; "" if it will. A checkpoint that knows
+    nothing of its environment is from before it was kept.
+    """
+    if now["device"] != "cpu":
+        return "a GPU adds numbers in no fixed order"
+    changed = [name for name in now if saved.get(name, now[name]) != now[name]]
+    return ", ".join(f"{name} was {saved[name]} and is {now[name]}" for name in changed)
+
+
+def place_of(checkpoint: Path, run_dir: Path) -> str:
+    """What events call it: `attempt-1/checkpoints/step-2` if an earlier attempt beside this one saved it,
+    else `step-2`.
+    """
+    attempt = checkpoint.parent.parent
+    is_beside = attempt.parent == run_dir.parent and attempt != run_dir
+    return f"{attempt.name}/{FOLDER}/{checkpoint.name}" if is_beside else checkpoint.name
 
 
 def model_folder(path: Path) -> Path:

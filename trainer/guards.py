@@ -217,6 +217,14 @@ TROUBLES: dict[str, Trouble] = {
         "Look after the disk.",
         "goes on",
     ),
+    "unfit spool": Trouble(
+        "A dead attempt's spool does not go on where the database stands: it was changed, or lost its "
+        "beginning.",
+        "What attempt {epoch} had not yet sent is not stored ({error}); it is kept in {file} and is made "
+        "again from the checkpoint",
+        "Look after the disk.",
+        "goes on",
+    ),
     "deaf": Trouble(
         "A stop was asked for and the trainer did not answer, as when it hangs in a driver.",
         "The trainer did not stop within {seconds:g} s and was ended",

@@ -21,14 +21,17 @@ from trainer.checkpoint import (
     DamagedCheckpointError,
     DiskFullError,
     TrainerState,
+    environment,
     load_adapter,
     load_optimiser,
     load_value_head,
     model_folder,
+    place_of,
     read_checkpoint,
-    remove_unfinished,
     save_checkpoint,
+    why_not_exact,
 )
+from trainer.checkpoint_folder import remove_unfinished
 from trainer.config import RunConfig
 from trainer.credit import credit_plan, credit_trees
 from trainer.data import Problem, load_data
@@ -219,10 +222,13 @@ class _Run:
         if reference is not None:
             reference.is_half = self.policy.is_half  # else KL would begin at the rounding, not at 0
         refuse_other_data(self.state, self.data.sha256)
+        here = environment(self.policy.device)
+        not_exact = why_not_exact(self.state.environment, here) if resume is not None else ""
         self.state = replace(
             self.state,
             data_sha256=self.data.sha256,
             model_sha256=self.state.model_sha256 or model_sha256(config.model.path),
+            environment=here,
         )
         self.optimiser = Optimiser(
             self.policy,
@@ -250,7 +256,7 @@ class _Run:
             Started(
                 time=time.time(),
                 step=self.state.step,
-                resumed_from=resume.name if resume else None,
+                resumed_from=place_of(resume, run_dir) if resume else None,
                 config_sha256=config.sha256(),
                 weights_sha256=self.policy.weights_sha256(),
                 parameters=self.policy.parameter_count(),
@@ -262,6 +268,12 @@ class _Run:
                 evaluation_problems=len(self.data.evaluation),
             )
         )
+        if not_exact:
+            self.say(
+                "warning",
+                f"Resumed, not bit-exact: {not_exact}. All state is there; numbers after step "
+                f"{self.state.step} may differ from those of an unbroken run in their last digits.",
+            )
 
     def first_whole(self, checkpoints: Sequence[Path]) -> tuple[Path, TrainerState, RunConfig]:
         """The first checkpoint whose files are as they were written; says which are not. Raises

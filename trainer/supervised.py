@@ -6,10 +6,14 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import sys
 import threading
 from typing import IO
 
+SILENT_SECONDS = 24.0  # a bit more than a lease: whoever is silent for so long has lost it
+LISTEN_SECONDS = 4.0
+SUPERVISOR_IS_SILENT = 75  # exit status: "try again", as in sysexits.h
 logger = logging.getLogger(__name__)
 
 
@@ -22,15 +26,26 @@ def only_events_on_stdout() -> IO[bytes]:
 
 
 def end_with_parent(descriptor: int) -> None:
-    """A thread that ends this process as soon as the other end of the pipe is closed: no orphan works on."""
+    """A thread that ends this process as soon as the other end of the pipe is closed, or has fallen silent
+    after it spoke: no orphan works on, and none whose supervisor is frozen.
+    """
 
     def watch() -> None:
+        has_spoken, silent = False, 0.0
         try:
-            while os.read(descriptor, 1):
-                pass
+            while silent < SILENT_SECONDS:
+                ready, _, _ = select.select([descriptor], [], [], LISTEN_SECONDS if has_spoken else None)
+                if not ready:
+                    # Counted in waits that we were awake for: a machine that sleeps is no silence.
+                    silent += LISTEN_SECONDS
+                elif os.read(descriptor, 4096):
+                    has_spoken, silent = True, 0.0
+                else:
+                    os._exit(1)
         except OSError:
             logger.warning("The parent pipe %s cannot be read; ending.", descriptor)
-        os._exit(1)
+            os._exit(1)
+        os._exit(SUPERVISOR_IS_SILENT)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 

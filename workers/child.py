@@ -1,7 +1,8 @@
 """The trainer as a child process: start it, read it, signal it, end it. It does not know what the lines mean.
 
-Three nets keep it from outliving its supervisor: a death signal, a pipe that it watches, and a mark in its
-environment by which the reaper finds it and whatever it started.
+Four nets keep it from outliving its supervisor: a death signal, a pipe that it watches, beats on that pipe
+that stop when the supervisor is frozen, and a mark in its environment by which the reaper finds it and
+whatever it started.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ import selectors
 import shutil
 import signal
 import subprocess
-import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from webapp.embedded import processes
+from webapp.embedded.leftovers import MARK, temporary_folder
 from webapp.embedded.processes import Identity
-from workers.limits import MAX_LINE_BYTES, MAX_LOG_BYTES, STDERR_TAIL_BYTES
+from workers.limits import BEAT_SECONDS, MAX_LINE_BYTES, MAX_LOG_BYTES, STDERR_TAIL_BYTES
 
-MARK = "ARBORIST_ATTEMPT"
 _CHUNK = 2**20
 # All that a child which runs a model gets to know of our environment: no keys, tokens or addresses.
 _PASSED_ON = frozenset(
@@ -37,11 +38,6 @@ def passed_on(env: Mapping[str, str]) -> dict[str, str]:
     """The part of an environment that the trainer is given; hubs and telemetry are switched off in it."""
     kept = {k: v for k, v in env.items() if k in _PASSED_ON or k.startswith(_PASSED_ON_FAMILIES)}
     return kept | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-
-
-def temporary_folder(mark: str) -> Path:
-    """Where a trainer with this mark puts what is not to outlive it. Short, since sockets may lie in it."""
-    return Path(tempfile.gettempdir()) / f"arborist-{mark}"
 
 
 class Lines:
@@ -114,8 +110,18 @@ class TrainerChild:
         for fd in self._open:
             os.set_blocking(fd, False)
             self._selector.register(fd, selectors.EVENT_READ)
+        os.set_blocking(self._held, False)
+        self._is_ending = threading.Event()
+        self._beats = threading.Thread(target=self._beat, name=f"beats-{mark}", daemon=True)
+        self._beats.start()
         with contextlib.suppress(OSError):  # a small pipe only makes the trainer wait sooner
             fcntl.fcntl(self._stdout, fcntl.F_SETPIPE_SZ, _CHUNK)
+
+    def _beat(self) -> None:
+        """Tell the trainer that this process is not frozen; it ends itself when it hears that no more."""
+        while not self._is_ending.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError):  # it has ended, or does not read: neither is our matter here
+                os.write(self._held, b".")
 
     @staticmethod
     def _fileno(stream: IO[bytes] | None) -> int:
@@ -187,6 +193,8 @@ class TrainerChild:
         """Kill what is left of it and reap it. Returns minus the signal's number, or the exit status."""
         self.kill()
         status = self._popen.wait()
+        self._is_ending.set()
+        self._beats.join()
         processes.end_marked(self.mark, variable=MARK)
         shutil.rmtree(temporary_folder(self.mark), ignore_errors=True)
         self._selector.close()

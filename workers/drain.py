@@ -8,7 +8,8 @@ import time
 
 from django.db import DatabaseError, InterfaceError, OperationalError, connection
 
-from trainer.events import Event, LogLine, Progress
+from trainer.events import LogLine, Progress
+from workers import keeping
 from workers.lease import LeaseLostError
 from workers.limits import (
     GATHER_SECONDS,
@@ -18,8 +19,8 @@ from workers.limits import (
     RECORD_SECONDS,
     RETRY_SECONDS,
 )
-from workers.output import Preempted, UnreadableEventError, read_event
-from workers.recorder import GapError, Recorded, Recorder
+from workers.output import Spooled, UnreadableEventError, read_event
+from workers.recorder import ConflictError, GapError, Recorded, Recorder
 from workers.spool import Record, Spool, SpoolReader
 
 logger = logging.getLogger(__name__)
@@ -37,12 +38,15 @@ class Batches:
         records = self.reader.take(end, RECORD_EVENTS, RECORD_BYTES)
         if not records:
             return None
-        recorded = self.recorder.record([(record.n, _event(record)) for record in records])
+        recorded = self.recorder.record(
+            [(record.n, _event(record)) for record in records], [record.checksum for record in records]
+        )
         self.reader.advance(records[-1])
+        keeping.remove(recorded.old)
         return recorded
 
 
-def _event(record: Record) -> Event | Preempted:
+def _event(record: Record) -> Spooled:
     try:
         return read_event(record.payload)
     except UnreadableEventError as error:
@@ -132,7 +136,7 @@ class Drain(threading.Thread):
                 self._pause(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
                 failures += 1
                 continue
-            except (DatabaseError, GapError, OSError, ValueError) as error:
+            except (DatabaseError, GapError, ConflictError, OSError, ValueError) as error:
                 # Not a matter of time: a defect of ours, or a damaged disk. The run must end and say so.
                 logger.exception("Events of run %s cannot be stored", self._batches.recorder.lease.run_id)
                 self.broken = f"The results could not be stored: {type(error).__name__}: {error}"

@@ -53,6 +53,11 @@ def _found(status: int, stderr: str, kernel_was_out_of_memory: bool) -> tuple[st
     return ("error", {"error": last}) if last else ("status", {"status": status})
 
 
+def death(status: int) -> str:
+    """What happened to a trainer that a signal ended, as a sentence to be gone on with: "… after step 3"."""
+    return f"Its trainer was ended by signal {-status} ({_signal_name(-status)})"
+
+
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name

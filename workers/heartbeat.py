@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable
 
 from django.db import InterfaceError, OperationalError, connection
+from django.db.models import Exists
 from django.db.models.functions import Now
 
 from webapp.limits import HEARTBEAT_SECONDS
-from webapp.runs.models import Worker
+from webapp.runs.models import Run, Worker
 from workers import lease as leases
 from workers.lease import Lease, LeaseLostError, Wish
 from workers.limits import WISH_SECONDS
@@ -84,7 +85,7 @@ class Heartbeat(threading.Thread):
     def _look(self, *, renew: bool) -> None:
         if renew:
             wish = leases.renew(self.lease, time.monotonic() - self._spoke)
-            Worker.objects.filter(name=self.lease.owner).update(heartbeat_at=Now(), run_id=self.lease.run_id)
+            self._be_seen()
         else:
             wish = leases.read_wish(self.lease)
         if wish.kind and wish != self.wish:
@@ -92,6 +93,11 @@ class Heartbeat(threading.Thread):
             self.wish = wish
         if self.wish.kind == "kill":
             self._end_trainer()
+
+    def _be_seen(self) -> None:
+        ours = Run.objects.filter(id=self.lease.run_id, lease_epoch=self.lease.epoch)
+        seen = Worker.objects.filter(Exists(ours), name=self.lease.owner)
+        seen.update(heartbeat_at=Now(), run_id=self.lease.run_id)
 
     def leave(self) -> None:
         """Stop beating; the lease is kept by nobody from now on."""

@@ -22,6 +22,8 @@ FINISHED_GRACE_SECONDS = 10.0  # a trainer that said it finished may take this l
 SHUTDOWN_RECORD_SECONDS = 10.0  # a worker that is told to stop waits this long for a lost database
 UPKEEP_SECONDS = 5.0  # how often a worker is seen, and hears of a drain
 MEASURE_SECONDS = 10.0  # how often it measures its machine
+BEAT_SECONDS = 2.0  # a trainer is told so often that its supervisor runs (trainer.supervised.SILENT_SECONDS)
+UNFINISHED_SECONDS = 3600.0  # a checkpoint that nobody has written to for so long never will be one
 
 MAX_STEP = 2**53
 MAX_CHECKPOINTS_TRIED = 100  # one after the other, until one is whole

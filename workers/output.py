@@ -34,8 +34,22 @@ class Preempted(BaseModel):
     reason: str
 
 
-SpoolEvent = Annotated[Event | Preempted, Field(discriminator="kind")]
-_SPOOLED: TypeAdapter[Event | Preempted] = TypeAdapter(SpoolEvent)
+class Died(BaseModel):
+    """Likewise, when the trainer was ended by a signal that none of us sent: another attempt goes on from its
+    checkpoint, unless it dies again and again. `what` is the beginning of a sentence.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["died"] = "died"
+    time: float
+    step: int
+    what: str
+
+
+WORKERS_OWN = (Preempted, Died)
+Spooled = Event | Preempted | Died
+SpoolEvent = Annotated[Spooled, Field(discriminator="kind")]
+_SPOOLED: TypeAdapter[Spooled] = TypeAdapter(SpoolEvent)
 
 
 class UnreadableEventError(ValueError):
@@ -47,7 +61,7 @@ def is_event(line: bytes) -> bool:
     return line.lstrip().startswith(b"{")
 
 
-def read_event(line: bytes) -> Event | Preempted:
+def read_event(line: bytes) -> Spooled:
     """The event of one line (or spool record). Raises UnreadableEventError."""
     try:
         event = _parse(line)
@@ -59,7 +73,7 @@ def read_event(line: bytes) -> Event | Preempted:
     return event
 
 
-def _parse(line: bytes) -> Event | Preempted:
+def _parse(line: bytes) -> Spooled:
     try:
         return _SPOOLED.validate_json(line)
     except ValidationError:
@@ -73,7 +87,7 @@ def _parse(line: bytes) -> Event | Preempted:
         return _SPOOLED.validate_json(json.dumps(storable_json(loose)))
 
 
-def _check(event: Event | Preempted) -> None:
+def _check(event: Spooled) -> None:
     if event.kind != "log" and event.step > MAX_STEP:
         raise UnreadableEventError(f"step: {event.step} is larger than {MAX_STEP}")
     if isinstance(event, TreeSampled):

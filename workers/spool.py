@@ -22,17 +22,21 @@ _HEADER = struct.Struct("<II")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Record number `n`; `end` is the offset just after it."""
+    """Record number `n`; `end` is the offset just after it, `checksum` that of all headers up to there."""
 
     n: int
     end: int
     payload: bytes
+    checksum: int
 
 
-def _scan(fd: int, n: int, offset: int, end: int) -> Iterator[Record]:
-    """Whole records after record `n`, which ended at `offset`, up to `end` or the first that is not whole."""
+def _scan(fd: int, n: int, offset: int, end: int, through: int = 0) -> Iterator[Record]:
+    """Whole records after record `n`, which ended at `offset`, up to `end` or the first that is not whole.
+    `through`: the checksum of the file up to `offset`.
+    """
     while offset + _HEADER.size <= end:
-        length, checksum = _HEADER.unpack(os.pread(fd, _HEADER.size, offset))
+        header = os.pread(fd, _HEADER.size, offset)
+        length, checksum = _HEADER.unpack(header)
         # A crash may leave a hole of zeros; an empty record would have a matching checksum.
         if not 0 < length <= MAX_LINE_BYTES or offset + _HEADER.size + length > end:
             return
@@ -40,7 +44,8 @@ def _scan(fd: int, n: int, offset: int, end: int) -> Iterator[Record]:
         if len(payload) != length or zlib.crc32(payload) != checksum:
             return
         n, offset = n + 1, offset + _HEADER.size + length
-        yield Record(n, offset, payload)
+        through = zlib.crc32(header, through)  # which holds the payload's checksum
+        yield Record(n, offset, payload, through)
 
 
 class Spool:
@@ -106,7 +111,7 @@ class SpoolReader:
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.n = self.offset = 0
+        self.n = self.offset = self.checksum = 0
 
     def take(self, end: int, max_records: int, max_bytes: int) -> list[Record]:
         """The next whole records before the offset `end`: at least one if there is one, within both limits.
@@ -114,7 +119,7 @@ class SpoolReader:
         They are not passed over until `advance` says so.
         """
         taken: list[Record] = []
-        for record in _scan(self._fd, self.n, self.offset, end):
+        for record in _scan(self._fd, self.n, self.offset, end, self.checksum):
             taken.append(record)
             if len(taken) >= max_records or record.end - self.offset >= max_bytes:
                 break
@@ -122,7 +127,7 @@ class SpoolReader:
 
     def advance(self, record: Record) -> None:
         """Everything up to `record` is done with."""
-        self.n, self.offset = record.n, record.end
+        self.n, self.offset, self.checksum = record.n, record.end, record.checksum
 
     def is_torn(self) -> bool:
         """Whether what follows is what a crash leaves: the beginning of one record, or a hole of zeros.

@@ -29,22 +29,24 @@ from trainer.config import stored_config
 from trainer.config_file import config_to_yaml
 from trainer.events import Finished, LogLine
 from trainer.guards import TROUBLES, is_full, told
+from trainer.schema.training import CheckpointConfig
 from webapp import broker
 from webapp.projects.models import ModelSource
 from webapp.runs.models import Checkpoint, Run, RunStatus, Worker
-from workers import lease, memory, reaper
+from workers import keeping, lease, memory, reaper
 from workers.child import TrainerChild
 from workers.drain import Batches, Drain
 from workers.heartbeat import Heartbeat
 from workers.lease import Lease, LeaseLostError
 from workers.limits import MAX_CHECKPOINTS_TRIED, RETRY_SECONDS, SHUTDOWN_RECORD_SECONDS
-from workers.output import Preempted
-from workers.recorder import Recorder
+from workers.output import Died, Preempted
+from workers.recorder import ConflictError, GapError, Recorder
 from workers.spool import Spool, SpoolReader
 from workers.watch import Recording, Watch, finished
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+KEEP_ALL = 1000
 TRAINER = (sys.executable, "-m", "trainer")
 
 
@@ -121,6 +123,7 @@ class _Attempt:
         self.notes = trainer_notes()
         self.heart = Heartbeat(held)
         self.queue = ""
+        self.keep: CheckpointConfig | None = None
         self.news: list[LogLine] = []  # of earlier attempts, for this one's events
 
     def run(self) -> None:
@@ -129,6 +132,7 @@ class _Attempt:
             reaper.reap(self.notes, self._may_live)
             if self._drain_earlier_attempts():
                 return
+            self._patiently(lambda: keeping.clear_up(self.lease, self.run_folder))
             self._make_folder()
             self._record(Spool(self.folder / "spool"))
         finally:
@@ -151,18 +155,23 @@ class _Attempt:
                     if recorded.ended:
                         return True
                 left_over, is_torn = reader.size() - reader.offset, reader.is_torn()
+            except (GapError, ConflictError) as error:
+                self._set_aside(left[epoch], "unfit spool", epoch=epoch, error=error)
+                continue
             finally:
                 reader.close()
             if is_torn:  # the rule after a kill
                 self._note("info", "torn spool", epoch=epoch, size=left_over, count=reader.n)
-            elif left_over:  # Kept for a look.
-                damaged = left[epoch].rename(left[epoch].with_name("spool.damaged"))
-                self._note(
-                    "warning", "damaged spool", epoch=epoch, size=left_over, count=reader.n, file=damaged
-                )
+            elif left_over:
+                self._set_aside(left[epoch], "damaged spool", epoch=epoch, size=left_over, count=reader.n)
                 continue
             left[epoch].unlink()
         return False
+
+    def _set_aside(self, spool: Path, trouble: str, **values: object) -> None:
+        """Kept for a look."""
+        damaged = spool.rename(spool.with_name("spool.damaged"))
+        self._note("warning", trouble, file=damaged, **values)
 
     def _note(self, level: Literal["info", "warning"], trouble: str, **values: object) -> None:
         said = f"{TROUBLES[trouble].said(**values)}."
@@ -177,7 +186,7 @@ class _Attempt:
         self.folder.mkdir(mode=0o700)
 
     def _record(self, spool: Spool) -> None:
-        recording = Recording(spool, Drain(spool, Recorder(self.lease)))
+        recording = Recording(spool, Drain(spool, Recorder(self.lease, unlist=self._old_checkpoints)))
         recording.drain.start()
         try:
             last = self._train(recording)
@@ -194,19 +203,22 @@ class _Attempt:
             # Another worker may be free; if not, the sweeper offers it again later.
             broker.send_train_run(self.lease.run_id, self.queue)
 
-    def _train(self, recording: Recording) -> Finished | Preempted:
+    def _train(self, recording: Recording) -> Finished | Preempted | Died:
         """Run the trainer to its end. Returns what is to be the attempt's last record."""
         for line in self.news:
             recording.add(line)
         run = self._patiently(lambda: Run.objects.select_related("checkpoint").get(id=self.lease.run_id))
         self.queue = run.queue
         stands = (run.step, None if run.checkpoint is None else run.checkpoint.step)
+        mark = f"{run.id}-{self.lease.epoch}-{secrets.token_hex(4)}"
         try:
             arguments = self._arguments(run, recording)
             kills = memory.kernel_kills()
+            # Before there is a trainer: whoever dies now has written down what may be left.
+            note = reaper.write(self.notes, run.id, self.lease.epoch, mark, None)
             child = TrainerChild(
                 [*self.command, *arguments],
-                mark=f"{run.id}-{self.lease.epoch}-{secrets.token_hex(4)}",
+                mark=mark,
                 env=os.environ,
                 cwd=settings.BASE_DIR,
                 log=self.folder / "trainer.log",
@@ -215,22 +227,24 @@ class _Attempt:
             reason = error.trouble.sentence(*stands, **error.values)
             return finished("paused" if error.trouble.then == "paused" else "failed", reason, run.step)
         except OSError as error:
+            (self.notes / f"{mark}.json").unlink(missing_ok=True)
             if is_full(error):
                 raise
             return finished("failed", TROUBLES["not started"].sentence(*stands, error=error), run.step)
         watch = Watch(child, recording, self.heart, self.told_to_leave, step=stands[0], checkpoint=stands[1])
-        note: Path | None = None
         try:
-            note = reaper.write(self.notes, run.id, self.lease.epoch, child.mark, child.identity)
+            reaper.write(self.notes, run.id, self.lease.epoch, mark, child.identity)
             self.heart.take(child.kill)
             watch.until_it_ends()
         finally:
             self.heart.take(None)
             status = child.end()
-            if note is not None:
-                note.unlink(missing_ok=True)
+            note.unlink(missing_ok=True)
         now = memory.kernel_kills()
         return watch.ending(status, was_out_of_memory=kills is not None and now is not None and now > kills)
+
+    def _old_checkpoints(self, run: Run) -> list[Path]:
+        return [] if self.keep is None else keeping.take_off_the_list(run, self.run_folder, self.keep)
 
     def _arguments(self, run: Run, recording: Recording) -> list[str]:
         """Write the child's config and choose where it goes on. Raises CannotStartError."""
@@ -242,7 +256,13 @@ class _Attempt:
         source = self._patiently(lambda: ModelSource.objects.filter(slug=slug).first())
         if source is None:
             raise CannotStartError("unknown model", slug=slug)
-        resolved = config.model_copy(update={"model": config.model.model_copy(update={"path": source.path})})
+        self.keep = config.checkpoint
+        changes = {
+            "model": config.model.model_copy(update={"path": source.path}),
+            # The worker itself deletes old ones (`keeping`): the trainer does not know who needs them.
+            "checkpoint": config.checkpoint.model_copy(update={"keep_last": KEEP_ALL}),
+        }
+        resolved = config.model_copy(update=changes)
         path = self.folder / "config.yaml"
         path.write_text(config_to_yaml(resolved), encoding="utf-8")
         arguments = [str(path), "--output", str(self.folder)]
@@ -270,7 +290,7 @@ class _Attempt:
             )
         return [path for _, path in here[:MAX_CHECKPOINTS_TRIED]]
 
-    def _wait_until_stored(self, recording: Recording, last: Finished | Preempted) -> None:
+    def _wait_until_stored(self, recording: Recording, last: Finished | Preempted | Died) -> None:
         """The drain alone says now whether the run is ours: its last record gives the lease back."""
         drain = recording.drain
         gave_up_at: float | None = None
@@ -351,6 +371,8 @@ def _give_names_back(folder: Path) -> None:
 
 def _forget_sighting(held: Lease) -> None:
     try:
-        Worker.objects.filter(name=held.owner, run_id=held.run_id).update(run=None)
+        # Not of one with our name that has the run again.
+        seen = Worker.objects.filter(name=held.owner, run_id=held.run_id, run__lease_epoch=held.epoch)
+        seen.update(run=None)
     except (OperationalError, InterfaceError) as error:
         logger.info("The health page shows run %s a little longer: %s", held.run_id, error)

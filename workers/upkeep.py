@@ -14,15 +14,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
+from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models.functions import Now
 
 from webapp.exports.models import Export, ExportStatus
 from webapp.probes.models import Probe, ProbeStatus
 from webapp.queue import order
-from webapp.runs.models import LEASED, Run, RunStatus, Worker
-from workers import machine, probing, reaper
-from workers.limits import MEASURE_SECONDS, UPKEEP_SECONDS
+from webapp.runs.leftovers import may_have_trainer
+from webapp.runs.models import LEASED, Run, Worker
+from workers import keeping, machine, probing, reaper
+from workers.limits import MEASURE_SECONDS, UNFINISHED_SECONDS, UPKEEP_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +48,17 @@ class _Upkeep(threading.Thread):
 
     def run(self) -> None:
         is_first = True
+        swept_at = 0.0
         while True:
             try:
                 self._be_seen(is_first)
                 is_first = False
                 self._obey()
-                reaper.reap(self.notes, _is_current)
+                reaper.reap(self.notes, may_have_trainer)
                 reaper.reap(probing.notes(), probing.is_current)
+                if not swept_at or time.monotonic() - swept_at > UNFINISHED_SECONDS / 4:
+                    keeping.sweep(settings.DATA_DIR / "runs")
+                    swept_at = time.monotonic()
             except (OperationalError, InterfaceError) as error:
                 logger.info("Worker %s could not say that it lives: %s", self.worker, error)
             finally:
@@ -96,12 +102,6 @@ def is_busy(worker: str) -> bool:
         or Probe.objects.filter(owner=worker, status=ProbeStatus.RUNNING).exists()
         or Export.objects.filter(lease_owner=worker, status=ExportStatus.RUNNING).exists()
     )
-
-
-def _is_current(run_id: int, epoch: int) -> bool:
-    """Whether the attempt may still have a trainer; it may while its worker is only out of contact."""
-    held = (*LEASED, RunStatus.RECOVERING)
-    return Run.objects.filter(id=run_id, lease_epoch=epoch, status__in=held).exists()
 
 
 _current: _Upkeep | None = None

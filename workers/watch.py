@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from trainer.events import Finished, LogLine, Progress
 from trainer.guards import TROUBLES, Trouble
+from trainer.supervised import SUPERVISOR_IS_SILENT
 from webapp.limits import STOP_GRACE_SECONDS
 from workers import endings
 from workers.child import TrainerChild
@@ -25,7 +26,7 @@ from workers.limits import (
     MAX_STRAY_LINES,
     PREEMPT_GRACE_SECONDS,
 )
-from workers.output import Preempted, UnreadableEventError, is_event, read_event
+from workers.output import WORKERS_OWN, Died, Preempted, UnreadableEventError, is_event, read_event
 from workers.spool import Spool
 
 logger = logging.getLogger(__name__)
@@ -143,8 +144,8 @@ class Watch:
             # Kept until the trainer has left: a stop that nobody asked for is not the run's end.
             self.finished, self.step = event, event.step
             self._leave_within(FINISHED_GRACE_SECONDS)
-        elif isinstance(event, Preempted):
-            self._fail("unreadable", error="kind: preempted is the worker's word")
+        elif isinstance(event, WORKERS_OWN):
+            self._fail("unreadable", error=f"kind: {event.kind} is the worker's word")
         else:
             self.recording.add(event, line)
             if self.recording.broken is not None:
@@ -208,7 +209,7 @@ class Watch:
         deadline = time.monotonic() + seconds
         self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
 
-    def ending(self, status: int, *, was_out_of_memory: bool) -> Finished | Preempted:
+    def ending(self, status: int, *, was_out_of_memory: bool) -> Finished | Preempted | Died:
         """The attempt's last record, from how the trainer left."""
         more = self._strays - MAX_STRAY_LINES
         if more > 0:
@@ -228,6 +229,8 @@ class Watch:
             return finished("stopped", self._told(reason), self.step)
         if self.is_leaving:
             return self._preempted()
+        if status == SUPERVISOR_IS_SILENT:
+            return self._preempted("Its worker stood still for a while")
         reason = endings.describe(
             status,
             self.child.error_tail(),
@@ -236,6 +239,9 @@ class Watch:
             kernel_was_out_of_memory=was_out_of_memory,
         )
         self.recording.say("error", f"Last lines of the trainer's log:\n{self.child.error_tail()[-4000:]}")
+        if status < 0 and not was_out_of_memory:
+            # Nobody of ours has ended it, so it may go well another time.
+            return Died(time=time.time(), step=self.step, what=endings.death(status))
         return finished("failed", reason, self.step)
 
     def _told(self, what: str) -> str:
@@ -243,8 +249,8 @@ class Watch:
         saved = "no checkpoint" if self.checkpoint is None else f"last checkpoint: step {self.checkpoint}"
         return f"{what}; {saved}."
 
-    def _preempted(self) -> Preempted:
-        what = f"Its worker was told to stop after step {self.step}; "
+    def _preempted(self, why: str = "Its worker was told to stop") -> Preempted:
+        what = f"{why} after step {self.step}; "
         if self.checkpoint is None:
             what += "there is no checkpoint yet, so it starts again."
         else:

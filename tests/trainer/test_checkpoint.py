@@ -24,9 +24,9 @@ from trainer.checkpoint import (
     load_value_head,
     model_folder,
     read_checkpoint,
-    remove_unfinished,
     save_checkpoint,
 )
+from trainer.checkpoint_folder import remove_unfinished
 from trainer.config import RunConfig
 from trainer.optim import Optimiser
 from trainer.policy import Policy, load_policy

@@ -26,7 +26,7 @@ from trainer.checkpoint import (
     read_checkpoint,
 )
 from trainer.config import RunConfig
-from trainer.events import Event, EventDigest, Metrics, TreeSampled
+from trainer.events import Event, EventDigest, LogLine, Metrics, TreeSampled
 from trainer.loop import train
 from trainer.losses import LossPart, policy_loss
 from trainer.optim import Optimiser
@@ -205,6 +205,32 @@ def test_weights_beside_the_model_matter(
     assert (resumed.digest() == whole.digest()) == (not is_dropped)
 
 
+def changed(name: str, value: str) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        state = json.loads(path.read_text())
+        assert state["environment"][name] != value
+        state["environment"][name] = value
+        path.write_text(json.dumps(state))
+
+    return change
+
+
+@pytest.mark.parametrize(("name", "value"), [("", ""), ("threads", "64"), ("torch", "1.0")])
+def test_a_run_that_goes_on_elsewhere_says_that_it_is_not_bit_exact(
+    name: str, value: str, tmp_path: Path
+) -> None:
+    Story(config_of("grpo-tiny", 5, HALF), tmp_path)
+    (last,) = list_checkpoints(tmp_path)
+    if name:
+        rewritten(last, "state.json", changed(name, value))
+    resumed = Story(config_of("grpo-tiny", 5, HALF), tmp_path, last)
+    said = [e.message for e in resumed.events if isinstance(e, LogLine) and "bit-exact" in e.message]
+    assert len(said) == bool(name)
+    if name:
+        assert said[0].startswith(f"Resumed, not bit-exact: {name} was {value} and is ")
+        assert f"numbers after step {HALF} may differ" in said[0]
+
+
 def test_no_part_of_the_state_is_left_out_here() -> None:
     tested = {
         *COUNTED,
@@ -213,6 +239,7 @@ def test_no_part_of_the_state_is_left_out_here() -> None:
         "data_sha256",
         "model_sha256",
         "microbatch_tokens",
+        "environment",
     }
     assert {field.name for field in fields(TrainerState)} == tested
 

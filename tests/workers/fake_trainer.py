@@ -30,7 +30,8 @@ signal.signal(signal.SIGTERM, lambda _n, _f: asked.set())
 
 
 def watch() -> None:
-    os.read(parent, 1)
+    while os.read(parent, 1):
+        pass
     os._exit(7)
 
 
@@ -153,6 +154,11 @@ match scenario:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         step(1)
         ctypes.PyDLL(None).sleep(600)
+    case "works with a child":
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+        for number in range(1, 10_000):
+            step(number)
+            time.sleep(0.05)
     case "many events":
         for number in range(1, 3001):
             step(number)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -150,6 +152,84 @@ def test_what_a_trainer_leaves_in_its_temporary_folder_goes_with_it(tmp_path: Pa
     assert Path(line.decode()).is_dir()
     child.end()
     assert not temporary_folder(child.mark).exists()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_child_ends_when_its_supervisor_is_frozen(tmp_path: Path, is_frozen: bool) -> None:
+    """The death signal and the closed pipe never come; the beats stop."""
+    code = """
+import sys, time
+from trainer import supervised
+supervised.SILENT_SECONDS, supervised.LISTEN_SECONDS = 1.0, 0.25
+supervised.end_with_parent(int(sys.argv[2]))
+print("ready", flush=True)
+time.sleep(600)
+"""
+    mark = f"1-1-{secrets.token_hex(4)}"
+    script = f"""
+import sys, time
+from pathlib import Path
+from workers import child
+child.BEAT_SECONDS = 0.1
+log = Path({str(tmp_path / "log")!r})
+one = child.TrainerChild([sys.executable, "-c", {code!r}], mark={mark!r}, env={{}}, cwd=Path("."), log=log)
+while not one.read(1): pass
+print(one.identity.pid, one.identity.started, flush=True)
+time.sleep(600)
+"""
+    supervisor = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert supervisor.stdout is not None
+    trainer = Identity(*map(int, supervisor.stdout.readline().split()))
+    time.sleep(0.5)  # it has heard a beat
+    if is_frozen:
+        supervisor.send_signal(signal.SIGSTOP)
+    assert processes.wait_until(lambda: not trainer.is_alive(), 10 if is_frozen else 2.5) == is_frozen
+    supervisor.kill()
+    supervisor.wait()
+    supervisor.stdout.close()
+    assert processes.wait_until(lambda: not trainer.is_alive(), 5)
+    shutil.rmtree(temporary_folder(mark))
+
+
+@pytest.mark.process
+def test_reaper_ends_what_a_dead_trainer_left_in_its_group(tmp_path: Path) -> None:
+    # A verifier's process is given no environment, so it carries no mark; its group is the trainer's.
+    code = (
+        "import subprocess, sys\n"
+        "argv = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
+        "p = subprocess.Popen(argv, env={})\n"
+        "print(p.pid, flush=True)"
+    )
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    identity = Identity.of(trainer.pid)
+    assert trainer.stdout is not None
+    assert identity is not None
+    left = Identity.of(int(trainer.stdout.readline()))
+    assert left is not None
+    trainer.stdout.close()
+    assert trainer.wait(10) == 0  # reaped: its pid is nobody's
+    note = reaper.write(tmp_path, 7, 2, f"7-2-{tmp_path.name}", identity)
+    note.write_text(note.read_text().replace(f'"supervisor": [{os.getpid()}', '"supervisor": [999999'))
+    assert reaper.reap(tmp_path) == 1
+    assert processes.wait_until(lambda: not left.is_alive(), 5)
+
+
+def test_reaper_ends_the_dead_first_when_it_cannot_ask_about_the_others(tmp_path: Path) -> None:
+    ours = reaper.write(tmp_path, 1, 1, "1-1-ours", None)
+    dead = reaper.write(tmp_path, 2, 1, "2-1-dead", None)
+    dead.write_text(dead.read_text().replace(f'"supervisor": [{os.getpid()}', '"supervisor": [999999'))
+
+    def away(_run: int, _epoch: int) -> bool:
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        reaper.reap(tmp_path, away)
+    assert (ours.exists(), dead.exists()) == (True, False)
 
 
 @pytest.mark.process

@@ -29,7 +29,7 @@ from webapp.trees.models import GrowingTrees, StoredTree
 from workers import lease, recorder
 from workers.lease import Lease, LeaseLostError
 from workers.output import Preempted, moment
-from workers.recorder import GapError, Recorder
+from workers.recorder import ConflictError, GapError, Recorder
 
 pytestmark = pytest.mark.django_db
 
@@ -307,6 +307,95 @@ def test_resumed_attempt_hides_what_it_makes_again() -> None:
     assert found["series"]["reward/mean"] == ("3", "0.5", "3", "0.5", "0.5", "0.75")
     assert found["series"]["policy/loss"] == ("3", "nan", "3", "2.0", "-1.5", "2.0")
     assert Attempt.objects.get(run=run, epoch=2).resumed_from_step == 2
+
+
+def taken_again(run: Run) -> Lease:
+    """The worker is lost, another one takes the run."""
+    Run.objects.filter(id=run.id).update(status="recovering", lease_until=None)
+    return claimed(run)
+
+
+def shown(run: Run) -> list[tuple[int, int]]:
+    """(step, epoch) of the points that are shown, in order."""
+    epochs = dict(Event.objects.filter(run=run).values_list("seq", "epoch"))
+    points = Point.objects.filter(run_id=run.id, superseded=False).order_by("seq").values_list("step", "seq")
+    trees = StoredTree.objects.filter(run=run, superseded=False).order_by("seq").values_list("step", "epoch")
+    found = [(step, epochs[seq]) for step, seq in points]
+    assert list(trees) == found
+    return found
+
+
+def steps(first: int, last: int) -> list[Any]:
+    return [e for step in range(first, last + 1) for e in (metrics(step, reward__mean=step / 8), tree(step))]
+
+
+def test_history_is_what_the_checkpoint_reflects_wherever_the_run_goes_on() -> None:
+    run = make_run()
+    one = claimed(run)
+    Recorder(one).record(numbered([started(), *steps(1, 2), checkpoint(2), *steps(3, 4), checkpoint(4)]))
+    # On another machine there is no checkpoint: from the beginning.
+    Recorder(taken_again(run)).record(numbered([started(), *steps(1, 3), checkpoint(3), *steps(4, 4)]))
+    assert shown(run) == [(1, 2), (2, 2), (3, 2), (4, 2)]
+    # On the first one again: what was hidden is the history now.
+    from_one = started(4, "attempt-1/checkpoints/step-4")
+    three = taken_again(run)
+    Recorder(three).record(numbered([from_one, *steps(5, 5)]))
+    assert shown(run) == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 3)]
+    # Its newest one is damaged, so it goes on from an older one; then from what it saved itself.
+    from_older = started(2, "attempt-1/checkpoints/step-2")
+    Recorder(taken_again(run)).record(numbered([from_older, *steps(3, 3), checkpoint(3), *steps(4, 6)]))
+    assert shown(run) == [(1, 1), (2, 1), (3, 4), (4, 4), (5, 4), (6, 4)]
+    Recorder(taken_again(run)).record(numbered([started(3, "attempt-4/checkpoints/step-3"), *steps(4, 4)]))
+    assert shown(run) == [(1, 1), (2, 1), (3, 4), (4, 5)]
+    series = Series.objects.get(run=run)
+    assert (series.n_points, series.last_step, series.last_value, series.maximum) == (4, 4, 0.5, 0.5)
+
+
+def test_what_comes_late_is_kept_and_is_not_the_history() -> None:
+    run = make_run()
+    claimed(run)  # attempt 1 runs on a machine that is out of contact
+    Recorder(taken_again(run)).record(numbered([started(), *steps(1, 3), checkpoint(3)]))
+    current = Run.objects.values("step", "checkpoint").get(id=run.id)
+    # Attempt 3 begins on that machine, and stores what attempt 1 had said, in two batches.
+    three = taken_again(run)
+    end = finished("failed", reason="The disk is full.")
+    late = numbered([started(), *steps(1, 4), checkpoint(4), *steps(5, 5), end])
+    Recorder(three, attempt_epoch=1).record(late[:5])
+    recorded = Recorder(three, attempt_epoch=1).record(late)
+    assert not recorded.ended
+    assert shown(run) == [(1, 2), (2, 2), (3, 2)]
+    assert Series.objects.get(run=run).last_step == 3
+    assert Run.objects.values("step", "checkpoint").get(id=run.id) == current
+    assert Checkpoint.objects.get(run=run, epoch=1).step == 4  # and one may go on from it
+    Recorder(three).record(numbered([started(4, "attempt-1/checkpoints/step-4"), *steps(5, 5)]))
+    assert shown(run) == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 3)]
+
+
+def test_late_attempt_that_had_succeeded_is_the_history() -> None:
+    run = make_run()
+    claimed(run)
+    Recorder(taken_again(run)).record(numbered([started(), *steps(1, 2)]))
+    late = numbered([started(), *steps(1, 3), finished()])
+    three = taken_again(run)
+    Recorder(three, attempt_epoch=1).record(late[:4])
+    assert Recorder(three, attempt_epoch=1).record(late).ended
+    assert shown(run) == [(1, 1), (2, 1), (3, 1)]
+    run.refresh_from_db()
+    assert (run.status, run.step) == ("succeeded", 3)
+
+
+def test_records_that_come_again_with_other_content_are_refused() -> None:
+    run = make_run()
+    ours = Recorder(claimed(run))
+    ours.record(numbered(STREAM[:3]), [11, 22, 33])
+    before = content(run)
+    ours.record(numbered(STREAM[:3]), [11, 22, 33])  # the answer was lost: all of it once more
+    ours.record(numbered(STREAM[:2]), [11, 22])
+    with pytest.raises(ConflictError, match="records 1 to 3 of attempt 1 came again with other content"):
+        ours.record(numbered([*STREAM[:2], log("other"), *STREAM[3:]]), [11, 22, 99, 100, *range(7)])
+    assert content(run) == before
+    ours.record(numbered(STREAM[2:], 3), list(range(33, 42)))
+    assert content(run)["run"]["status"] == "succeeded"
 
 
 def test_attempt_from_the_beginning_hides_all_before() -> None:

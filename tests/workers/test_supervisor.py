@@ -15,7 +15,7 @@ from django.conf import settings
 from django.db import IntegrityError, connection, connections
 from django.db.models.functions import Now
 
-from tests.workers.factories import finished, make_run, metrics, started
+from tests.workers.factories import checkpoint, finished, make_run, metrics, started
 from trainer.config import RunConfig
 from trainer.events import GrowingTree, Progress
 from webapp.embedded import processes
@@ -156,10 +156,7 @@ def test_config_of_another_version_fails_with_a_sentence() -> None:
         ("says it failed", "The loss became NaN at step 1."),
         ("traceback", "The trainer failed: ValueError: seed is odd"),
         ("out of memory", "Out of memory (host): "),
-        ("segfault", "The trainer was ended by signal 11 (SIGSEGV)."),
-        ("killed", "The trainer was ended by signal 9 from outside"),
         ("leaves without a word", "The trainer left without saying how it went."),
-        ("half a line", "ended by signal 9"),
         ("broken event", "The trainer wrote an event that cannot be read: metrics.values"),
     ],
 )
@@ -169,6 +166,29 @@ def test_every_death_of_the_trainer_fails_the_run_with_a_sentence(scenario: str,
     assert reason in run.reason
     assert run.ended_at is not None
     assert Attempt.objects.get(run=run).outcome == "failed"
+    kinds(run)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "what", "where"),
+    [
+        ("segfault", "Its trainer was ended by signal 11 (SIGSEGV)", "after step 1"),
+        ("killed", "Its trainer was ended by signal 9 (SIGKILL)", "after step 1"),
+        ("half a line", "Its trainer was ended by signal 9 (SIGKILL)", "before its first step"),
+    ],
+)
+def test_trainer_that_a_signal_ended_gets_another_attempt_and_no_third(
+    scenario: str, what: str, where: str
+) -> None:
+    run = work(make_run(), scenario)
+    assert (run.status, run.restarts, run.lease_until) == ("recovering", 1, None)
+    assert run.reason == f"{what} {where}; it goes on from its checkpoint in 10 s."
+    first = Attempt.objects.get(run=run)
+    assert (first.outcome, first.reason) == ("lost", f"{what} {where}.")
+    Run.objects.filter(id=run.id).update(not_before=None)
+    run = work(run, scenario)
+    assert run.status == "failed"
+    assert run.reason.startswith(f"{what} 2 times at the same place, {where}. Look at the worker's machine")
     kinds(run)
 
 
@@ -429,7 +449,7 @@ def test_killed_trainer_keeps_what_it_said() -> None:
     os.kill(trainer_of(run).pid, signal.SIGKILL)
     thread.join()
     run.refresh_from_db()
-    assert run.status == "failed"
+    assert run.status == "recovering"
     assert "signal 9" in run.reason
     assert Point.objects.filter(run_id=run.id).count() == run.step >= 3
 
@@ -536,6 +556,35 @@ def test_spool_that_is_damaged_in_the_middle_gives_what_came_before_and_is_kept(
     assert f"bytes after event {stored} of its spool cannot be read" in said["message"]
     assert spool.with_name("spool.damaged").read_bytes() == content  # for a look: it may matter
     kinds(run)
+
+
+def test_checkpoint_that_waited_in_a_dead_attempts_spool_is_the_one_to_go_on_from() -> None:
+    """It was finished while the database was away."""
+    run = make_run()
+    said = [started(), metrics(1, reward__mean=0.5), metrics(2, reward__mean=0.6), checkpoint(2)]
+    leave_behind(run, [*said, metrics(3, reward__mean=0.7)])
+    folder = _data(run) / "attempt-1" / "checkpoints" / "step-2"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text('{"files": {}}')
+    half = folder.with_name("step-3.tmp-0a0a0a0a")
+    half.mkdir()
+    run = work(run, "three steps")
+    assert run.status == "succeeded"
+    assert Attempt.objects.get(run=run, epoch=2).resumed_from_step == 2
+    points = Point.objects.filter(run_id=run.id).order_by("seq").values_list("step", "superseded")
+    assert list(points) == [(1, False), (2, False), (3, True), (3, False)]
+    assert not half.exists()
+
+
+def test_spool_that_says_something_else_than_before_is_set_aside() -> None:
+    run = make_run()
+    spool = leave_behind(run, [started(), metrics(1, reward__mean=0.5), metrics(2, reward__mean=0.6)])
+    Attempt.objects.filter(run=run).update(recorded_through=2, recorded_checksum=1)
+    run = work(run, "three steps")
+    assert run.status == "succeeded"
+    assert not spool.exists()
+    (warning,) = [e.body["message"] for e in Event.objects.filter(run=run, kind="log")]
+    assert "records 1 to 2 of attempt 1 came again with other content" in warning
 
 
 def test_dead_attempt_that_had_finished_needs_no_trainer() -> None:

@@ -30,26 +30,17 @@ class KeptPolicy:
 def kept_policies(run: Run) -> list[KeptPolicy]:
     """Newest first; the base model is the last. None at all where the run's config is not known. One query.
 
-    Where the run's folder is on this machine, what lies there decides. Else it is the rule by which the
-    trainer deletes old checkpoints (`checkpoint.keep_last`, of each attempt), and the worker has the last
-    word.
+    A checkpoint is taken off the list before it is deleted. Where the run's folder is on this machine, it
+    must lie there as well; else the worker has the last word.
     """
-    config = config_of(run)
-    if config is None:
+    if config_of(run) is None:
         return []
     rows = Checkpoint.objects.filter(run=run).order_by("-seq")
     folder = settings.DATA_DIR / "runs" / str(run.id)
     is_here = folder.is_dir()
-    keep_last = config.checkpoint.keep_last
-    per_attempt: dict[int, int] = {}
     found: dict[int, KeptPolicy] = {}
     for row in rows:
-        per_attempt[row.epoch] = per_attempt.get(row.epoch, 0) + 1
-        is_kept = (
-            (folder / row.path / "manifest.json").is_file()
-            if is_here
-            else per_attempt[row.epoch] <= keep_last
-        )
+        is_kept = not is_here or (folder / row.path / "manifest.json").is_file()
         if is_kept and row.step != BASE:
             found.setdefault(row.step, KeptPolicy(row.step, row.path))
     return [*sorted(found.values(), key=lambda kept: -kept.version), KeptPolicy(BASE, "")]

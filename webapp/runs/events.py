@@ -71,7 +71,7 @@ def _told(row: Event) -> dict[str, Any]:
         case "started":
             resumed = f", resumed from {body['resumed_from']}" if body.get("resumed_from") else ""
             message = (
-                f"Training starts after step {body.get('step', 0)} on {body.get('device', '?')} with "
+                f"Training starts after step {row.step or 0} on {body.get('device', '?')} with "
                 f"{body.get('engine', '?')}, {body.get('parameters', 0):,} parameters{resumed}."
             )
         case "packing_checked":

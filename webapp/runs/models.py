@@ -211,6 +211,9 @@ class Attempt(models.Model):
     recorded_through = models.BigIntegerField(
         default=0, help_text="Spool records 1..n of this attempt are stored."
     )
+    recorded_checksum = models.BigIntegerField(
+        null=True, blank=True, help_text="Of those records, by which they are known when they come again."
+    )
 
     class Meta:
         db_table = "arborist_attempt"

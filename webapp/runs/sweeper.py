@@ -37,6 +37,7 @@ MAX_SENT = 1000  # messages of one sweep
 FORGET_WORKERS_SECONDS = 3600  # a worker that was not seen for so long leaves the health page
 LOOK_AT_THE_MACHINE = "Look at the worker's machine (memory, disk, log), then retry the run."
 
+CONTACT_LOST = "Contact with its worker was lost"
 logger = logging.getLogger(__name__)
 
 
@@ -75,36 +76,41 @@ def _give_up_lost() -> int:
     # A row that is locked is being renewed or recorded just now: its worker lives.
     runs = list(expired.select_for_update(skip_locked=True).order_by("id"))
     for run in runs:
-        _give_up(run)
+        give_up(run)
     return len(runs)
 
 
-def _give_up(run: Run) -> None:
+def give_up(run: Run, what: str = CONTACT_LOST, actor: str = "sweeper") -> None:
+    """The run's attempt is lost; another one goes on from its checkpoint after a while, unless this happens
+    again and again. Its row is locked by the caller. `what` happened: a sentence that "after step 3" ends.
+    """
     restarts = run.restarts + 1
     where = f"after step {run.step}" if run.step else "before its first step"
     changes: dict[str, Any] = {"restarts": restarts}
     if run.wish:
         is_pause = run.wish == WishKind.PAUSE
         status, word = (RunStatus.PAUSED, "Paused") if is_pause else (RunStatus.STOPPED, "Stopped")
-        reason = f"{word} by {_wisher(run)}; contact with its worker was lost {where}."
-    elif loop := _crash_loop(run, restarts, where):
+        reason = f"{word} by {_wisher(run)}; {what[0].lower()}{what[1:]} {where}."
+    elif loop := _crash_loop(run, restarts, what, where):
         status, reason = RunStatus.FAILED, f"{loop} {LOOK_AT_THE_MACHINE}"
     else:
         back_off = RESTART_BACKOFF_SECONDS[min(run.restarts, len(RESTART_BACKOFF_SECONDS) - 1)]
         status = RunStatus.RECOVERING
-        reason = f"Contact with its worker was lost {where}; another one may take it in {back_off} s."
+        then = "another one may take it" if what == CONTACT_LOST else "it goes on from its checkpoint"
+        reason = f"{what} {where}; {then} in {back_off} s."
         changes["not_before"] = Now() + timedelta(seconds=back_off)
-    _end_attempt(run, status, reason, f"Contact with {run.lease_owner} was lost {where}.", **changes)
+    lost = f"Contact with {run.lease_owner} was lost" if what == CONTACT_LOST else what
+    _end_attempt(run, status, reason, f"{lost} {where}.", actor=actor, **changes)
 
 
-def _crash_loop(run: Run, restarts: int, where: str) -> str:
+def _crash_loop(run: Run, restarts: int, what: str, where: str) -> str:
     """Why the run is not tried once more; "" where it is."""
     earlier = Attempt.objects.filter(run=run, epoch__gt=run.settled_epoch, epoch__lt=run.lease_epoch)
     deaths = 1 + earlier.filter(outcome="lost", last_step=run.step).count()
     if deaths >= SAME_STEP_DEATHS:
-        return f"Contact with its worker was lost {deaths} times at the same place, {where}."
+        return f"{what} {deaths} times at the same place, {where}."
     if restarts > MAX_RESTARTS:
-        return f"Contact with its worker was lost {restarts} times, the last time {where}."
+        return f"{what} {restarts} times, the last time {where}."
     return ""
 
 
@@ -119,8 +125,10 @@ def _end_unanswered() -> int:
     return len(runs)
 
 
-def _end_attempt(run: Run, status: RunStatus, reason: str, why_lost: str, **changes: Any) -> None:
-    if move(run, status, reason, actor="sweeper", **changes) is None:
+def _end_attempt(
+    run: Run, status: RunStatus, reason: str, why_lost: str, actor: str = "sweeper", **changes: Any
+) -> None:
+    if move(run, status, reason, actor=actor, **changes) is None:
         return
     Attempt.objects.filter(run=run, epoch=run.lease_epoch).update(
         ended_at=Now(), outcome="lost", reason=why_lost, last_step=run.step

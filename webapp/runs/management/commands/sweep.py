@@ -8,6 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 
 from webapp.exports.sweeper import sweep_exports
+from webapp.runs.leftovers import end_leftovers
 from webapp.runs.sweeper import sweep, sweep_until
 from webapp.search.indexer import Indexer
 
@@ -26,10 +27,11 @@ class Command(BaseCommand):
         if options["once"]:
             swept = sweep()
             sweep_exports()
+            end_leftovers()
             self.stdout.write(f"{swept.lost} lost, {swept.sent} sent")
             return
         leave = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: leave.set())
         Indexer(leave).start()
-        sweep_until(leave.wait, (sweep, sweep_exports))
+        sweep_until(leave.wait, (sweep, sweep_exports, end_leftovers))
