@@ -137,6 +137,7 @@ def test_an_expected_start_says_what_it_rests_on(
     one, two = rows(people)
     assert (one["start_s"], one["run"]) == (0, first.id)
     assert two["start_s"] == pytest.approx(60, abs=0.5)
+    assert two["start_basis"] == "from a finished run like those before it"
     Run.objects.filter(id=done.id).update(preset="another")
     one, two = rows(people)
     assert (two["start_s"], two["start_basis"]) == (None, "how long the runs before it take is not known yet")

@@ -187,9 +187,14 @@ def _basis(scene: _Scene, run: Run, seconds: float | None, ahead: Sequence[Run])
     if seconds is not None:
         if seconds == 0:
             return FREE
+        rests_on = ["the ETA of what is worked on"] if scene.at_work else []
         counts = [scene.typical[key][1] for one in ahead if (key := (one.preset, one.queue)) in scene.typical]
-        like = f" and {max(counts)} finished runs like those before it" if counts else ""
-        return f"from the ETA of what is worked on{like}" if scene.at_work else "after its back-off"
+        if counts:
+            n = max(counts)
+            rests_on.append(
+                "a finished run like those before it" if n == 1 else f"{n} finished runs like those before it"
+            )
+        return f"from {' and '.join(rests_on)}" if rests_on else "when its back-off is over"
     serving = scene.serving(run.queue)
     if not serving:
         return f"no worker serves {run.queue}"
