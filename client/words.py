@@ -93,7 +93,8 @@ def run_facts(run: Mapping[str, Any], url: str) -> Iterator[str]:
 
 def queue_lines(classes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for one in classes:
-        counts = f"{one['workers']} workers, {one['working']} running, {len(one['waiting'])} waiting"
+        many = "worker" if one["workers"] == 1 else "workers"
+        counts = f"{one['workers']} {many}, {one['working']} running, {len(one['waiting'])} waiting"
         yield f"{safe(one['queue'])}: {counts}"
         if one["waiting"]:
             rows = [_queue_row(row) for row in one["waiting"]]
