@@ -45,7 +45,7 @@ def _play(options: argparse.Namespace) -> int:
         campaign.begin(options.steps)
         campaign.wait(30, until=lambda: bool(campaign.leased()))
         campaign.play(entries)
-        left, more = campaign.finish()
+        left, more = campaign.finish(options.finish)
     left.processes_left = [f"process {one.pid} was left when everything had stopped" for one in system.left]
     violations = check(system.history.lines, left)
     found = figures(campaign, left, more) | {
@@ -84,7 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--gap", type=float, nargs=2, default=(3.0, 7.0), metavar=("FROM", "TO"), help="seconds between two"
     )
-    parser.add_argument("--steps", type=int, default=60, help="of each run")
+    parser.add_argument("--steps", type=int, default=40, help="of each run")
+    parser.add_argument(
+        "--finish", type=float, default=50.0, help="seconds for the runs to end in, at the end"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the folder in place")
     parser.add_argument(
         "--figures", metavar="FILE", help="append the figures to a file, one JSON object a line"

@@ -26,7 +26,7 @@ from tests.campaign.stack import System
 from tests.campaign.viewers import Audience, Viewer
 from tests.campaign.watching import Asker, RunSeen, Watcher, ask
 
-STEPS = 60
+STEPS = 40
 RUNS_AT_ONCE = 3  # two are worked on, one waits
 FINISH_SECONDS = 50.0
 CONVERGE_SECONDS = 10.0
@@ -319,7 +319,7 @@ class Campaign:
 
     # The end
 
-    def finish(self) -> tuple[Evidence, dict[str, Any]]:
+    def finish(self, seconds: float = FINISH_SECONDS) -> tuple[Evidence, dict[str, Any]]:
         """Heal everything, let the runs end, compare."""
         history = self.system.history
         self.is_filling = False
@@ -336,7 +336,7 @@ class Campaign:
         self.say(f"{history.now():6.1f} s  everything is healed; runs go on to their end")
         self.wait(3)
         self.look_after()
-        self.wait(FINISH_SECONDS, until=self.all_ended)
+        self.wait(seconds, until=self.all_ended)
         for run in self.config_of:
             if self.run(run).status not in checker.ENDED:
                 self.wish(run, "stop")

@@ -115,13 +115,18 @@ def last_state(run_dir: Path) -> dict[str, str]:
 
 
 def state_of(checkpoint: Path) -> dict[str, str]:
-    """File -> SHA-256: weights, optimiser, and the counters without the clock."""
-    manifest: dict[str, Any] = json.loads((checkpoint / "manifest.json").read_bytes())
-    files = {
-        name: entry["sha256"] for name, entry in manifest["files"].items() if name.endswith(".safetensors")
-    }
-    state = json.loads((checkpoint / "state.json").read_bytes())
+    """File -> SHA-256: weights, optimiser, and the counters without the clock. What is damaged has none."""
+    try:
+        manifest: dict[str, Any] = json.loads((checkpoint / "manifest.json").read_bytes())
+        state = json.loads((checkpoint / "state.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
     state.pop("cpu_seconds", None)
+    files = {
+        name: str(entry["sha256"])
+        for name, entry in manifest["files"].items()
+        if name.endswith(".safetensors")
+    }
     return files | {"state.json": hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()}
 
 
