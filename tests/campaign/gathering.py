@@ -31,7 +31,8 @@ from trainer.values import backed_up_values
 EXPECTED_ERRORS = re.compile(
     r"OperationalError|InterfaceError|AdminShutdown|CannotConnectNow|PoolTimeout|ConnectionTimeout|ConnectionError"
     r"|ConnectionResetError|ConnectionRefusedError|BrokenPipeError|WorkerLostError|TimeoutError|Lost"
-    r"|DiskFull|No space left on device|File too large|LockNotAvailable|QueryCanceled|OutOfMemoryError|BusyLoadingError|CheckpointError"
+    r"|DiskFull|No space left on device|File too large"
+    r"|LockNotAvailable|QueryCanceled|OutOfMemoryError|BusyLoadingError|CheckpointError"
 )
 
 
