@@ -99,7 +99,8 @@ def _answers_at_all() -> bool:
 def unavailable(request: HttpRequest, error: BaseException, outage: Outage) -> HttpResponse:
     """503 for this request."""
     log.warning("database %s at %s %s: %s", outage.word, request.method, request.path, _one_line(error))
-    mend_pool()
+    if outage is AWAY:
+        mend_pool()
     if is_api(request):
         response = error_response(503, f"{outage.detail} Try again in a moment.")
     else:

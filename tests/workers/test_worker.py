@@ -303,7 +303,7 @@ def test_worker_replaces_a_killed_child(worker: Callable[..., CeleryWorker]) -> 
     one.log.write_text(one.log.read_text().replace("Traceback", "traceback"))
 
 
-def test_worker_consumes_again_after_the_broker_was_killed(
+def test_worker_consumes_again_after_the_broker_was_killed_frozen_emptied_and_full(
     worker: Callable[..., CeleryWorker], tmp_path: Path, settings: Any
 ) -> None:
     folder = DataFolder.at(tmp_path / "own")
@@ -313,7 +313,7 @@ def test_worker_consumes_again_after_the_broker_was_killed(
     child = server.start("test")
     try:
         until(server.is_ready)
-        worker(folder.broker_url)
+        one = worker(folder.broker_url)
         child.popen.kill()
         child.end()
         run = make_run(run_config=tiny(steps=1))
@@ -324,7 +324,28 @@ def test_worker_consumes_again_after_the_broker_was_killed(
         until(server.is_ready)
         assert broker.send_train_run(run.id, "cpu")
         until(lambda: status(run) == "succeeded", 90)
+
+        # Frozen for a while, emptied, out of memory: each costs nothing but the messages.
+        def consumes(number: int) -> None:
+            assert broker.send_train_run(number, "cpu")
+            until(lambda: one.said(f"Run {number} does not wait"), 30)
+
+        child.signal(signal.SIGSTOP)
+        assert not broker.send_train_run(run.id, "cpu")
+        time.sleep(3)
+        child.signal(signal.SIGCONT)
+        until(broker.is_reachable)
+        consumes(10**9 + 1)
+        link = broker_of(folder.broker_url)
+        link.flushall()
+        consumes(10**9 + 2)
+        link.config_set("maxmemory", "1")
+        assert not broker.send_train_run(run.id, "cpu")
+        link.config_set("maxmemory", "0")
+        link.close()
+        consumes(10**9 + 3)
     finally:
+        child.signal(signal.SIGCONT)
         server.stop(child)
         folder.remove()
     log = tmp_path / "worker.log"
