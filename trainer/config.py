@@ -18,6 +18,7 @@ from pydantic import model_validator
 
 from trainer.schema.credit import CreditConfig
 from trainer.schema.data import ChainData, Data
+from trainer.schema.engine import AutoEngine, Engine
 from trainer.schema.model import ModelConfig
 from trainer.schema.objective import Objective, PolicyObjective
 from trainer.schema.reward import RewardConfig
@@ -58,6 +59,7 @@ class RunConfig(Section):
     verifier: Verifier = Gsm8kVerifier()
     reward: RewardConfig = RewardConfig()
     sampler: Sampler = SegmentTreeSampler()
+    engine: Engine = AutoEngine()
     credit: CreditConfig = CreditConfig()
     objective: Objective = PolicyObjective()
     training: TrainingConfig = TrainingConfig()

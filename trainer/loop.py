@@ -56,8 +56,8 @@ from trainer.rewards import shape_rewards
 from trainer.rollout_metrics import rollout_metrics
 from trainer.rollouts import Rollouts, collect
 from trainer.sampling.agreement import check_against_policy
+from trainer.sampling.choice import engine_from_config, tolerance
 from trainer.sampling.engine import SamplingStopped, TopK, plan_from_config
-from trainer.sampling.local_engine import LocalEngine
 from trainer.sampling.watch import GrowthWatch
 from trainer.schema.data import ChainData, GraphData
 from trainer.seeding import named_seed
@@ -114,6 +114,7 @@ def train(
         return run.ended("failed", TROUBLES["diverged"].sentence(run.state.step, run.saved_step, what=error))
     finally:
         run.judge.close()
+        run.engine.close()
 
 
 def _steps(run: _Run) -> Outcome:
@@ -210,7 +211,7 @@ class _Run:
             self.say("warning", warning)
         self.seed = named_seed(config.seed, "sampling")
         self.credit = credit_plan(config)
-        self.engine = LocalEngine(self.policy)
+        self.engine = engine_from_config(config.engine, self.policy, label=run_dir.name)
         kept = config.recording
         self.top_k = TopK(kept.top_k if kept.trees_per_step else 0, kept.top_k_share)
         self.engine.sync()
@@ -263,7 +264,8 @@ class _Run:
                 engine=self.engine.name,
                 device=str(self.policy.device),
                 versions={"python": platform.python_version()}
-                | {name: version(name) for name in ("torch", "transformers", "safetensors", "numpy")},
+                | {name: version(name) for name in ("torch", "transformers", "safetensors", "numpy")}
+                | self.engine.versions(),
                 training_problems=self.data.training.count,
                 evaluation_problems=len(self.data.evaluation),
             )
@@ -294,7 +296,11 @@ class _Run:
         problems = self.data.training.batch(1, 2)
         self.within_memory(
             lambda: check_against_policy(
-                self.engine, self.policy, problems, temperature=self.plan.temperature
+                self.engine,
+                self.policy,
+                problems,
+                temperature=self.plan.temperature,
+                tolerance=tolerance(self.config.engine),
             ),
             self.sampling_size,
             self.state.step,
@@ -568,7 +574,7 @@ class _Run:
         }
         if updates[0].logprob_gap is not None:  # else nothing was compared, and 0 would claim that it was
             values["policy/logprob_gap"] = updates[0].logprob_gap
-        values |= last.figures
+        values |= last.figures | self.engine.figures()
         if self.config.sampler.kind == "flat" and self.config.sampler.merge != "none":
             values["tree/merged_share"] = 1 - values["tree/unique_tokens"] / values["tree/flat_tokens"]
         if self.config.credit.filter.kind == "zero_variance":
@@ -733,6 +739,9 @@ def refuse_other_config(saved: RunConfig, config: RunConfig) -> None:
     old, new = saved.model_dump(mode="json", exclude=free), config.model_dump(mode="json", exclude=free)
     for ends in ("steps", "max_sampled_tokens"):
         old["training"].pop(ends), new["training"].pop(ends)
+    for config_of in (old, new):  # memory and speed may change; whose arithmetic it is may not
+        chosen = config_of["engine"]
+        config_of["engine"] = {"kind": chosen["kind"].replace("auto", "local"), "dtype": chosen.get("dtype")}
     differing = sorted(
         f"{section}.{key}" if isinstance(old[section], dict) else section
         for section in old

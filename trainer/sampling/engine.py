@@ -198,6 +198,18 @@ class Engine(Protocol):
     def sync(self) -> None:
         """Take over the policy's weights as they are now."""
 
+    def halve_rows(self) -> tuple[int, int]:
+        """From now on write at most half as many segments at once as so far: (before, now)."""
+
+    def figures(self) -> dict[str, float]:
+        """Metrics of the last call of `sample`; none if the engine has none of its own."""
+
+    def versions(self) -> dict[str, str]:
+        """Versions of packages that it needs besides the trainer's."""
+
+    def close(self) -> None:
+        """Give back what it holds. It is not used afterwards."""
+
     def sample(
         self,
         problems: Sequence[Problem],

@@ -134,6 +134,15 @@ class LocalEngine:
         with self._policy.merged():
             self._decoder.sync(self._policy.value_head)
 
+    def figures(self) -> dict[str, float]:
+        return {}
+
+    def versions(self) -> dict[str, str]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
     def sample(
         self,
         problems: Sequence[Problem],

@@ -87,6 +87,18 @@ class ScriptedEngine:
     def sync(self) -> None:
         pass
 
+    def halve_rows(self) -> tuple[int, int]:
+        return 1, 1
+
+    def figures(self) -> dict[str, float]:
+        return {}
+
+    def versions(self) -> dict[str, str]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
     def sample(
         self,
         problems: Sequence[Problem],

@@ -1,0 +1,53 @@
+"""The vLLM engine on several models, each with an engine of its own; there is one at a time in a process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.trainer.test_samplers import problems
+from tests.vllm.conftest import KV_MEMORY_MIB
+from tests.vllm.test_vllm_engine import moved
+from trainer.policy import Policy
+from trainer.sampling import vllm_engine
+from trainer.sampling.agreement import EngineMismatchError, check_against_policy
+from trainer.sampling.vllm_engine import EngineError, VllmEngine
+from trainer.schema.engine import VllmEngineChoice
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_other_architectures(policy: Policy, random_model: Callable[..., Any], kind: str) -> None:
+    tied = kind == "qwen3"
+    model = random_model(kind, len(policy.tokenizer), hidden_size=128, tie_word_embeddings=tied)
+    other = Policy(model, policy.tokenizer, policy.end_ids)
+    found = VllmEngine(other, VllmEngineChoice(kv_memory_mib=KV_MEMORY_MIB, max_sequences=8))
+    try:
+        assert 0 < check_against_policy(found, other, problems(2)) < 1e-4
+        moved(other)
+        assert 0 < check_against_policy(found, other, problems(2), temperature=0.7) < 1e-4
+    finally:
+        found.close()
+
+
+def test_without_packing_the_tied_head_again_its_logits_are_the_old_ones(
+    policy: Policy, random_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Why `_pack_tied` is there. When this no longer fails, vLLM does it by itself."""
+    model = random_model("llama", len(policy.tokenizer), hidden_size=128, tie_word_embeddings=True)
+    other = Policy(model, policy.tokenizer, policy.end_ids)
+    with monkeypatch.context() as without:
+        without.setattr(vllm_engine, "_pack_tied", lambda _worker: None)
+        found = VllmEngine(other, VllmEngineChoice(kv_memory_mib=KV_MEMORY_MIB, max_sequences=8))
+        with pytest.raises(EngineMismatchError, match="vllm engine does not sample from the policy"):
+            check_against_policy(found, other, problems(2))
+    try:
+        assert 0 < check_against_policy(found, other, problems(2)) < 1e-4
+    finally:
+        found.close()
+
+
+def test_more_memory_than_there_is_is_refused_in_words(policy: Policy) -> None:
+    with pytest.raises(EngineError, match=r"did not start with 4194304 MiB of key-value memory.*Change"):
+        VllmEngine(policy, VllmEngineChoice(kv_memory_mib=4_194_304))

