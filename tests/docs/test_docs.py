@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
 CODE_PATH = re.compile(
-    r"`((?:trainer|webapp|workers|tests|docs|scripts|docker|benchmarks|templates)/[\w./-]+)`"
+    r"`((?:client|trainer|webapp|workers|tests|docs|scripts|docker|benchmarks|templates)/[\w./-]+)`"
 )
 
 
