@@ -14,7 +14,10 @@ from webapp.trees.models import StoredTree
 
 TOLD = ("metrics", "tree", "checkpoint", "log")
 # What an attempt says of itself, and not of the run.
-OF_AN_ATTEMPT = ("Going on from", "The trainer's", "Last lines", "None of the", "Resumed")
+OF_AN_ATTEMPT = (
+    *("Going on from", "The checkpoint of step", "Last lines", "Resumed", "The trainer printed"),
+    *("The last event of attempt", "Attempt ", "What attempt"),
+)
 
 
 def history(run: Run) -> list[Event]:

@@ -96,8 +96,8 @@ POINTS = (
     Point("adapter", ("after_tmp:2",)),
     Point("search", ("after_fsync:3",)),
     Point("expert", ("after_rename:2",)),
-    Point("adapter", ("before_pointer:2",)),
-    Point("search", ("after_pointer:2",)),
+    Point("search", ("before_pointer:2",)),
+    Point("adapter", ("after_pointer:2",)),
     # events on their way
     Point("expert", ("torn:9",)),
     Point("adapter", ("recorded:5",)),

@@ -36,7 +36,6 @@ PRESETS_HERE: dict[str, dict[str, Any]] = {
     "rest-mcts-tiny": {},
     "mcts-dpo-tiny": {},
     "chord-tiny": {"training": {"updates_per_step": 2}},
-    "treepo-tiny": {},
 }
 
 
