@@ -30,7 +30,9 @@ def take_off_the_list(run: Run, run_folder: Path, policy: CheckpointConfig) -> l
 
     The run is locked by the caller, whose transaction is to be committed before `remove`.
     """
-    rows = list(Checkpoint.objects.select_for_update(of=("self",)).filter(run=run).order_by("seq"))
+    # One that is locked is being forked just now, and stays.
+    free = Checkpoint.objects.select_for_update(of=("self",), skip_locked=True)
+    rows = list(free.filter(run=run).order_by("seq"))
     here = [row for row in rows if (run_folder / row.path / "manifest.json").is_file()]
     kept = _kept(here, run_folder, policy) | _used(rows)
     old = [row for row in here if row.id not in kept]
