@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trainer.clipping import clips_of
-from trainer.loss_weights import pull
+from trainer.loss_weights import Floats, pull
 from trainer.optim import UpdateData, UpdateResult
 from trainer.schema.objective import Objective, PolicyObjective, PreferenceObjective
 from trainer.tree import RolloutTree
@@ -47,7 +47,8 @@ def with_training(
     }
     if isinstance(objective, PolicyObjective):
         for number, (update, result) in enumerate(zip(updates, results, strict=True), start=1):
-            ratios = result.log_ratios or [None] * len(update.weights)
+            none: list[Floats | None] = [None] * len(update.weights)
+            ratios = [*result.log_ratios] or none
             for own, ratio in zip(update.weights, ratios, strict=True):
                 clips = None if ratio is None else clips_of(own, ratio, objective)
                 halved = None if ratio is None else np.clip(ratio, -HALF, HALF).astype(np.float16)

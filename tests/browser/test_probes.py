@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -46,6 +47,11 @@ def test_continuations_are_asked_for_and_read_by_keyboard_alone(
     dialog.get_by_label("Max tokens").press("Enter")
     expect(dialog).to_be_hidden()
 
+    # In every view of the tree they hang from their node, and are counted nowhere.
+    mark = page.locator("#outline-1 .outline-probes")
+    expect(mark).to_have_text("◇ 1 probe")
+    expect(page.locator("#icicle")).to_have_attribute("aria-description", re.compile("1 probe$"))
+    expect(page.locator("#outline-box [role=treeitem]")).to_have_count(7)
     probes = page.locator("#probes")
     expect(probes).to_contain_text("edited beginning")
     expect(probes.locator(".probe-pending")).to_have_count(5)
@@ -60,6 +66,7 @@ def test_continuations_are_asked_for_and_read_by_keyboard_alone(
 
     # They belong to their node, and stay.
     page.reload()
+    expect(mark).to_have_text("◇ 1 probe")
     expect(probes.locator(".probe-cell")).to_have_count(5)
     expect(page.locator("#inspector")).to_contain_text("1 probe")
     open_tree(page, f"/t/{tree}/?n=2")

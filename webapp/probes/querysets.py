@@ -290,14 +290,16 @@ def compare(tree_id: int, node: str) -> list[Comparison]:
 
 
 def node_probes(tree_id: int, node: str, *, before: int | None = None) -> dict[str, Any]:
-    """What a node's pages show of its probes: `probes`, in a context of their own. One query where there are
-    none, up to eight.
+    """What a node's pages show of its probes: `probes`, in a context of their own, and `probed`, how many
+    each node of the tree has. One query where there are none, up to eight.
     """
     nodes = probed_nodes(tree_id)
+    probed = dict(nodes)
     found, following = probes_of_node(tree_id, node, before=before) if node in nodes else ([], None)
     for probe in found:  # a place in the lane for each that may still come
         probe["pending"] = range(probe["n"] - probe["n_done"] if probe["is_active"] else 0)
     return {
+        "probed": probed,
         "probes": {
             "node": node,
             "probes": found,

@@ -351,10 +351,9 @@ def clipped_tokens(tree: RolloutTree, node: int) -> dict[str, Any] | None:
     return found | {
         "n": len(ratio),
         "any": int(np.count_nonzero(clip)),
-        **{
-            flag.name.lower(): int(np.count_nonzero(clip & flag))
-            for flag in (Clip.ABOVE, Clip.BELOW, Clip.DUAL)
-        },
+        "above": int(np.count_nonzero(clip & Clip.ABOVE)),
+        "below": int(np.count_nonzero(clip & Clip.BELOW)),
+        "dual": int(np.count_nonzero(clip & Clip.DUAL)),
         "ratio_mean": number_of(ratio.mean()),
         "ratio_min": number_of(ratio.min()),
         "ratio_max": number_of(ratio.max()),

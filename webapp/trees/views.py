@@ -93,7 +93,7 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
     colour = one_of(request, "color", (usual, *(name for name in COLOURS if name != usual)), notes)
     context |= {
         # An imported tree has no policy of ours to sample from.
-        **({} if made.imported else node_probes(stored.id, opened.name(node))),
+        **({"probed": {}} if made.imported else node_probes(stored.id, opened.name(node))),
         "method": method_of_run(stored.run),
         **inspector_context(opened, node, made),
         "outline": rows,

@@ -260,6 +260,8 @@ interface Scene {
   hits: import("./tree/found.js").Found | null;
   /** The node below the value cliff; -1: there is none. */
   cliff: number;
+  /** How many probes start at a node. They are drawn apart from the tree, and counted nowhere. */
+  probed?: ReadonlyMap<number, number>;
 }
 
 /** What every part of a tree's page is mounted with (`tree/page.js`). */
@@ -279,6 +281,8 @@ interface TreePage {
   /** A node as a screen reader hears it. */
   inWords: (node: number) => string;
   texts: import("./tree/texts.js").TextStarts;
+  /** How many probes start at a node, by its index; the element `root` hears `probed` when there is one more. */
+  probed: Map<number, number>;
   /** The start of a node's text; "" while it is on its way. */
   textOf: (node: number) => string;
 }

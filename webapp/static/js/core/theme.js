@@ -2,6 +2,13 @@
 
 const root = document.documentElement;
 const system = matchMedia("(prefers-color-scheme: dark)");
+const forced = matchMedia("(forced-colors: active)");
+/** The reader's own colours, where they are forced: a canvas has to ask for them. Data keep their scale. */
+const FORCED = {
+  Canvas: ["--bg", "--surface", "--sunken", "--accent-bg", "--bad-bg"],
+  Highlight: ["--accent", "--focus"],
+  GrayText: ["--line", "--text-3"],
+};
 
 /** @returns {Theme} the theme in use */
 export function theme() {
@@ -27,6 +34,7 @@ function changed() {
   for (const listener of listeners) listener();
 }
 system.addEventListener("change", changed);
+forced.addEventListener("change", changed);
 
 /** Canvases repaint. @param {() => void} listener */
 export function onTheme(listener) {
@@ -41,7 +49,9 @@ export function colour(token) {
   let value = colours.get(token);
   if (value === undefined) {
     const probe = document.createElement("span");
-    probe.style.color = `var(${token})`;
+    // Else a forced colour is that of text, whatever the token.
+    probe.style.setProperty("forced-color-adjust", "none");
+    probe.style.color = forced.matches && !token.startsWith("--run-") ? (Object.entries(FORCED).find(([, tokens]) => tokens.includes(token))?.[0] ?? "CanvasText") : `var(${token})`;
     root.append(probe);
     value = getComputedStyle(probe).color;
     probe.remove();

@@ -6,6 +6,7 @@ import { load } from "../core/regions.js";
 import { revealHidden } from "../core/text.js";
 import { announce } from "../core/announce.js";
 import { asked, spoken } from "./probe_words.js";
+import { nodeNamed } from "./walk.js";
 
 const POLL_MILLISECONDS = 700;
 /** While the server does not answer. */
@@ -148,7 +149,7 @@ export class Probes {
  * Returns how to open it.
  * @param {TreePage} page @param {Probes} probes @param {HTMLDialogElement} dialog
  */
-export function mountDialog({ treeId, selection }, probes, dialog) {
+export function mountDialog({ treeId, selection, layout, probed, root }, probes, dialog) {
   const open = async () => {
     if (dialog.open) return;
     const node = selection.name;
@@ -185,6 +186,9 @@ export function mountDialog({ treeId, selection }, probes, dialog) {
     try {
       await post(`/trees/${treeId}/nodes/${node}/branch`, asked(new FormData(form)));
       dialog.close();
+      const index = nodeNamed(layout, node);
+      probed.set(index, (probed.get(index) ?? 0) + 1);
+      root.dispatchEvent(new Event("probed"));
       if (selection.name === node) await probes.asked(node);
       byId("probes").scrollIntoView({ block: "nearest" });
     } catch (error) {

@@ -5,7 +5,7 @@ import { Blend, Tally, Worst } from "./blend.js";
 import { LEVELS, OUTCOME } from "./colour.js";
 import { hit, leafFrom } from "./hit.js";
 import { eachBox, nodeAt, placeOf } from "./layout.js";
-import { fitted, forgetWidths, hatch, outcome, sized, textWidth } from "./paint.js";
+import { fitted, forgetWidths, hatch, outcome, probeDiamond, sized, textWidth } from "./paint.js";
 import { label, look, times, verdictGlyph, withoutCredit } from "./signals.js";
 import { around, bringIn, fit, transformOf, viewOf } from "./viewport.js";
 import { pathTo } from "./walk.js";
@@ -284,6 +284,7 @@ export class TreeCanvas {
     ctx.fillStyle = colour("--accent");
     for (const [left, width, top] of found) ctx.fillRect(left, top + CELL - 3, width, 3);
     if (scene.cliff > 0) this.#notch(ctx, scene, scrolled);
+    for (const node of scene.probed?.keys() ?? []) this.#probes(ctx, scene, node, scrolled);
     ctx.restore();
     this.#outcomes(ctx, scene, rows, hatching);
   }
@@ -382,6 +383,19 @@ export class TreeCanvas {
     if (!words) return;
     if (plated) plate(ctx, words, start, y);
     ctx.fillText(words, start, y);
+  }
+
+  /**
+   * Probes that start at a node hang from it: a dashed diamond, never a part of the tree.
+   * @param {CanvasRenderingContext2D} ctx @param {Scene} scene @param {number} node @param {number} scrolled
+   */
+  #probes(ctx, { layout }, node, scrolled) {
+    const left = this.#px(/** @type {number} */ (layout.x[node]));
+    const right = this.#px(/** @type {number} */ (layout.x[node]) + /** @type {number} */ (layout.width[node]));
+    if (right < 0 || left > this.#width) return;
+    const x = Math.min(Math.max(right - 9, left + 1, 8), this.#width - 8);
+    const y = (/** @type {number} */ (layout.depth[node]) + 1) * ROW - scrolled - 3;
+    probeDiamond(ctx, x, y, 6);
   }
 
   /** Where the value falls most. @param {CanvasRenderingContext2D} ctx @param {Scene} scene @param {number} scrolled */

@@ -4,7 +4,7 @@ import { number } from "../core/format.js";
 import { colour, theme } from "../core/theme.js";
 import { FONT } from "./canvas.js";
 import { OUTCOME } from "./colour.js";
-import { fitted, hatch, sized, textWidth } from "./paint.js";
+import { fitted, hatch, probeDiamond, sized, textWidth } from "./paint.js";
 import { label, look, times, verdictGlyph } from "./signals.js";
 import { COLUMN, ROW, Unfolded } from "./unfolded.js";
 
@@ -264,7 +264,7 @@ export class TreeGraph {
   }
 
   /** Selected, pointed at, found, the cliff. @param {CanvasRenderingContext2D} ctx @param {Scene} scene @param {Item} item */
-  #mark(ctx, { hits, cliff }, { node, kind, x, y }) {
+  #mark(ctx, { hits, cliff, probed }, { node, kind, x, y }) {
     const focused = document.activeElement === this.#canvas;
     const [left, width, height] = kind === "bar" ? [x, BAR, BAR_HEIGHT] : [x - RADIUS, 2 * RADIUS, 2 * RADIUS];
     const around = (/** @type {number} */ gap, /** @type {string} */ stroke, /** @type {number} */ line) => {
@@ -275,6 +275,19 @@ export class TreeGraph {
     if (hits?.has(node)) {
       ctx.fillStyle = colour("--accent");
       ctx.fillRect(left, y + height / 2 + 1, width, 3);
+    }
+    if (probed?.has(node)) {
+      const [end, below] = [left + width / 2 + 14, y + height / 2 + 8];
+      ctx.strokeStyle = colour("--accent");
+      ctx.lineWidth = 1.5;
+      ctx.setLineDash([3, 2]);
+      ctx.beginPath();
+      ctx.moveTo(left + width / 2, y + height / 2);
+      ctx.lineTo(left + width / 2, below);
+      ctx.lineTo(end - 5, below);
+      ctx.stroke();
+      ctx.setLineDash([]);
+      probeDiamond(ctx, end, below, 5);
     }
     if (node === cliff) {
       ctx.fillStyle = colour("--bad");

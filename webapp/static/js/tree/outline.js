@@ -1,7 +1,7 @@
 // The tree as indented rows: its accessible form, beside the canvas always. Rows exist only near the window.
 import { make } from "../core/dom.js";
 import { number, signed } from "../core/format.js";
-import { spoken, times, verdictGlyph, withoutCredit } from "./signals.js";
+import { probeWords, spoken, times, verdictGlyph, withoutCredit } from "./signals.js";
 import { nameOf, outlineRows } from "./walk.js";
 
 const ROW = 28;
@@ -116,7 +116,9 @@ export class Outline {
     const advantage = /** @type {number} */ (columns.advantage[node]);
     const verdict = columns.labels.verdict[/** @type {number} */ (columns.verdict[node])] ?? "";
     const toggle = make("span", { class: "toggle", "aria-hidden": "true", "data-toggle": children > 0 }, children ? (this.#closed.has(node) ? "▸" : "▾") : "");
+    const probes = this.#scene.probed?.get(node);
     const first = make("span", { class: "outline-name mono" }, toggle, [shortened(name, depth), times(columns, node)].filter(Boolean).join(" "));
+    if (probes) first.append(" ", make("span", { class: "outline-probes", title: "Continuations that were sampled by hand: no part of the tree, counted nowhere" }, `◇ ${probeWords(probes)}`));
     first.style.paddingLeft = `${4 + 14 * Math.min(depth, DEEPEST_INDENT)}px`;
     const element = make("div", {
       id: `outline-${node}`, class: `outline-row${hits?.has(node) ? " outline-found" : ""}`, role: "treeitem", "data-node": node,

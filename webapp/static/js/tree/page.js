@@ -1,6 +1,6 @@
 // What all parts of a tree's page share: the tree's columns, who is whose child, the selection, the colours, the keys.
 import { json, request } from "../core/api.js";
-import { byId } from "../core/dom.js";
+import { byId, data } from "../core/dom.js";
 import { write } from "../core/url_state.js";
 import { announce } from "../core/announce.js";
 import { Colouring } from "./colouring.js";
@@ -8,9 +8,9 @@ import { decodeColumns } from "./columns.js";
 import { place, shapeOf } from "./layout.js";
 import { Selection } from "./selection.js";
 import { Shortcuts } from "./shortcuts.js";
-import { spoken } from "./signals.js";
+import { probeWords, spoken } from "./signals.js";
 import { TextStarts } from "./texts.js";
-import { countBelow, nameOf } from "./walk.js";
+import { countBelow, nameOf, nodeNamed } from "./walk.js";
 
 /** @param {HTMLElement} root with `data-tree`, `data-columns`, `data-node`, `data-colour` @returns {Promise<TreePage>} */
 export async function openTree(root) {
@@ -24,7 +24,11 @@ export async function openTree(root) {
   const givenUp = columns.finish.includes(pruned) ? countBelow(tree, columns.finish, pruned) : null;
   const answers = givenUp ? tree.leaves.map((all, node) => all - /** @type {number} */ (givenUp[node])) : tree.leaves;
   const texts = new TextStarts((blocks) => json(`/trees/${treeId}/texts?blocks=${blocks.join(",")}`), (run, milliseconds) => window.setTimeout(run, milliseconds));
-  const inWords = (/** @type {number} */ node) => spoken(columns, node, nameOf(tree, node), /** @type {number} */ (correct[node]), /** @type {number} */ (answers[node]));
+  const inWords = (/** @type {number} */ node) => [spoken(columns, node, nameOf(tree, node), /** @type {number} */ (correct[node]), /** @type {number} */ (answers[node])), probeWords(probed.get(node))].filter(Boolean).join(", ");
+
+  /** @type {Map<number, number>} */
+  const probed = new Map();
+  for (const [name, n] of Object.entries(/** @type {Record<string, number>} */ (data("probed-data") ?? {}))) if (nodeNamed(tree, name) >= 0) probed.set(nodeNamed(tree, name), n);
 
   selection.subscribe(({ name, node }) => {
     root.dataset.node = name;
@@ -32,7 +36,7 @@ export async function openTree(root) {
     announce(inWords(node));
   });
   return {
-    root, treeId, columns, layout: tree, selection, correct, answers, inWords, texts,
+    root, treeId, columns, layout: tree, selection, correct, answers, inWords, texts, probed,
     colouring: new Colouring(columns, tree, root),
     shortcuts: new Shortcuts([byId("icicle"), byId("graph")]),
     textOf: (node) => texts.of(node),

@@ -142,3 +142,6 @@ export function spoken(columns, node, name, correct, answers) {
 
 /** @param {string} verdict */
 export const verdictGlyph = (verdict) => VERDICT_GLYPHS[verdict] ?? "";
+
+/** "2 probes": continuations that were sampled by hand; "" where there are none. @param {number | undefined} n */
+export const probeWords = (n) => (n ? `${n} probe${n === 1 ? "" : "s"}` : "");

@@ -9,7 +9,7 @@ import { place, WIDTHS } from "./layout.js";
 import { Legend } from "./legend.js";
 import { note } from "./note.js";
 import { Outline } from "./outline.js";
-import { advantageWords, label, look, SCALE_WORDS, SIGNAL_WORDS, signalsOf, times, visitWords, withoutCredit } from "./signals.js";
+import { advantageWords, label, look, probeWords, SCALE_WORDS, SIGNAL_WORDS, signalsOf, times, visitWords, withoutCredit } from "./signals.js";
 import { move, nameOf, nextAlike, nodeNamed } from "./walk.js";
 
 const VIEWS = /** @type {const} */ (["icicle", "graph", "outline"]);
@@ -19,7 +19,7 @@ const ORDER_WORDS = { sampling: "as sampled", value: "by value" };
 
 /** @param {TreePage} page */
 export function mountStage(page) {
-  const { root, columns, selection, colouring, shortcuts, correct, answers, textOf, inWords } = page;
+  const { root, columns, selection, colouring, shortcuts, correct, answers, textOf, inWords, probed } = page;
   const shape = page.layout;
   const cliff = columns.cliff?.node ?? -1;
   let view = VIEWS.find((name) => name === root.dataset.view) ?? "icicle";
@@ -36,7 +36,7 @@ export function mountStage(page) {
   /** @type {import("./graph.js").TreeGraph | null} */
   let graph = null;
 
-  const scene = () => ({ columns, layout: drawn, signal: colouring.signal, textOf, hits, cliff });
+  const scene = () => ({ columns, layout: drawn, signal: colouring.signal, textOf, hits, cliff, probed });
   const choose = (/** @type {number} */ node) => selection.choose(node);
   const icicle = typed("icicle", HTMLCanvasElement);
   const canvas = new TreeCanvas(icicle, { onSelect: choose, onHover: hint, onZoom: zoomed });
@@ -68,6 +68,10 @@ export function mountStage(page) {
     mark();
   });
   window.addEventListener("popstate", follow);
+  root.addEventListener("probed", () => {
+    repaint(true);
+    mark();
+  });
   page.texts.subscribe(() => {
     canvas.redraw();
     graph?.redraw();
@@ -143,7 +147,7 @@ export function mountStage(page) {
     const { signal, values } = colouring.signal;
     const words = [nameOf(shape, at), times(columns, at), `V ${number(columns.value[at], 3)}`, `${correct[at]}/${answers[at]} ✓`];
     if (at > 0) words.push(advantageWords(columns, at));
-    words.push(`${columns.tokens[at]} tok`, visitWords(columns, at));
+    words.push(`${columns.tokens[at]} tok`, visitWords(columns, at), probeWords(probed.get(at)));
     if (!["advantage", "value", "verdict", "tokens", "none"].includes(signal)) words.push(`${SIGNAL_WORDS[signal]} ${label(signal, /** @type {number} */ (values[at])) || "—"}`);
     words.push(textOf(at));
     setText(byId("icicle-hint"), words.filter(Boolean).join("   "));
