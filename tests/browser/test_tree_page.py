@@ -93,6 +93,18 @@ def test_back_undoes_what_was_chosen_and_forward_does_it_again(site: Site, page:
     expect(page).to_have_url(re.compile("zoom=1"))
 
 
+def test_forced_colours_reach_the_canvas(visit: Callable[..., Watched], site: Site) -> None:
+    """What is no data is drawn in the reader's own colours: the prompt's box as the page's ground."""
+    page = visit(forced_colors="active").page()
+    open_tree(page, f"/t/{site.planted['tree']}/")
+    pixel = """(canvas) => {
+        const { width } = canvas;
+        return [...canvas.getContext("2d").getImageData(width - 20, 12, 1, 1).data].join();
+    }"""
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor").removeprefix("rgb(").rstrip(")")
+    assert page.locator("#icicle").evaluate(pixel) == f"{ground.replace(' ', '')},255"
+
+
 def test_an_address_brings_back_the_whole_view(site: Site, visit: Callable[..., Watched]) -> None:
     watched = visit()
     watched.expect("status of 422")  # HBPO is not defined on this tree, and the legend says why
