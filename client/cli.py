@@ -84,6 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     stop = _of_run(_verb(run, "stop", _stop, "save a checkpoint and stop; cancel what waits"))
     stop.add_argument("--now", action="store_true", help="at once: what follows the last checkpoint is lost")
     _of_run(_verb(run, "retry", _action("retry"), "queue a run again that failed or was stopped"))
+    fork = _of_run(_verb(run, "fork", _fork, "a new run that begins with one of its checkpoints"))
+    fork.add_argument("--step", type=_count, metavar="N", help="of the checkpoint; default: the newest kept")
+    fork.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="training.steps=500")
+    fork.add_argument("--name", help="default: that of the run, and fork")
 
     _verb(commands, "queue", _queue, "what waits, in order, with the reason and the expected start")
     _verb(commands, "workers", _workers, "workers: state, machine, what they work on")
@@ -244,6 +248,35 @@ _WATCHED = (
 
 def _stop(options: argparse.Namespace, server: Server) -> Iterator[str]:
     return _do(options, server, "stop-now" if options.now else "stop")
+
+
+def _fork(options: argparse.Namespace, server: Server) -> Iterator[str]:
+    kept = server.get(f"/runs/{options.run}/checkpoints")
+    chosen = next((one for one in kept if options.step in (None, one["step"])), None)
+    if chosen is None:
+        steps = ", ".join(str(one["step"]) for one in kept) or "none"
+        raise UsageError(f"run {options.run} keeps no such checkpoint. Kept: {steps}.")
+    name = options.name or f"{server.get(f'/runs/{options.run}')['name'][:100]} fork"
+    body = {"name": name, "checkpoint": chosen["id"], "changes": dict(map(_change, options.set))}
+    run = _sent_once(
+        server, f"/runs/{options.run}/fork", body | {"idempotency_key": secrets.token_urlsafe(16)}
+    )
+    if options.json:
+        yield _json(run)
+        return
+    yield f"run {run['id']} {words.safe(run['name'])}: {words.safe(run['status'])} from step {chosen['step']}"
+    yield f"  {server.page(run['url'])}"
+
+
+def _change(text: str) -> tuple[str, Any]:
+    """`training.steps=500` as its path and its value: JSON where it is some, else the text."""
+    path, given, value = text.partition("=")
+    if not given:
+        raise UsageError(f"{text[:80]!r} changes nothing. Write --set training.steps=500.")
+    try:
+        return path, json.loads(value)
+    except ValueError:
+        return path, value
 
 
 def _action(verb: str) -> Do:

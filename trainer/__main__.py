@@ -48,8 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     stream = only_events_on_stdout()
     should_stop = _stop_on_signals()
-    writer = _EventWriter(stream, options.resume)
-    return _run(config, options.output, options.resume, threads, writer, should_stop)
+    begin = options.resume if options.fork is None else [options.fork]
+    writer = _EventWriter(stream, begin)
+    return _run(config, options.output, begin, threads, writer, should_stop, is_fork=options.fork is not None)
 
 
 def _run(
@@ -59,6 +60,8 @@ def _run(
     threads: int,
     writer: _EventWriter,
     should_stop: Callable[[], bool],
+    *,
+    is_fork: bool,
 ) -> int:
     # Heavy imports come after the config was found good, so that a typo is told in a moment.
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -81,6 +84,7 @@ def _run(
             should_stop=should_stop,
             run_dir=output,
             resume=[_resume_path(path, output) for path in resume] or None,
+            is_fork=is_fork,
             device=_device(config),
         )
     except Exception as error:  # the last event must say how the run ended, whatever the reason
@@ -142,6 +146,12 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="CHECKPOINT",
         help="a checkpoint folder, as it is or below DIR; of several the first that is whole is taken",
+    )
+    parser.add_argument(
+        "--fork",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="begin with another run's checkpoint; the config may differ in all but the model",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=c", help="change one value of the config"

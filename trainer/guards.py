@@ -114,6 +114,13 @@ TROUBLES: dict[str, Trouble] = {
         "clone the run to start at step 0.",
         "paused",
     ),
+    "no first checkpoint": Trouble(
+        "The checkpoint that a fork begins with is damaged, deleted, or on another machine.",
+        "The checkpoint of step {at} that this fork begins with {what}",
+        "Put its files back or let a worker of the machine that trained that run take this one, then "
+        "resume; or fork another checkpoint.",
+        "paused",
+    ),
     "other model": Trouble(
         "The folder of the base model was moved or changed since the run started.",
         "The base model in {folder} is not the one that the run started from: {what}",

@@ -48,6 +48,7 @@ from trainer.events import (
     TreeSampled,
 )
 from trainer.experts import expert_count, expert_trees
+from trainer.forking import what_a_fork_may_not_change
 from trainer.guards import TROUBLES, NotFinite, NotFiniteError, Size, is_gpu_memory, is_host_memory
 from trainer.optim import Optimiser, UpdateData, UpdateResult, UpdateStopped
 from trainer.packing_check import NotComparedError, check_packing
@@ -89,19 +90,21 @@ def train(
     should_stop: Callable[[], bool],
     run_dir: Path,
     resume: Path | Sequence[Path] | None = None,
+    is_fork: bool = False,
     device: torch.device | str = "cpu",
 ) -> Outcome:
     """Train the policy as `config` says, from its start or from a checkpoint, and tell `emit` all that
     happens.
 
-    `resume`: a checkpoint, or several, of which the first that is whole is taken. `should_stop` is asked
-    often; once true, the step under way is given up, a checkpoint is written and the run ends as stopped. A
-    run that cannot be saved for lack of room, or has checkpoints and none that is whole, ends as paused.
-    Raises DataError, ModelError, CheckpointError, ValueError and RewardRangeError with a sentence for people.
+    `resume`: a checkpoint, or several, of which the first that is whole is taken. `is_fork`: it is another
+    run's, and only what its weights depend on must be equal. `should_stop` is asked often; once true, the
+    step under way is given up, a checkpoint is written and the run ends as stopped. A run that cannot be
+    saved for lack of room, or has checkpoints and none that is whole, ends as paused. Raises DataError,
+    ModelError, CheckpointError, ValueError and RewardRangeError with a sentence for people.
     """
     given = [] if resume is None else [resume] if isinstance(resume, Path) else list(resume)
     try:
-        run = _Run(config, emit, should_stop, run_dir, given, device)
+        run = _Run(config, emit, should_stop, run_dir, given, device, is_fork=is_fork)
     except NoCheckpointError as error:
         newest = given[0].name.removeprefix("step-")
         return Outcome("paused", int(newest) if newest.isdecimal() else 0, str(error), "")
@@ -172,6 +175,8 @@ class _Run:
         run_dir: Path,
         checkpoints: Sequence[Path],
         device: torch.device | str,
+        *,
+        is_fork: bool = False,
     ) -> None:
         self.config, self.emit, self.should_stop, self.run_dir = config, emit, should_stop, run_dir
         self.progress(0, "loading")(0, 1)
@@ -180,7 +185,9 @@ class _Run:
         resume: Path | None = None
         if checkpoints:
             resume, self.state, saved = self.first_whole(checkpoints)
-            refuse_other_config(saved, config)
+            (refuse_other_tensors if is_fork else refuse_other_config)(saved, config)
+            if is_fork:
+                self.state = fork_state(self.state, config)
             refuse_other_model(self.state, config.model.path)
         adapter = config.model.adapter
         # An adapter is trained over the weights that the run started from, also after a resume.
@@ -721,6 +728,22 @@ def refuse_other_model(saved: TrainerState, path: str) -> None:
             return
         what = f"its files have changed (SHA-256 {saved.model_sha256[:12]}, now {now[:12]})"
     raise CheckpointError(TROUBLES["other model"].advice(folder=resolve_model(path), what=what))
+
+
+def fork_state(saved: TrainerState, config: RunConfig) -> TrainerState:
+    """What a fork goes on from: it may train on other problems and in other sizes, and its checkpoint holds a
+    model of its own, but for an adapter.
+    """
+    base = saved.model_sha256 if config.model.adapter.kind == "lora" else ""
+    return replace(saved, data_sha256="", model_sha256=base, microbatch_tokens=0, skipped_in_a_row=0)
+
+
+def refuse_other_tensors(saved: RunConfig, config: RunConfig) -> None:
+    """Raise CheckpointError when a fork's config does not fit the tensors of the checkpoint."""
+    if differing := what_a_fork_may_not_change(saved, config):
+        raise CheckpointError(
+            f"The checkpoint does not fit the fork's config: {', '.join(differing)} differ."
+        )
 
 
 def refuse_other_data(saved: TrainerState, now: str) -> None:

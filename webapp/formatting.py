@@ -29,6 +29,8 @@ _GLYPHS = {
     "stopping": "◧",
     "recovering": "↻",
     "paused": "‖",
+    "pausing": "◧",
+    "stalled": "△",
     "succeeded": "✓",
     "stopped": "■",
     "failed": "✕",
@@ -135,6 +137,12 @@ def status_glyph(status: str) -> str:
 @register.filter
 def status_word(status: str) -> str:
     return status.capitalize()
+
+
+@register.filter
+def action_label(action: str) -> str:
+    """What its button says."""
+    return action.replace("-", " ").capitalize()
 
 
 @register.filter

@@ -145,7 +145,7 @@ def settle(held: Held, status: ProbeStatus, reason: str) -> None:
         raise LostError(f"probe {held.probe_id} is not at epoch {held.epoch} and running any more")
 
 
-def sample(held: Held, *, told_to_leave: Callable[[], bool], command: Sequence[str] = PROBER) -> None:
+def sample(held: Held, *, told_to_leave: Callable[[], int], command: Sequence[str] = PROBER) -> None:
     """Work on the probe until it has ended, or waits for another worker, or is not ours any more."""
     with sigterm_means_leave(told_to_leave) as leave:
         try:
@@ -166,7 +166,7 @@ def sample(held: Held, *, told_to_leave: Callable[[], bool], command: Sequence[s
 class _Sampling:
     """What one attempt holds. `outcome`: how it ends, once that is known."""
 
-    def __init__(self, held: Held, told_to_leave: Callable[[], bool], command: Sequence[str]) -> None:
+    def __init__(self, held: Held, told_to_leave: Callable[[], int], command: Sequence[str]) -> None:
         self.held, self.told_to_leave, self.command = held, told_to_leave, command
         self.folder: Path = (
             settings.DATA_DIR / "probes" / f"{held.probe_id}-{held.epoch}-{secrets.token_hex(4)}"

@@ -360,6 +360,8 @@ class Recorder:
                 ],
             )
         last_seq = rows.seq
+        if rows.step is not None and not rows.is_late:
+            run.step = rows.step
         is_earlier = self.epoch != self.lease.epoch
         has_started = not is_earlier and any(row[3] == "started" for row in rows.events)
         if run.status == RunStatus.STARTING and has_started:
@@ -375,7 +377,6 @@ class Recorder:
         elif isinstance(last, Preempted) and not is_earlier:
             last_seq = settle(run, self.lease, RunStatus.QUEUED, last.reason)
         elif isinstance(last, Died) and not is_earlier:
-            run.step = run.step if rows.step is None else rows.step
             give_up(run, last.what, actor=self.lease.owner)
             last_seq = run.last_seq
         else:

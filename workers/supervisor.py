@@ -266,9 +266,23 @@ class _Attempt:
         path = self.folder / "config.yaml"
         path.write_text(config_to_yaml(resolved), encoding="utf-8")
         arguments = [str(path), "--output", str(self.folder)]
-        for checkpoint in self._checkpoints(run, recording):
+        checkpoints = self._checkpoints(run, recording)
+        for checkpoint in checkpoints:
             arguments += ["--resume", str(checkpoint)]
+        if not checkpoints and run.parent_step is not None:
+            arguments += ["--fork", str(self._first_checkpoint(run))]
         return arguments
+
+    def _first_checkpoint(self, run: Run) -> Path:
+        """The one that a fork begins with. Raises CannotStartError."""
+        first = self._patiently(lambda: Checkpoint.objects.filter(forks=run).first())
+        if first is None:
+            raise CannotStartError("no first checkpoint", at=run.parent_step, what="was deleted with its run")
+        path: Path = self.run_folder.parent / str(first.run_id) / first.path
+        if not (path / "manifest.json").is_file():
+            what = f"is not on worker {self.lease.owner}: there is no {path}"
+            raise CannotStartError("no first checkpoint", at=run.parent_step, what=what)
+        return path
 
     def _checkpoints(self, run: Run, recording: Recording) -> list[Path]:
         """Those that are on this machine, newest first; the trainer takes the first whose files are as they

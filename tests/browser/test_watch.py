@@ -187,7 +187,7 @@ def test_a_run_is_created_and_watched_over_a_bad_line(page: Page) -> None:
     wait_for_steps(page, 10)
     expect(page.locator("#run-head [data-state=word]")).to_have_text("Succeeded", timeout=30_000)
     expect(live).to_have_text("Finished")
-    expect(page.locator("#stop-form")).to_be_hidden()
+    expect(page.locator("#run-controls button")).to_have_count(0)
     wait_for(lambda: drawn_points(page) == 10, 10, "all points on the chart")
     assert len(routes) >= 3
     assert page.evaluate("window.notReloaded")
@@ -232,15 +232,28 @@ def test_a_run_is_seen_from_the_table_laid_over_another_and_stopped(
     table.reload()
     expect(panel.locator(".reading")).to_have_count(1)
 
-    stop = page.get_by_role("button", name="Stop", exact=True)
+    word, wish = page.locator("#run-head [data-state=word]"), page.locator("#run-wish")
+    page.evaluate("window.notReloaded = true")
+    page.get_by_role("button", name="Pause").click()
+    expect(wish).to_contain_text(re.compile("^Pause requested by ada .* ago · (waiting|acknowledged)"))
+    expect(word).to_have_text("Paused", timeout=30_000)
+    expect(page.locator("#run-outcome")).to_contain_text("Resume goes on from step")
+    expect(wish).to_be_hidden()
+    page.get_by_role("button", name="Resume").click()
+    expect(word).to_have_text("Running", timeout=60_000)
+
+    stop = page.locator("#run-controls summary").first
     stop.click()
-    expect(page.locator(".stop-question")).to_contain_text("Everything it made is kept")
-    page.get_by_role("button", name="Keep running").click()
+    sure = page.get_by_role("button", name="Stop this run")
+    expect(page.locator("#run-controls")).to_contain_text("Everything it made is kept")
+    sure.press("Escape")
     expect(stop).to_be_focused()
+    expect(sure).to_be_hidden()
     stop.click()
-    page.get_by_role("button", name="Stop this run").click()
-    expect(page.locator("[data-state=stop]")).to_contain_text(re.compile("requested|stopping"))
-    expect(page.locator("#run-head [data-state=word]")).to_have_text("Stopped", timeout=12_000)
+    sure.click()
+    expect(word).to_have_text("Stopped", timeout=30_000)
+    expect(page.get_by_role("button", name="Retry")).to_be_visible()
+    assert page.evaluate("window.notReloaded")
     said = read_json(page, f"/api/v1/runs/{run}")
     assert said["status"] == "stopped"
     assert said["counts"]["trees"] > 0

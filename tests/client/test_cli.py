@@ -22,7 +22,7 @@ from tests.workers.factories import make_run, make_user
 from webapp.accounts.models import ApiToken
 from webapp.accounts.services import create_token
 from webapp.projects.models import ModelSource, Project
-from webapp.runs.models import Run, Worker
+from webapp.runs.models import Checkpoint, Run, Worker
 
 Scope = ApiToken.Scope
 
@@ -82,6 +82,25 @@ def test_stop_now_is_a_stronger_wish(arborist: Any, lab: Project) -> None:
     assert arborist("run", "stop", str(run.id), "--now")[0] == 0
     run.refresh_from_db()
     assert run.wish == "kill"
+
+
+def test_fork_begins_with_the_newest_kept_checkpoint(
+    arborist: Any, lab: Project, settings: Any, tmp_path: Path
+) -> None:
+    settings.DATA_DIR = tmp_path
+    run = make_run(lab, status="failed", step=3, ended_at=Now())
+    for step in (1, 2):
+        path = f"attempt-1/checkpoints/step-{step}"
+        Checkpoint.objects.create(run=run, epoch=1, step=step, seq=step, path=path, size_bytes=9)
+        (tmp_path / "runs" / str(run.id) / path).mkdir(parents=True)
+        (tmp_path / "runs" / str(run.id) / path / "manifest.json").write_text("{}")
+    changes = ("--set", "training.steps=50", "--set", "training.learning_rate=1e-5")
+    status, out, err = arborist("run", "fork", str(run.id), *changes)
+    new = Run.objects.get(parent=run)
+    assert (status, new.parent_step, new.steps_total) == (0, 2, 50), err
+    assert new.config["training"]["learning_rate"] == 1e-5
+    assert f"run {new.id} {run.name} fork: queued from step 2" in out
+    assert arborist("run", "fork", str(run.id), "--step", "9")[2].endswith("Kept: 2, 1.\n")
 
 
 def test_watch_prints_what_moves_and_tells_the_end_by_its_status(arborist: Any, lab: Project) -> None:

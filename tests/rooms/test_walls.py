@@ -39,6 +39,7 @@ WORDS = {
     "trainer.config_file",
     "trainer.credit",
     "trainer.explanation",
+    "trainer.forking",
     "trainer.data",
     "trainer.edit_distance",
     "trainer.events",

@@ -44,7 +44,6 @@ PAGES = {
     "run-events": ("GET", 302, 404, 200, 200),
     "run-trees": ("GET", 302, 404, 200, 200),
     "growing-tree": ("GET", 302, 404, 404, 404),  # the page of a tree that is not there
-    "run-stop": ("POST", 302, 404, 403, 302),
     "queue": ("GET", 302, 200, 200, 200),
     "queue-priority": ("POST", 302, 404, 403, 403),  # it is the admins'
     "queue-cancel": ("POST", 302, 404, 403, 302),
@@ -53,6 +52,9 @@ PAGES = {
     "worker-detail": ("GET", 302, 200, 200, 200),
     "worker-drain": ("POST", 302, 403, 403, 403),  # it is the operators'
     "worker-undrain": ("POST", 302, 403, 403, 403),
+    "run-attempts": ("GET", 302, 404, 200, 200),
+    "run-control": ("POST", 302, 404, 403, 302),
+    "run-fork": ("GET", 302, 404, 403, 200),
     "problem-list": ("GET", 302, 404, 200, 200),
     "problem-history": ("GET", 302, 404, 200, 200),
     "all-trees": ("GET", 302, 404, 200, 200),
@@ -102,6 +104,8 @@ API = {
     "GET /api/v1/workers/{worker_id}": (401, 200, 200, 200),
     "POST /api/v1/workers/{worker_id}/drain": (401, 403, 403, 403),
     "POST /api/v1/workers/{worker_id}/undrain": (401, 403, 403, 403),
+    "GET /api/v1/runs/{run_id}/checkpoints": (401, 404, 200, 200),
+    "POST /api/v1/runs/{run_id}/fork": (401, 404, 403, 409),
     "GET /api/v1/runs/{run_id}/metrics": (401, 404, 200, 200),
     "GET /api/v1/runs/{run_id}/events": (401, 404, 200, 200),
     "GET /api/v1/runs/{run_id}/news": (401, 404, 200, 200),
@@ -265,6 +269,8 @@ def test_api_operation_by_role(operation: str, run: Run, people: People, config:
         body = json.dumps({"move": "top"})
     if route.endswith("/limits"):
         body = json.dumps({"limits": {"all": 2}})
+    if route.endswith("/fork"):
+        body = json.dumps({"name": "new", "checkpoint": 1})
     if "validate" in route:
         body = json.dumps({"config": {}})
     found = []

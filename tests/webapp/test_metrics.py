@@ -130,6 +130,14 @@ def test_superseded_points_are_hidden(run: Run) -> None:
     assert (series["step"], series["value"], series["n_points"]) == ([4], [2.0], 1)
 
 
+def test_what_was_superseded_is_told_when_it_is_asked_for(run: Run) -> None:
+    add_metrics(run, 4, {"a/b": 1.0}, superseded=True)
+    add_metrics(run, 4, {"a/b": 2.0})
+    (counts,) = series_data(run, ["a/b"])
+    (past,) = series_data(run, ["a/b"], superseded=True)
+    assert (counts["value"], past["value"]) == ([2.0], [1.0])
+
+
 def test_names_choose_series_and_unknown_ones_are_left_out(run: Run, people: People) -> None:
     client = people.client("viewer")
     url = f"/api/v1/runs/{run.id}/metrics"

@@ -86,10 +86,13 @@ def test_a_recovering_run_is_cancelled(people: People, run: Run) -> None:
 
 def test_the_page_stops_and_says_so(people: People, run: Run) -> None:
     client = people.client("editor")
-    page = client.post(f"/r/{run.id}/stop", follow=True)
-    assert "will stop; it keeps everything it made" in page.content.decode()
+    page = client.post(f"/r/{run.id}/control", {"action": "stop"}, follow=True)
+    assert "first was asked: it saves a checkpoint, then it ends." in page.content.decode()
     Run.objects.filter(id=run.id).update(status="stopped", ended_at=Now(), wish="", wish_at=None)
-    assert "has already ended (stopped)" in client.post(f"/r/{run.id}/stop", follow=True).content.decode()
+    assert (
+        "has already ended (stopped)"
+        in client.post(f"/r/{run.id}/control", {"action": "stop"}, follow=True).content.decode()
+    )
 
 
 @pytest.mark.django_db(transaction=True)

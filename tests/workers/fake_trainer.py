@@ -1,6 +1,6 @@
 """Stands in for `python -m trainer`: says what its scenario says, then behaves as told. For tests only.
 
-fake_trainer.py SCENARIO CONFIG.yaml --output DIR [--resume CHECKPOINT] --parent-fd N
+fake_trainer.py SCENARIO CONFIG.yaml --output DIR [--resume|--fork CHECKPOINT] --parent-fd N
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trainer.config_file import config_from_yaml
 from trainer.events import CheckpointSaved, Finished, LogLine, Metrics, Progress, Started
 
 scenario, config_path, _, output, *rest = sys.argv[1:]
-resume = rest[rest.index("--resume") + 1] if "--resume" in rest else None
+resume = next((rest[rest.index(word) + 1] for word in ("--resume", "--fork") if word in rest), None)
 parent = int(rest[rest.index("--parent-fd") + 1])
 config = config_from_yaml(Path(config_path).read_bytes())
 asked = threading.Event()

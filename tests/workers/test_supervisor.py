@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from webapp.embedded import processes
 from webapp.projects.models import ModelSource
 from webapp.runs import sweeper
 from webapp.runs.controls import Action, control
+from webapp.runs.forks import fork
 from webapp.runs.models import Attempt, Checkpoint, Event, Point, Run
 from webapp.trees.models import GrowingTrees
 from workers import child, lease, limits, recorder, watch
@@ -390,6 +392,33 @@ def test_retried_run_goes_on_in_the_same_run() -> None:
         "failed",
         "succeeded",
     ]
+
+
+def test_fork_begins_with_a_checkpoint_of_another_run() -> None:
+    parent = make_run()
+    thread = in_background(parent, "polite")
+    until(lambda: steps(parent) >= 3)
+    control(parent, parent.created_by, Action.STOP)
+    thread.join()
+    saved = Checkpoint.objects.get(run=parent)
+    config = RunConfig.model_validate({"training": {"steps": 10_000}})
+    fork_of = partial(fork, parent, parent.created_by, saved.id, config)
+    new = fork_of("first")
+    thread = in_background(new, "polite")
+    until(lambda: steps(new) >= saved.step + 2)
+    control(new, new.created_by, Action.STOP)
+    thread.join()
+    assert Attempt.objects.get(run=new).resumed_from_step == saved.step
+    shown = Point.objects.filter(run_id=new.id).order_by("seq").values_list("step", flat=True)
+    assert list(shown) == list(range(saved.step + 1, steps(new) + 1))
+
+    second = fork_of("second")
+    folder = _data(parent) / saved.path
+    folder.rename(folder.with_name("gone"))
+    work(second, "polite")
+    second.refresh_from_db()
+    assert second.status == "paused"
+    assert f"The checkpoint of step {saved.step} that this fork begins with is not on worker" in second.reason
 
 
 def test_checkpoint_that_was_parked_by_a_killed_trainer_is_found_again() -> None:

@@ -21,6 +21,7 @@ from webapp.runs import services
 from webapp.runs.config_form import ConfigError, config_errors
 from webapp.runs.controls import Action, control
 from webapp.runs.estimate import estimate
+from webapp.runs.forks import changed, fork, forkable
 from webapp.runs.metrics import series_data
 from webapp.runs.querysets import run_detail, runs_page
 
@@ -125,6 +126,39 @@ def retry_run(request: HttpRequest, run_id: int) -> Any:
     return _control(request, run_id, Action.RETRY)
 
 
+class NewFork(Schema):
+    """`checkpoint`: one of `GET /runs/{id}/checkpoints`. `changes`: by path, as {"training.steps": 200}."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    checkpoint: Id
+    changes: dict[str, Any] = Field(default_factory=dict)
+    idempotency_key: str | None = None
+
+
+@router.get("/runs/{int:run_id}/checkpoints", summary="Checkpoints that are kept, newest first")
+def list_checkpoints(request: HttpRequest, run_id: int) -> Any:
+    fields = ("id", "step", "epoch", "size_bytes", "weights_sha256", "is_pinned", "created_at")
+    kept = forkable(get_run(request, run_id))
+    return [{name: getattr(one, name) for name in fields} for one in kept]
+
+
+@router.post(
+    "/runs/{int:run_id}/fork", summary="Queue a new run that begins with a checkpoint", response={201: Any}
+)
+def fork_run(request: HttpRequest, run_id: int, payload: NewFork) -> Any:
+    from ninja.responses import Status
+
+    run = get_run(request, run_id)
+    require(request.user, run.project, Role.EDITOR)
+    if run.is_imported:
+        raise RequestError(409, "This run was imported: it has no checkpoint to begin with.")
+    config = parse_config(changed(run.config, payload.changes))
+    new = fork(run, user_of(request), payload.checkpoint, config, payload.name, payload.idempotency_key)
+    return Status(201, run_detail(new))
+
+
 @router.get("/runs/{int:run_id}/metrics", summary="Metric series, bucketed for charts")
 def read_metrics(
     request: HttpRequest,
@@ -133,10 +167,13 @@ def read_metrics(
     max_points: Annotated[int, Query(ge=1, le=MAX_CHART_POINTS)] = 1000,
     from_step: Seq | None = None,
     to_step: Seq | None = None,
+    superseded: bool = False,
 ) -> Any:
     run = get_run(request, run_id)
     wanted = None if names is None else [name for name in names.split(",") if name]
-    series = series_data(run, wanted, max_points=max_points, from_step=from_step, to_step=to_step)
+    series = series_data(
+        run, wanted, max_points=max_points, from_step=from_step, to_step=to_step, superseded=superseded
+    )
     # Read before the points were: what came between is told again by the socket, from this cursor on.
     return {"run": run.id, "last_seq": run.last_seq, "series": series}
 

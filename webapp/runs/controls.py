@@ -19,6 +19,7 @@ from webapp.accounts.models import User
 from webapp.errors import RequestError
 from webapp.runs.models import CLAIMABLE, ENDED, LEASED, Run, RunStatus, WishKind
 from webapp.runs.states import append_status_event, move
+from webapp.runs.words import ASKED
 
 TRIES = 5  # a run may move between the look and the deed
 
@@ -35,7 +36,6 @@ class Action(StrEnum):
 
 WISHES = {Action.PAUSE: WishKind.PAUSE, Action.STOP: WishKind.STOP, Action.STOP_NOW: WishKind.KILL}
 _STRENGTH = {"": 0, WishKind.PAUSE: 1, WishKind.STOP: 2, WishKind.KILL: 3}
-_ASKED = {WishKind.PAUSE: "Pause", WishKind.STOP: "Stop", WishKind.KILL: "Stop at once"}
 
 
 def possible(run: Run) -> list[Action]:
@@ -72,6 +72,20 @@ def control(run: Run, user: User, action: Action) -> Run:
     raise RequestError(409, f"{run.name} is changing right now. Look at it and try again.")
 
 
+def done_words(run: Run, action: Action) -> str:
+    """What was done, or will be, for whoever pressed the button."""
+    if run.wish:
+        end = "is paused" if run.wish == WishKind.PAUSE else "ends"
+        before = "" if run.wish == WishKind.KILL else "saves a checkpoint, then it "
+        return f"{run.name} was asked: it {before}{end}."
+    done = {
+        Action.PAUSE: "is paused",
+        Action.RESUME: "waits for a worker again",
+        Action.RETRY: "waits for a worker again",
+    }.get(action, f"is {run.status}; everything it made is kept")
+    return f"{run.name} {done}."
+
+
 def _wish(run: Run, user: User, wish: WishKind) -> bool:
     """Whether it is asked for, or done. False: the run has moved on since it was read."""
     name = user.get_username()
@@ -92,15 +106,15 @@ def _wish(run: Run, user: User, wish: WishKind) -> bool:
 
 
 def _ask_worker(run: Run, user: User, wish: WishKind) -> bool:
-    if _STRENGTH[wish] < _STRENGTH[run.wish]:
+    if wish == WishKind.PAUSE and _STRENGTH[run.wish] > _STRENGTH[wish]:
         raise RequestError(409, f"{run.name} is being stopped already; it cannot be paused any more.")
-    if wish == run.wish:
+    if _STRENGTH[wish] <= _STRENGTH[run.wish]:
         return True
     name = user.get_username()
     seen = Run.objects.filter(id=run.id, status=run.status, lease_epoch=run.lease_epoch, wish=run.wish)
     if not seen.update(wish=wish, wish_at=Now(), wish_by=user, wish_seen_at=None):
         return False
-    why = f"{_ASKED[wish]} requested by {name}."
+    why = f"{ASKED[wish]} requested by {name}."
     append_status_event(run.id, run.lease_epoch, None, why, actor=name, wish=wish, wish_is="requested")
     return True
 

@@ -17,7 +17,7 @@ from webapp.runs.models import Run, Series
 _FINITE = "p.value <> 'NaN'::float8 AND p.value <> 'Infinity'::float8 AND p.value <> '-Infinity'::float8"
 _SOURCE = """
     FROM arborist_point p JOIN unnest(%(ids)s::bigint[], %(widths)s::bigint[]) AS w (series_id, width)
-    ON w.series_id = p.series_id WHERE NOT p.superseded AND p.step BETWEEN %(low)s AND %(high)s
+    ON w.series_id = p.series_id WHERE p.superseded = %(superseded)s AND p.step BETWEEN %(low)s AND %(high)s
     """
 # Sums of very large values overflow, which PostgreSQL makes an error; scaled by a power of two they do not.
 # What is so small that scaling would underflow (an error, too) counts as 0 in a mean.
@@ -31,13 +31,14 @@ def series_data(
     max_points: int = 1000,
     from_step: int | None = None,
     to_step: int | None = None,
+    superseded: bool = False,
 ) -> list[dict[str, Any]]:
     """One dict per series: `name, n_points, bucketed, step, value, min, max, last, n, nonfinite,
     n_nonfinite`.
 
     `value` is the bucket's mean and `step` its last step; `nonfinite` has one entry per bucket and kind.
     `n_points` counts what is in the range of steps. Four queries at most. Names that the run has not logged
-    are left out.
+    are left out. `superseded`: only what a later attempt went over again, instead of what counts.
     """
     max_points = max(1, min(max_points, MAX_CHART_POINTS))
     wanted = Series.objects.filter(run=run).order_by("name")
@@ -50,6 +51,7 @@ def series_data(
         "ids": list(by_id),
         "low": from_step or 0,
         "high": MAX_STEP if to_step is None else to_step,
+        "superseded": superseded,
         "scale": _SCALE,
         "tiny": 1e-280,
     }
@@ -57,7 +59,8 @@ def series_data(
         cursor.execute(
             """
             SELECT p.series_id, count(*), min(p.step), max(p.step) FROM arborist_point p
-            WHERE p.series_id = ANY(%(ids)s) AND NOT p.superseded AND p.step BETWEEN %(low)s AND %(high)s
+            WHERE p.series_id = ANY(%(ids)s) AND p.superseded = %(superseded)s
+                AND p.step BETWEEN %(low)s AND %(high)s
             GROUP BY 1
             """,
             given,

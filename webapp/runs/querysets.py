@@ -13,8 +13,11 @@ from django.db.models import Count, Sum
 from django.urls import reverse
 
 from webapp.limits import MAX_PAGE_SIZE
+from webapp.probes.checkpoints import kept_policies
 from webapp.projects.models import Project
-from webapp.runs.models import LEASED, Attempt, Run, RunStatus, Series
+from webapp.runs.controls import possible
+from webapp.runs.models import ENDED, LEASED, Attempt, Event, Run, RunStatus, Series, WishKind
+from webapp.runs.words import ASKED, shown_status, wish_words
 
 LATEST = (
     "reward/mean",
@@ -43,6 +46,7 @@ def run_states(runs: Iterable[Run]) -> list[dict[str, Any]]:
     ages: dict[int, float | None] = {}
     progress_ages: dict[int, float | None] = {}
     wishes: dict[int, dict[str, Any]] = {}
+    wish_ages: dict[int, float | None] = {}
     with connection.cursor() as cursor:
         cursor.execute(
             """
@@ -60,11 +64,12 @@ def run_states(runs: Iterable[Run]) -> list[dict[str, Any]]:
         for run_id, age, progress_age, name, value, wish, by, wish_age, is_seen in cursor.fetchall():
             ages[run_id], progress_ages[run_id] = age, progress_age
             if wish:
+                wish_ages[run_id] = _rounded(wish_age)
                 wishes[run_id] = {
                     "kind": wish,
                     "by": by or "somebody",
-                    "age_s": _rounded(wish_age),
                     "is_seen": is_seen,
+                    "asked": f"{ASKED[WishKind(wish)]} requested by {by or 'somebody'}",
                 }
             if name is not None:
                 latest[run_id][name] = value if value is not None and math.isfinite(value) else None
@@ -74,10 +79,11 @@ def run_states(runs: Iterable[Run]) -> list[dict[str, Any]]:
             "id": run.id,
             "name": run.name,
             "status": run.status,
+            "shown": shown_status(run),
             "reason": run.reason,
             "step": run.step,
             "steps_total": run.steps_total,
-            "phase": run.phase if run.is_active else "",
+            "phase": run.phase if run.is_active or run.status == RunStatus.FAILED else "",
             "phase_done": run.phase_done,
             "phase_total": run.phase_total,
             "last_seq": run.last_seq,
@@ -86,7 +92,9 @@ def run_states(runs: Iterable[Run]) -> list[dict[str, Any]]:
             "stalled": run.status in LEASED and run.stalled_at is not None,
             "eta_s": etas.get(run.id),
             "worker": run.lease_owner if run.status in LEASED else "",
-            "wish": wishes.get(run.id),
+            "wish": wishes[run.id] | {"words": wish_words(run)} if run.id in wishes else None,
+            "wish_age_s": wish_ages.get(run.id),
+            "actions": [action.value for action in possible(run)],
             "latest": {name: latest[run.id].get(name) for name in LATEST},
         }
         for run in runs
@@ -215,5 +223,49 @@ def run_detail(run: Run) -> dict[str, Any]:
 
 def attempts_of(run: Run) -> list[dict[str, Any]]:
     """Every attempt, the first one first."""
-    fields = ("epoch", "owner", "started_at", "ended_at", "outcome", "reason", "resumed_from_step")
-    return list(Attempt.objects.filter(run=run).order_by("epoch").values(*fields))
+    fields = (
+        *("epoch", "owner", "started_at", "ended_at", "outcome", "reason"),
+        *("resumed_from_step", "last_step"),
+    )
+    rows = list(Attempt.objects.filter(run=run).order_by("epoch").values(*fields))
+    return [
+        row | {"lasted": row["ended_at"] - row["started_at"] if row["ended_at"] else None} for row in rows
+    ]
+
+
+def resumes_of(run: Run) -> list[int]:
+    """The steps that later attempts went on from, 0 for the start. No query for a run with one attempt."""
+    if run.lease_epoch < 2:
+        return []
+    later = Attempt.objects.filter(run=run).order_by("epoch").values_list("resumed_from_step", flat=True)[1:]
+    return sorted({step or 0 for step in later})
+
+
+def outcome_of(run: Run) -> dict[str, Any]:
+    """What the header says of a run that nobody works on, and what its controls need to know. Three queries
+    at most.
+    """
+    kept = [policy.version for policy in kept_policies(run) if policy.path]
+    step = max(kept, default=run.parent_step)
+    words = f"goes on from step {step}" if step else "starts from step 0"
+    log_seq = None
+    if run.status == RunStatus.FAILED:
+        lines = Event.objects.filter(run=run, kind__in=("log", "finished"), epoch=run.lease_epoch)
+        log_seq = lines.order_by("-seq").values_list("seq", flat=True).first()
+    return {
+        "is_over": run.status in (RunStatus.PAUSED, *ENDED)
+        and run.status != RunStatus.SUCCEEDED
+        and not run.is_imported,
+        "is_waiting": run.status not in LEASED,
+        "can_fork": bool(kept),
+        "checkpoint_step": step,
+        "attempts": run.lease_epoch,
+        "log_seq": log_seq,
+        "log_after": 0 if log_seq is None else max(log_seq - 20, 0),
+        "next_step": {
+            RunStatus.PAUSED: f"Resume {words}.",
+            RunStatus.FAILED: f"Retry {words}, in this run.",
+            RunStatus.STOPPED: f"Retry {words}, in this run.",
+            RunStatus.CANCELLED: "Retry queues it again.",
+        }.get(RunStatus(run.status), ""),
+    }

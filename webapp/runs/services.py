@@ -14,7 +14,7 @@ from webapp import broker
 from webapp.accounts.models import User
 from webapp.errors import RequestError
 from webapp.projects.models import Dataset, ModelSource, Project
-from webapp.runs.models import Run, RunStatus
+from webapp.runs.models import Checkpoint, Run, RunStatus
 from webapp.runs.states import append_status_event
 
 log = logging.getLogger(__name__)
@@ -72,9 +72,15 @@ def source_of(data: Data) -> tuple[str, str] | None:
 
 
 def create_run(
-    project: Project, user: User, config: RunConfig, name: str, idempotency_key: str | None = None
+    project: Project,
+    user: User,
+    config: RunConfig,
+    name: str,
+    idempotency_key: str | None = None,
+    *,
+    begins_with: Checkpoint | None = None,
 ) -> Run:
-    """A queued run with its first event; a worker is told after the commit.
+    """A queued run with its first event; a worker is told after the commit. `begins_with`: it is a fork.
 
     The same `idempotency_key` again gives the run that the first call made, so a double click makes one run.
     Raises RequestError: 400 for a bad name, model or dataset, 409 for a key that was used for another config.
@@ -100,10 +106,15 @@ def create_run(
                 created_by=user,
                 idempotency_key=idempotency_key,
                 steps_total=config.training.steps,
+                parent_id=begins_with.run_id if begins_with else None,
+                parent_step=begins_with.step if begins_with else None,
+                forked_from=begins_with,
+                step=begins_with.step if begins_with else 0,
             )
-            append_status_event(
-                run.id, 0, RunStatus.QUEUED, "Waiting for a worker.", actor=user.get_username()
-            )
+            words = "Waiting for a worker."
+            if begins_with is not None:
+                words = f"Forked from run {begins_with.run_id} at step {begins_with.step}. {words}"
+            append_status_event(run.id, 0, RunStatus.QUEUED, words, actor=user.get_username())
             # The row is the job and this is only a hint: without a broker the sweeper sends it again.
             transaction.on_commit(lambda: broker.send_train_run(run.id, run.queue), robust=True)
     except IntegrityError as error:

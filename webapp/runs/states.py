@@ -97,7 +97,8 @@ def move(
             "wish_by": None,
             "wish_seen_at": None,
         }
-    if to not in LEASED or to == RunStatus.STARTING:
+    # Where in a step it was is what people want to know of a run that failed.
+    if to not in (*LEASED, RunStatus.FAILED) or to == RunStatus.STARTING:
         columns |= {"phase": "", "phase_done": 0, "phase_total": 0}
     if to == RunStatus.QUEUED:
         columns |= {"queued_at": Now(), "not_before": None}

@@ -13,7 +13,9 @@ run_urls = [
     path("", views.run_detail, name="run-detail"),
     path("config", views.run_config, name="run-config"),
     path("events", views.run_events, name="run-events"),
-    path("stop", views.run_stop, name="run-stop"),
+    path("attempts", views.run_attempts, name="run-attempts"),
+    path("control", views.run_control, name="run-control"),
+    path("fork", views.run_fork, name="run-fork"),
 ]
 
 urlpatterns = [

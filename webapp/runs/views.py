@@ -35,15 +35,16 @@ from webapp.runs.config_form import (
     read_form,
     unseen_fields,
 )
-from webapp.runs.controls import Action, control
+from webapp.runs.controls import Action, control, done_words
 from webapp.runs.estimate import estimate
 from webapp.runs.events import packing_check, told_events
+from webapp.runs.forks import changed, fork, fork_fields, forkable, typed_changes
 from webapp.runs.method import source_url
 from webapp.runs.models import Run
 from webapp.runs.origin import config_of, imported, method_of_run
 from webapp.runs.panels import panels
 from webapp.runs.picker import preset_groups
-from webapp.runs.querysets import attempts_of, run_states, runs_page
+from webapp.runs.querysets import attempts_of, outcome_of, resumes_of, run_states, runs_page
 
 if TYPE_CHECKING:
     from webapp.projects.access import ProjectSeen
@@ -69,6 +70,7 @@ def run_list(request: HttpRequest, slug: str) -> HttpResponse:
     context = {
         "project": project,
         "role": project.role,
+        "can_control": may(project.role, Role.EDITOR),
         "runs": runs,
         "next_before": next_before,
         "presets": [PRESETS[slug] for slug in FIRST_PRESETS if slug in PRESETS],
@@ -243,6 +245,7 @@ def run_context(request: HttpRequest, run_id: int, tab: str) -> dict[str, Any]:
         "imported": imported(run),
         "packing": None if config is None else packing_check(run, config.training.precision),
         "can_control": may(run.role, Role.EDITOR),
+        "outcome": outcome_of(run),
     }
 
 
@@ -250,6 +253,7 @@ def run_context(request: HttpRequest, run_id: int, tab: str) -> dict[str, Any]:
 def run_detail(request: HttpRequest, run_id: int) -> HttpResponse:
     context = run_context(request, run_id, "curves")
     context["catalogue"] = panels()
+    context["resumes"] = resumes_of(context["run"])
     context["overlay_runs"] = _overlays(request, context["run"])
     return render(request, "runs/detail.html", context)
 
@@ -276,7 +280,6 @@ def _overlays(request: HttpRequest, run: Run) -> list[dict[str, Any]]:
 def run_config(request: HttpRequest, run_id: int) -> HttpResponse:
     context = run_context(request, run_id, "config")
     context["config_yaml"] = "" if context["imported"] else config_yaml(context["run"].config)
-    context["attempts"] = attempts_of(context["run"])
     return render(request, "runs/config.html", context)
 
 
@@ -305,18 +308,77 @@ def run_events(request: HttpRequest, run_id: int) -> HttpResponse:
     return render(request, "runs/events.html", context)
 
 
+@require_GET
+def run_attempts(request: HttpRequest, run_id: int) -> HttpResponse:
+    """Every period in which a worker held the run, and the checkpoints that are left of them."""
+    context = run_context(request, run_id, "attempts")
+    run = context["run"]
+    context["attempts"] = attempts_of(run)
+    context["checkpoints"] = forkable(run)
+    return render(request, "runs/attempts.html", context)
+
+
 @require_POST
-def run_stop(request: HttpRequest, run_id: int) -> HttpResponseBase:
+def run_control(request: HttpRequest, run_id: int) -> HttpResponseBase:
+    """Pause, resume, stop, stop now, retry: the form's word. Back to where it was pressed."""
     run = get_run(request, run_id)
     require(request.user, run.project, Role.EDITOR)
     try:
-        control(run, user_of(request), Action.STOP)
+        action = Action(request.POST.get("action", ""))
+        control(run, user_of(request), action)
+    except ValueError:
+        messages.warning(request, "That is no control of a run. Press one of its buttons.")
     except RequestError as refused:
         messages.warning(request, refused.detail)
     else:
-        done = "is cancelled" if run.status == "cancelled" else "will stop; it keeps everything it made"
-        messages.success(request, f"{run.name} {done}.")
+        messages.success(request, done_words(run, action))
+    if request.POST.get("next") == "list":
+        return redirect("run-list", run.project.slug)
     return redirect("run-detail", run.id)
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+def run_fork(request: HttpRequest, run_id: int) -> HttpResponseBase:
+    """A few knobs of the run, and one of its checkpoints; a POST queues the fork. All knobs are the API's."""
+    run = get_run(request, run_id)
+    require(request.user, run.project, Role.EDITOR)
+    config = config_of(run)
+    kept = [] if config is None else list(forkable(run))
+    sent = request.POST if request.method == "POST" else request.GET
+    fields = [] if config is None else fork_fields(config, kept, sent)
+    errors: list[ConfigError] = []
+    if request.method == "POST" and config is not None:
+        try:
+            new = fork(
+                run,
+                user_of(request),
+                _number(sent.get("checkpoint", "")),
+                RunConfig.model_validate(changed(config.model_dump(mode="json"), typed_changes(sent))),
+                sent.get("name", ""),
+                sent.get("idempotency_key") or None,
+            )
+        except ValidationError as invalid:
+            errors = config_errors(invalid)
+        except RequestError as refused:
+            errors = [ConfigError(error["path"], error["message"]) for error in refused.errors]
+            errors = errors or [ConfigError("", refused.detail)]
+        else:
+            return redirect("run-detail", new.id)
+    by_path = {error.path: error.message for error in errors}
+    context = run_context(request, run_id, "attempts") | {
+        "checkpoints": kept,
+        "chosen": _number(sent.get("checkpoint", "")) or (kept[0].id if kept else 0),
+        "name": sent.get("name", f"{run.name[:100]} fork"),
+        "name_error": by_path.get("name", ""),
+        "fields": [field | {"error": by_path.get(field["path"], "")} for field in fields],
+        "general": [error for error in errors if error.path not in {"name", *(f["path"] for f in fields)}],
+        "idempotency_key": sent.get("idempotency_key", secrets.token_urlsafe(16)),
+    }
+    return render(request, "runs/fork.html", context, status=400 if errors else 200)
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else 0
 
 
 # ------------------------------------------------------------------------------------------------ workers

@@ -7,6 +7,8 @@ interface RunState {
   id: number;
   name: string;
   status: RunStatus;
+  /** The word and colour for it. */
+  shown: ShownStatus;
   reason: string;
   step: number;
   steps_total: number;
@@ -18,12 +20,17 @@ interface RunState {
   /** Seconds since the trainer was last heard of. */
   progress_age_s?: number | null;
   /** Alive, but without progress for too long. */
-  stalled?: boolean;
+  stalled: boolean;
   eta_s: number | null;
   worker: string;
-  wish: { kind: "pause" | "stop" | "kill"; by: string; age_s: number; is_seen: boolean } | null;
+  /** How what somebody asked for is told: `asked` 2 s ago · `words`. */
+  wish: { kind: "pause" | "stop" | "kill"; by: string; is_seen: boolean; asked: string; words: string } | null;
+  wish_age_s: number | null;
+  /** What may be asked of the run now. */
+  actions: ("pause" | "resume" | "stop" | "stop-now" | "retry")[];
   latest: Record<string, number | null>;
 }
+type ShownStatus = RunStatus | "pausing" | "stalled";
 type RunStatus = "queued" | "starting" | "running" | "stopping" | "recovering" | "paused" | "succeeded" | "stopped" | "failed" | "cancelled";
 
 interface TreeRow {

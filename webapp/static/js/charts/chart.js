@@ -18,7 +18,7 @@ import { aligned } from "./series.js";
  * @property {Line[]} lines
  * @property {Look[]} looks one per line
  * @property {[number, number] | null} window chosen x range
- * @property {{x: number, kind: string}[]} marks kind "now" is a whole line, the others are dashed
+ * @property {{x: number, kind: string}[]} marks kind "now" is a whole line, "resumed" has a notch, the others are dashed
  */
 /**
  * @typedef {object} ChartHooks
@@ -183,6 +183,13 @@ export class Chart {
       ctx.moveTo(left, bbox.top);
       ctx.lineTo(left, bbox.top + bbox.height);
       ctx.stroke();
+      if (kind !== "resumed") continue;
+      ctx.fillStyle = colour("--warn");
+      ctx.beginPath();
+      ctx.moveTo(left - 4 * dpr, bbox.top);
+      ctx.lineTo(left + 4 * dpr, bbox.top);
+      ctx.lineTo(left, bbox.top + 6 * dpr);
+      ctx.fill();
     }
     ctx.setLineDash([]);
     ctx.strokeStyle = colour("--bad");

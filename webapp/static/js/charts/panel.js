@@ -79,6 +79,7 @@ export class PanelView {
   #label(line) {
     const parts = [];
     if (this.#runs.size > 1) parts.push(this.#runs.get(line.run)?.name ?? String(line.run));
+    if (line.past) parts.push("overwritten");
     if (this.#panel.metrics.length > 1) parts.push(line.name.split("_").at(-1) ?? line.name);
     return parts.join(" ");
   }

@@ -14,6 +14,7 @@ import { smooth } from "./smoothing.js";
  * @property {number[] | null} high
  * @property {number[]} step of each entry
  * @property {{x: number, k: string}[]} ticks values that are not finite
+ * @property {boolean} [past] what a later attempt went over again
  */
 
 /** The metric behind each x axis that is not the step. */

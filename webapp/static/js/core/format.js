@@ -4,7 +4,7 @@
 export const MISSING = "—";
 const MINUS = "\u2212";
 
-/** @type {Record<RunStatus, string>} */
+/** @type {Record<ShownStatus, string>} */
 const GLYPHS = {
   queued: "◷",
   starting: "▷",
@@ -12,6 +12,8 @@ const GLYPHS = {
   stopping: "◧",
   recovering: "↻",
   paused: "‖",
+  pausing: "◧",
+  stalled: "△",
   succeeded: "✓",
   stopped: "■",
   failed: "✕",
@@ -24,7 +26,7 @@ const ENDED = new Set(["succeeded", "stopped", "failed", "cancelled"]);
 
 /** @param {string} status */
 export const hasEnded = (status) => ENDED.has(status);
-/** @param {RunStatus} status */
+/** @param {ShownStatus} status */
 export const statusGlyph = (status) => GLYPHS[status] ?? "?";
 /** @param {string} status */
 export const statusWord = (status) => status.charAt(0).toUpperCase() + status.slice(1);

@@ -1,99 +1,96 @@
-// The header of a run's pages, kept up to date; and the Stop button.
+// The header of a run's pages, kept up to date; and its controls.
 import { announce } from "../core/announce.js";
 import { ApiError, post } from "../core/api.js";
-import { byId, make, setText } from "../core/dom.js";
-import { duration, hasEnded, number, statusGlyph, statusWord } from "../core/format.js";
+import { byId, setText } from "../core/dom.js";
+import { duration, statusGlyph, statusWord } from "../core/format.js";
+import { load } from "../core/regions.js";
 
 const UNANSWERED_SECONDS = 30;
 
 export class RunHead {
   #root = byId("run-head");
   #status = this.#root.dataset.status ?? "";
-  /** @type {number | null} */ #askedAt = null;
+  #actions = this.#root.dataset.actions ?? "";
   /** @type {RunState | null} */ #state = null;
+  #heardAt = 0;
 
   constructor() {
-    const form = document.getElementById("stop-form");
-    if (form instanceof HTMLFormElement) this.#arm(form);
-    window.setInterval(() => this.#tellStop(), 1000);
+    this.#root.addEventListener("submit", (event) => void this.#submit(event));
+    this.#root.addEventListener("keydown", (event) => {
+      const open = event.key === "Escape" && event.target instanceof Element ? event.target.closest("details[open]") : null;
+      if (!(open instanceof HTMLDetailsElement)) return;
+      open.open = false;
+      open.querySelector("summary")?.focus();
+    });
+    window.setInterval(() => this.#tellWish(), 1000);
   }
 
   /** @param {RunState} state */
   show(state) {
     this.#state = state;
+    this.#heardAt = performance.now();
     const part = (/** @type {string} */ name) => this.#root.querySelector(`[data-state="${name}"]`);
-    setText(part("glyph"), statusGlyph(state.status));
-    setText(part("word"), statusWord(state.status));
+    setText(part("glyph"), statusGlyph(state.shown));
+    setText(part("word"), statusWord(state.shown));
     setText(part("reason"), state.reason);
     setText(part("step"), String(state.step));
     setText(part("eta"), duration(state.eta_s));
     setText(part("phase"), state.phase ? `${state.phase}${state.phase_total ? ` ${state.phase_done} of ${state.phase_total}` : ""}` : "");
     part("progress")?.setAttribute("value", String(state.step));
     const line = part("status");
-    if (line) line.className = `run-status status status-${state.status}`;
+    if (line) line.className = `run-status status status-${state.shown}`;
     setText(document.getElementById("status-step"), String(state.step));
     setText(document.getElementById("status-eta"), duration(state.eta_s));
     setText(document.getElementById("status-worker"), state.worker);
-    const form = document.getElementById("stop-form");
-    if (form) form.hidden = hasEnded(state.status);
-    if (state.status !== this.#status) {
-      this.#status = state.status;
-      announce(`${state.name}: ${statusWord(state.status)}. ${state.reason}`);
+    const actions = state.actions.join(" ");
+    if (state.status !== this.#status || actions !== this.#actions) {
+      if (state.status !== this.#status) announce(`${state.name}: ${statusWord(state.shown)}. ${state.reason}`);
+      [this.#status, this.#actions] = [state.status, actions];
+      // What may be asked now, and how it ended, as the server writes it.
+      load(location.href, ["run-controls", "run-outcome"]).catch((error) => this.#say(String(error.message)));
     }
-    this.#tellStop();
+    this.#tellWish();
   }
 
-  /** Ask twice, in place: first the question, then the deed. @param {HTMLFormElement} form */
-  #arm(form) {
-    const stop = /** @type {HTMLButtonElement} */ (byId("stop-button"));
-    const yes = make("button", { type: "button", class: "danger" }, "Stop this run");
-    const no = make("button", { type: "button", class: "quiet" }, "Keep running");
-    const question = make("span", { class: "stop-question", hidden: true }, "Everything it made is kept.", yes, no);
-    form.append(question);
-    const ask = (/** @type {boolean} */ asking) => {
-      question.hidden = !asking;
-      stop.hidden = asking;
-      (asking ? yes : stop).focus();
-    };
-    form.addEventListener("submit", (event) => {
-      event.preventDefault();
-      ask(true);
-    });
-    no.addEventListener("click", () => ask(false));
-    question.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") ask(false);
-    });
-    yes.addEventListener("click", async () => {
-      question.hidden = true;
-      stop.hidden = false;
-      stop.disabled = true;
-      this.#askedAt = performance.now();
-      this.#tellStop();
-      try {
-        this.show(await post(`/runs/${this.#root.dataset.run}/stop`, {}));
-      } catch (error) {
-        if (!(error instanceof ApiError)) throw error;
-        // Refused, or the server is away: nothing was queued, so say so and leave the button.
-        this.#askedAt = null;
-        stop.disabled = false;
-        setText(this.#root.querySelector('[data-state="stop"]'), `Not stopped. ${error.message}`);
-      }
-    });
+  /** @param {SubmitEvent} event */
+  async #submit(event) {
+    const form = event.target;
+    if (!(form instanceof HTMLFormElement) || !form.dataset.action) return;
+    event.preventDefault();
+    const details = form.closest("details");
+    if (details) details.open = false;
+    const buttons = /** @type {HTMLButtonElement[]} */ ([...this.#root.querySelectorAll("#run-controls button")]);
+    for (const button of buttons) button.disabled = true;
+    this.#say("");
+    try {
+      this.show(await post(`/runs/${this.#root.dataset.run}/${form.dataset.action}`, {}));
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      // Refused, or the server is away: nothing was queued, so say so and leave the buttons.
+      this.#say(`Not done. ${error.message}`);
+    }
+    for (const button of buttons) button.disabled = false;
   }
 
-  /** Requested → acknowledged by the worker → done. */
-  #tellStop() {
+  /** @param {string} text */
+  #say(text) {
+    const place = byId("run-wish");
+    place.hidden = text === "";
+    setText(place, text);
+  }
+
+  /** Requested → acknowledged by the worker → done; when it is done, the status says so. */
+  #tellWish() {
     const state = this.#state;
-    const place = this.#root.querySelector('[data-state="stop"]');
-    const stop = document.getElementById("stop-button");
-    if (!place || !(stop instanceof HTMLButtonElement)) return;
-    const requested = this.#askedAt !== null || state?.wish;
-    if (!requested || !state || hasEnded(state.status)) return;
-    stop.disabled = true;
-    this.#askedAt ??= performance.now();
-    const waited = (performance.now() - this.#askedAt) / 1000;
-    if (state.status === "stopping") setText(place, "The worker is stopping: it finishes what it is at and saves a checkpoint.");
-    else if (waited < UNANSWERED_SECONDS) setText(place, "Stop requested; waiting for the worker.");
-    else setText(place, `The worker has not answered for ${number(waited, 0)} s. If it is lost, the run is stopped as soon as its lease ends.`);
+    if (!state) return;
+    const wish = state.wish;
+    if (!wish) {
+      if (!byId("run-wish").textContent?.startsWith("Not done.")) this.#say("");
+      return;
+    }
+    const waited = (state.wish_age_s ?? 0) + (performance.now() - this.#heardAt) / 1000;
+    const slow = !wish.is_seen && waited >= UNANSWERED_SECONDS;
+    const hint = !slow ? "" : wish.kind === "kill" ? " It ends without it in a moment." : " It has not answered; Stop now does not wait for it.";
+    this.#say(`${wish.asked} ${duration(Math.round(waited))} ago · ${wish.words}${slow ? "." : ""}${hint}`);
   }
 }

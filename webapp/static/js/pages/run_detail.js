@@ -3,6 +3,7 @@ import { PanelView } from "../charts/panel.js";
 import { belongs, idOf, matches, panelsOf } from "../charts/panels.js";
 import { lineOf, xOf } from "../charts/series.js";
 import { stylesOf } from "../charts/styles.js";
+import { ApiError, json } from "../core/api.js";
 import { byId, data, make, setText, typed } from "../core/dom.js";
 import { statusGlyph, statusWord } from "../core/format.js";
 import { onKeys } from "../core/keys.js";
@@ -10,6 +11,7 @@ import { load } from "../core/regions.js";
 import { onTheme } from "../core/theme.js";
 import { read, write } from "../core/url_state.js";
 import { announce } from "../core/announce.js";
+import { fromWire } from "../live/feed.js";
 import { RunHead } from "../live/head.js";
 import { Session } from "../live/session.js";
 
@@ -30,6 +32,11 @@ let smoothing = clampSmoothing(read("sm"));
 const hidden = new Set((read("hide") ?? "").split(",").filter(Boolean).map(Number));
 /** @type {[number, number] | null} */
 let window_ = readWindow();
+
+/** @type {Map<string, Series>} */
+let overwritten = new Map();
+/** @type {number[]} */
+const resumes = data("resumes");
 
 let packingSeq = 0;
 const head = new RunHead();
@@ -206,11 +213,25 @@ function drawPanel(id, view) {
       looks.push({ slot: style.slot, dash: place > 0 ? [4, 3] : style.dash, sparse: band !== undefined && line.raw.length < 40 });
     }
   }
+  const style = styles.get(main.id);
+  for (const name of overwritten.size && style && !hidden.has(main.id) ? panel.metrics : []) {
+    const line = lineOf(main.id, overwritten, name, axis, smoothing);
+    if (!line) continue;
+    lines.push({ ...line, past: true });
+    looks.push({ slot: 9, dash: [2, 3], sparse: line.raw.length < 4 });
+  }
   const window = window_ ?? everything(shown);
   const feed = session.feeds.get(main.id);
   const place = feed && xOf(axis, feed.series);
-  const marks = feed && place && !hidden.has(main.id) ? feed.marks.filter((mark) => mark.step > 0 && mark.kind !== "checkpoint").map((mark) => ({ x: place(mark.step), kind: mark.kind })) : [];
+  const marks = feed && place && !hidden.has(main.id) ? marksOf(feed).map((mark) => ({ x: place(mark.step), kind: mark.kind })) : [];
   view.draw({ lines, looks, window, marks }, new Map(shown.map((run) => [run.id, run])), afresh.delete(id));
+}
+
+/** Where later attempts went on from, those before this page was loaded included; and what people did. @param {Feed} feed */
+function marksOf(feed) {
+  const live = feed.marks.filter((mark) => mark.step > 0 && mark.kind === "status");
+  const resumed = new Set([...resumes, ...feed.marks.filter((mark) => mark.kind === "started").map((mark) => mark.step)]);
+  return [...live, ...[...resumed].map((step) => ({ step, kind: "resumed" }))];
 }
 
 onTheme(() => {
@@ -257,7 +278,7 @@ async function showPacking(seq) {
 /** @param {number} run */
 function showLegendState(run) {
   const state = session.feeds.get(run)?.state;
-  if (state) setText(legend.get(run)?.querySelector('[data-part="state"]') ?? null, `${statusGlyph(state.status)} ${statusWord(state.status)} · ${state.step}/${state.steps_total}`);
+  if (state) setText(legend.get(run)?.querySelector('[data-part="state"]') ?? null, `${statusGlyph(state.shown)} ${statusWord(state.shown)} · ${state.step}/${state.steps_total}`);
 }
 
 /** @param {RunState} state */
@@ -305,6 +326,31 @@ byId("reset-view").addEventListener("click", () => {
   write({ sm: null });
   setWindow(null);
 });
+
+/** What attempts did that a later one went over again: kept, and hidden until it is asked for. */
+async function showOverwritten() {
+  const box = typed("show-overwritten", HTMLInputElement);
+  write({ over: box.checked ? "1" : null });
+  overwritten = new Map();
+  if (box.checked) {
+    try {
+      const answer = await json(`/runs/${main.id}/metrics?superseded=true&max_points=1000`);
+      overwritten = new Map(answer.series.map((/** @type {WireSeries} */ wire) => [wire.name, fromWire(wire)]));
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      box.checked = false;
+      setText(byId("curves-problem"), error.message);
+      byId("curves-problem").hidden = false;
+    }
+  }
+  renew();
+}
+if (document.getElementById("show-overwritten")) {
+  const box = typed("show-overwritten", HTMLInputElement);
+  box.addEventListener("change", () => void showOverwritten());
+  box.checked = read("over") === "1";
+  if (box.checked) void showOverwritten();
+}
 
 /** @param {[number, number] | null} chosen */
 function setWindow(chosen) {

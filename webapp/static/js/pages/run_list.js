@@ -2,6 +2,7 @@
 import { sparkline } from "../charts/sparkline.js";
 import { byId, data, setText } from "../core/dom.js";
 import { duration, hasEnded, number, statusGlyph, statusWord } from "../core/format.js";
+import { load } from "../core/regions.js";
 import { onKeys } from "../core/keys.js";
 import { announce } from "../core/announce.js";
 import { Session } from "../live/session.js";
@@ -47,10 +48,10 @@ if (table) {
     }
     const cell = (/** @type {string} */ name) => /** @type {HTMLElement} */ (row.querySelector(`[data-cell="${name}"]`));
     const status = cell("status");
-    status.className = `status status-${state.status}`;
-    status.title = state.reason;
-    setText(status.firstElementChild, statusGlyph(state.status));
-    setText(status.lastElementChild, statusWord(state.status));
+    status.className = `status status-${state.shown}`;
+    status.title = state.wish ? `${state.wish.asked}; ${state.wish.words}` : state.reason;
+    setText(status.firstElementChild, statusGlyph(state.shown));
+    setText(status.lastElementChild, statusWord(state.shown));
     cell("step").querySelector("progress")?.setAttribute("value", String(state.step));
     setText(cell("step").querySelector(".figures"), `${state.step}/${state.steps_total}`);
     setText(cell("eta"), duration(state.eta_s));
@@ -66,6 +67,12 @@ if (table) {
     }
     if (state.status !== before.status && hasEnded(state.status)) announce(`${state.name}: ${statusWord(state.status)}. ${state.reason}`);
     row.dataset.status = state.status;
+    const actions = state.actions.join(" ");
+    const menu = document.getElementById(`menu-${state.id}`);
+    if (menu && actions !== before.actions.join(" ")) {
+      menu.hidden = actions === "";
+      if (actions) load(location.href, [menu.id]).catch(() => menu.removeAttribute("open"));
+    }
     Object.assign(before, state);
   }
 

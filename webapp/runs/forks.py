@@ -1,0 +1,135 @@
+"""A new run that begins with a checkpoint of another one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from django.db import transaction
+
+from trainer.config import RunConfig
+from trainer.forking import what_a_fork_may_not_change
+from webapp.accounts.models import User
+from webapp.errors import RequestError
+from webapp.probes.checkpoints import kept_policies
+from webapp.runs.models import Checkpoint, Run
+from webapp.runs.origin import config_of
+from webapp.runs.services import create_run
+
+
+def forkable(run: Run) -> Sequence[Checkpoint]:
+    """The run's checkpoints that are still kept, newest first, one of each step. Two queries."""
+    paths = {kept.path for kept in kept_policies(run) if kept.path}
+    rows = Checkpoint.objects.filter(run=run, path__in=paths).order_by("-step", "-seq") if paths else []
+    newest: dict[int, Checkpoint] = {}
+    for row in rows:
+        newest.setdefault(row.step, row)
+    return list(newest.values())
+
+
+FIELDS = (
+    ("training.steps", "Steps", "in all, those up to the checkpoint counted"),
+    ("training.learning_rate", "Learning rate", "peak, after warm-up"),
+    ("seed", "Seed", "another one samples other trees from here on"),
+)
+
+
+def fork_fields(
+    config: RunConfig, kept: Sequence[Checkpoint], typed: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """The form's knobs as they were typed, else as the run has them. With nothing left to do, twice the
+    steps.
+    """
+    values = {
+        "training.steps": config.training.steps,
+        "training.learning_rate": config.training.learning_rate,
+        "seed": config.seed,
+    }
+    if kept and kept[0].step >= config.training.steps:
+        values["training.steps"] = 2 * config.training.steps
+    return [
+        {"path": path, "label": label, "help": told, "value": typed.get(path, str(values[path]))}
+        for path, label, told in FIELDS
+    ]
+
+
+def typed_changes(typed: Mapping[str, str]) -> dict[str, str]:
+    """What a form changes; text is read as the config's form reads it."""
+    return {path: typed[path].strip() for path, _, _ in FIELDS if path in typed}
+
+
+def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with `changes`, whose keys are paths as `training.steps`. Raises RequestError(400) for a path
+    that leads nowhere.
+    """
+    result: dict[str, Any] = {
+        key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()
+    }
+    for path, value in changes.items():
+        *sections, last = path.split(".")
+        place: Any = result
+        for section in sections:
+            inner = place.get(section)
+            if not isinstance(inner, Mapping):
+                raise _no_such(path)
+            place[section] = dict(inner)
+            place = place[section]
+        if last not in place:
+            raise _no_such(path)
+        place[last] = value
+    return result
+
+
+def _no_such(path: str) -> RequestError:
+    message = f"{path[:80]!r} is no setting of this run. Paths look like training.steps."
+    return RequestError(400, message, [{"path": path[:80], "message": message}])
+
+
+def fork(
+    run: Run,
+    user: User,
+    checkpoint_id: int,
+    config: RunConfig,
+    name: str,
+    idempotency_key: str | None = None,
+) -> Run:
+    """A queued run like `run`, with `config`, that begins with one of its checkpoints. Whoever calls it has
+    looked that the user may.
+
+    Raises RequestError: 409 when the checkpoint is not kept any more, 400 when the config does not fit it or
+    has no step left to make, and those of `create_run`.
+    """
+    with transaction.atomic():
+        # Held until the fork names it: who deletes old checkpoints holds them, too, and looks who names them.
+        chosen = Checkpoint.objects.select_for_update().filter(run=run, id=checkpoint_id).first()
+        kept = forkable(run)
+        if chosen is None or chosen not in kept:
+            steps = ", ".join(str(one.step) for one in kept[:10])
+            there = f"These are: step {steps}." if kept else "None of this run is."
+            raise RequestError(409, f"That checkpoint is not kept any more. {there}")
+        _check(run, chosen, config)
+        Checkpoint.objects.filter(id=chosen.id).update(is_pinned=True)
+        return create_run(run.project, user, config, name, idempotency_key, begins_with=chosen)
+
+
+def _check(run: Run, chosen: Checkpoint, config: RunConfig) -> None:
+    saved = config_of(run)
+    if saved is None:
+        raise RequestError(
+            409, "This run's config is of another version of Arborist, so it cannot be forked."
+        )
+    differing = what_a_fork_may_not_change(saved, config)
+    if saved.model.path != config.model.path:
+        differing.append("model.path")
+    if differing:
+        message = (
+            f"{' and '.join(differing)} cannot change in a fork: the checkpoint's weights depend on it. "
+            "Create a new run instead."
+        )
+        raise RequestError(400, message, [{"path": path, "message": message} for path in differing])
+    if config.training.steps <= chosen.step:
+        message = (
+            f"The checkpoint is of step {chosen.step}, so {config.training.steps} steps leave nothing to do. "
+            f"Use more than {chosen.step}."
+        )
+        raise RequestError(400, message, [{"path": "training.steps", "message": message}])
