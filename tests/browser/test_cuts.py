@@ -88,9 +88,8 @@ def test_page_outlives_the_site(site: Site, watched: Watched, running: int) -> N
     with away(site, "web", signal.SIGKILL):
         expect(words).to_have_text(re.compile(r"^Reconnecting · last data \d\d:\d\d:\d\d$"))
         # A control is refused with a reason, and does not wait to be sent.
-        page.get_by_role("button", name="Stop", exact=True).click()
-        page.get_by_role("button", name="Stop this run").click()
-        expect(page.locator("[data-state=stop]")).to_contain_text("Nothing was sent or queued")
+        page.get_by_role("button", name="Pause", exact=True).click()
+        expect(page.locator("#run-wish")).to_contain_text("Nothing was sent or queued")
         time.sleep(5)
         expect(words).to_have_text(re.compile("^Reconnecting"))
     wait_for(lambda: answers(page), 30, "the site answers")
@@ -122,10 +121,6 @@ def test_pages_outlive_the_database(site: Site, watched: Watched, running: int) 
     words = page.locator("#live-state")
     with away(site, "database", signal.SIGQUIT):  # PostgreSQL's immediate stop
         expect(words).to_have_text(re.compile(r"^Database unreachable · last data \d\d:\d\d:\d\d$"))
-        said = page.request.get(f"/api/v1/runs/{running}")
-        assert (said.status, said.headers["retry-after"]) == (503, "5")
-        assert said.headers["content-type"] == "application/problem+json"
-        assert "unreachable" in said.json()["detail"]
         refused = other.goto(f"/r/{running}/events")
         assert refused is not None
         assert (refused.status, refused.headers["retry-after"]) == (503, "5")
@@ -135,9 +130,8 @@ def test_pages_outlive_the_database(site: Site, watched: Watched, running: int) 
             "what you typed is still here"
         )
         expect(form.get_by_role("textbox", name="Name", exact=True)).to_have_value("typed before the outage")
-        page.get_by_role("button", name="Stop", exact=True).click()
-        page.get_by_role("button", name="Stop this run").click()
-        expect(page.locator("[data-state=stop]")).to_contain_text("The database is unreachable")
+        page.get_by_role("button", name="Pause", exact=True).click()
+        expect(page.locator("#run-wish")).to_contain_text("The database is unreachable")
     wait_for(lambda: answers(page), 30, "the database answers")
     wait_for(lambda: words.inner_text().startswith("Live"), BACK_SECONDS, "the page is live again")
     expect(other.locator("#events-table")).to_be_visible(timeout=1000 * BACK_SECONDS)
@@ -173,11 +167,19 @@ def test_held_locks_and_used_up_connections_are_said_and_pass(
     wait_for(lambda: page.locator("#live-state").inner_text().startswith("Live"), BACK_SECONDS, "live again")
     taken: list[psycopg.Connection[Any]] = []
     try:
-        take_all_connections(site, taken)
-        # What the site holds already serves; what it would have to open is refused.
-        pages = [page.request.get("/p/lab/", timeout=20_000) for _ in range(3)]
-        assert {answer.status for answer in pages} <= {200, 503}
-        assert all(answer.headers["retry-after"] == "5" for answer in pages if answer.status == 503)
+        said = None
+        for _ in range(5):  # the site may be faster to take a connection that was just freed
+            take_all_connections(site, taken)
+            taken[0].execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'arborist'"
+            )
+            take_all_connections(site, taken)
+            said = page.request.get("/p/lab/", timeout=20_000)
+            if said.status == 503:
+                break
+        assert said is not None
+        assert (said.status, said.headers["retry-after"]) == (503, "5")
+        assert "The database is busy" in said.text()
     finally:
         for session in taken:
             session.close()
@@ -197,16 +199,6 @@ def test_a_paused_view_stays_and_then_jumps(watched: Watched, running: int) -> N
     page.get_by_role("button", name="Resume view").click()
     expect(page.locator("#status-step")).not_to_have_text(shown, timeout=2000)
     live(page)
-
-
-def test_page_that_gets_no_socket_reads_over_http(watched: Watched, running: int) -> None:
-    page = watched.page()
-    page.route_web_socket(re.compile("/ws/v1"), lambda route: route.close(code=1011))
-    page.goto(f"/r/{running}/")
-    expect(page.locator("#live-state")).to_have_text(re.compile("^No live connection"), timeout=30_000)
-    steps = int(page.locator("#status-step").inner_text())
-    wait_for_steps(page, steps + 2)
-    wait_for(lambda: drawn_points(page) >= steps, 15, "the curve, too")
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])

@@ -234,12 +234,12 @@ def test_a_run_is_seen_from_the_table_laid_over_another_and_stopped(
 
     word, wish = page.locator("#run-head [data-state=word]"), page.locator("#run-wish")
     page.evaluate("window.notReloaded = true")
-    page.get_by_role("button", name="Pause").click()
+    page.get_by_role("button", name="Pause", exact=True).click()
     expect(wish).to_contain_text(re.compile("^Pause requested by ada .* ago · (waiting|acknowledged)"))
     expect(word).to_have_text("Paused", timeout=30_000)
     expect(page.locator("#run-outcome")).to_contain_text("Resume goes on from step")
     expect(wish).to_be_hidden()
-    page.get_by_role("button", name="Resume").click()
+    page.get_by_role("button", name="Resume", exact=True).click()
     expect(word).to_have_text("Running", timeout=60_000)
 
     stop = page.locator("#run-controls summary").first

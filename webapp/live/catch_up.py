@@ -81,8 +81,6 @@ def _states(runs: Sequence[Run]) -> list[State]:
     found = []
     for run, state in zip(runs, run_states(runs), strict=True):
         core = {key: value for key, value in state.items() if key not in _VOLATILE}
-        if core["wish"]:
-            core["wish"] = {**core["wish"], "age_s": None}
         found.append(State(run.id, encode(state), encode(core), run.status in LEASED, run.is_active))
     return found
 
