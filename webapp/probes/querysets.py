@@ -308,7 +308,7 @@ def node_probes(tree_id: int, node: str, *, before: int | None = None) -> dict[s
             "comparison": compare(tree_id, node) if found else [],
             "elsewhere": [{"node": name, "n": n} for name, n in sorted(nodes.items(), key=_by_place)],
             "is_active": any(probe["is_active"] for probe in found),
-        }
+        },
     }
 
 
