@@ -133,20 +133,14 @@ TROUBLES: dict[str, Trouble] = {
         "Put the old ones back and retry, or fork the run.",
         "failed",
     ),
-    "killed": Trouble(
-        "The trainer was ended by signal 9 and the kernel does not say that it was for lack of memory.",
-        "The trainer was ended by signal 9 from outside, as an administrator, a container or a machine "
-        "that runs out of memory does",
-        "Look at the machine's own log, then retry. If memory was short, fork the run with fewer "
-        "training.problems_per_step or less branching.",
-        "failed",
-    ),
-    "signal": Trouble(
-        "A library or the driver crashed.",
-        "The trainer was ended by signal {number} ({name})",
-        "The last lines of its log are under Events. Retry; if it comes again, look after the GPU's "
-        "driver and report it.",
-        "failed",
+    "died": Trouble(
+        "A signal ended the trainer: a driver or a library crashed, somebody killed it, or memory ran out "
+        "where the kernel does not say so.",
+        "Its trainer was ended by signal {number} ({name})",
+        "Nothing the first time: the run goes on from its last checkpoint. If it comes again, look at its "
+        "log "
+        "under Events and at the machine's, then retry or fork the run.",
+        "queued again",
     ),
     "silent": Trouble(
         "The trainer's process ended without its last event.",
@@ -246,7 +240,8 @@ TROUBLES: dict[str, Trouble] = {
         "queued again",
     ),
     "crash loop": Trouble(
-        "The worker died with the run more often than can be chance.",
+        "The worker or the trainer died with the run more often than can be chance: twice at one step, or "
+        "four times.",
         "Contact with its worker was lost {count} times at the same place, {where}",
         "Look at the worker's machine (memory, disk, log), then retry the run.",
         "failed",

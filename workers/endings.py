@@ -33,12 +33,10 @@ def describe(
 
 def _found(status: int, stderr: str, kernel_was_out_of_memory: bool) -> tuple[str, dict[str, object]]:
     """Which trouble, and what is filled in."""
-    if -status == signal.SIGKILL:
-        if kernel_was_out_of_memory:
-            return "host memory", {"what": "the machine had none left, and its kernel ended the trainer"}
-        return "killed", {}
+    if -status == signal.SIGKILL and kernel_was_out_of_memory:
+        return "host memory", {"what": "the machine had none left, and its kernel ended the trainer"}
     if status < 0:
-        return "signal", {"number": -status, "name": _signal_name(-status)}
+        return "died", {"number": -status, "name": _signal_name(-status)}
     last = last_error(stderr)
     if _GPU_MEMORY.search(stderr):
         return "gpu memory", {"place": "GPU", "doing": "working", "sizes": f"what its log names: {last}"}
@@ -55,7 +53,7 @@ def _found(status: int, stderr: str, kernel_was_out_of_memory: bool) -> tuple[st
 
 def death(status: int) -> str:
     """What happened to a trainer that a signal ended, as a sentence to be gone on with: "… after step 3"."""
-    return f"Its trainer was ended by signal {-status} ({_signal_name(-status)})"
+    return TROUBLES["died"].said(number=-status, name=_signal_name(-status))
 
 
 def _signal_name(number: int) -> str:

@@ -43,6 +43,7 @@ WORDS = {
     "trainer.data",
     "trainer.edit_distance",
     "trainer.events",
+    "trainer.guards",
     "trainer.intervals",
     "trainer.loss_weights",
     "trainer.metrics",

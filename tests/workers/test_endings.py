@@ -14,7 +14,7 @@ ValueError: seed is odd
 @pytest.mark.parametrize(
     ("status", "stderr", "said"),
     [
-        (-9, "", "ended by signal 9 from outside"),
+        (-9, "", "ended by signal 9 (SIGKILL)"),
         (-11, "Fatal Python error", "signal 11 (SIGSEGV)"),
         (1, "Traceback …\nMemoryError\n", "Out of memory (host): "),
         (1, "RuntimeError: DefaultCPUAllocator: can't allocate memory", "Out of memory (host): "),

@@ -79,7 +79,10 @@ def test_crash_loop_ends(sent: list[Any]) -> None:
     run.refresh_from_db()
     assert run.status == "failed"
     assert run.ended_at is not None
-    assert run.reason.startswith("Contact with its worker was lost 4 times, the last time after step 7.")
+    assert run.reason == (
+        "Contact with its worker was lost 4 times, the last time after step 7. Last complete step: 7; no "
+        "checkpoint. Look at the worker's machine (memory, disk, log), then retry the run."
+    )
 
 
 def test_second_death_at_one_step_ends_the_run(sent: list[Any]) -> None:

@@ -17,6 +17,7 @@ from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
+from trainer.guards import TROUBLES, told
 from webapp import broker
 from webapp.limits import (
     KILL_SECONDS,
@@ -35,7 +36,6 @@ from webapp.runs.states import append_status_event, move
 LOCK = 0x4152_424F_5245  # any number that nobody else uses: "ARBORE"
 MAX_SENT = 1000  # messages of one sweep
 FORGET_WORKERS_SECONDS = 3600  # a worker that was not seen for so long leaves the health page
-LOOK_AT_THE_MACHINE = "Look at the worker's machine (memory, disk, log), then retry the run."
 
 CONTACT_LOST = "Contact with its worker was lost"
 logger = logging.getLogger(__name__)
@@ -92,7 +92,8 @@ def give_up(run: Run, what: str = CONTACT_LOST, actor: str = "sweeper") -> None:
         status, word = (RunStatus.PAUSED, "Paused") if is_pause else (RunStatus.STOPPED, "Stopped")
         reason = f"{word} by {_wisher(run)}; {what[0].lower()}{what[1:]} {where}."
     elif loop := _crash_loop(run, restarts, what, where):
-        status, reason = RunStatus.FAILED, f"{loop} {LOOK_AT_THE_MACHINE}"
+        saved = None if run.checkpoint is None else run.checkpoint.step
+        status, reason = RunStatus.FAILED, told(loop, run.step, saved, TROUBLES["crash loop"].do)
     else:
         back_off = RESTART_BACKOFF_SECONDS[min(run.restarts, len(RESTART_BACKOFF_SECONDS) - 1)]
         status = RunStatus.RECOVERING
