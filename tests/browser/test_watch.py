@@ -216,7 +216,7 @@ def test_a_run_is_seen_from_the_table_laid_over_another_and_stopped(
     wait_for(lambda: figures.inner_text() != before, 30, "the row's step moves")
 
     table.get_by_label("Select to be stopped").check()
-    table.locator(f"#run-{site.planted['run']} input").check()
+    table.locator(f"#run-{site.planted['run']} .pick input").check()
     table.get_by_role("link", name="Overlay").click()
     expect(table).to_have_url(re.compile(rf"/r/{run}/\?with={site.planted['run']}$"))
     legend = table.get_by_role("list", name="Runs in these charts")
