@@ -798,10 +798,12 @@ class VerifierHangs(Fault):
     name, what = "F40", "verifier hangs"
     hold = 4.0
 
+    def impossible(self) -> str:
+        return "" if self.campaign.a_verifier(self.rng)[0] else "no verifier has a process of its own now"
+
     def inject(self) -> str:
         pid, run = self.campaign.a_verifier(self.rng)
-        if pid:
-            self.campaign.config_of[run] = ""
+        self.campaign.config_of[run] = ""
         kill(pid, signal.SIGSTOP)
         self.pid = pid
         return f"SIGSTOP of verifier {pid} of run {run}"
