@@ -98,6 +98,12 @@ def test_a_rerun_gives_the_same_trees_to_the_last_bit(engine: VllmEngine) -> Non
     for one, other in zip(first, again, strict=True):
         assert one.tokens.tolist() == other.tokens.tolist()
         assert one.logprobs.tobytes() == other.logprobs.tobytes()
+    smaller = copy.copy(engine)
+    assert smaller.halve_rows() == (256, 128)
+    smaller.halve_rows()
+    in_parts = sample(smaller, batch, TREE)
+    assert [t.tokens.tolist() for t in in_parts] == [t.tokens.tolist() for t in first]
+    assert smaller.figures()["engine/sequences"] <= 64
     other_seed = sample(engine, batch, TREE, step=2)
     assert [t.tokens.tolist() for t in other_seed] != [t.tokens.tolist() for t in first]
 
