@@ -15,7 +15,7 @@ from webapp.errors import RequestError
 from webapp.projects.models import ModelSource, Project
 from webapp.runs import services
 from webapp.runs.controls import Action, control
-from webapp.runs.models import Event, Run, RunStatus
+from webapp.runs.models import Attempt, Event, Run, RunStatus
 from webapp.runs.states import append_status_event
 
 
@@ -77,6 +77,14 @@ def test_an_ended_run_cannot_be_stopped(people: People, run: Run, status: str) -
     assert response.json()["detail"] == f"first has already ended ({status}); there is nothing to stop."
     run.refresh_from_db()
     assert run.wish == ""
+
+
+def test_attempts_that_have_ended_are_told_by_the_api(people: People, run: Run) -> None:
+    Attempt.objects.create(run=run, epoch=1, owner="w", ended_at=Now(), outcome="stopped", last_step=3)
+    (attempt,) = people.client("viewer").get(f"/api/v1/runs/{run.id}").json()["attempts"]
+    assert (attempt["outcome"], attempt["last_step"], attempt["lasted_s"] < 60) == ("stopped", 3, True)
+    page = people.client("viewer").get(f"/r/{run.id}/attempts").content.decode()
+    assert "stopped" in page
 
 
 def test_a_recovering_run_is_cancelled(people: People, run: Run) -> None:

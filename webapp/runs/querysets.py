@@ -228,9 +228,10 @@ def attempts_of(run: Run) -> list[dict[str, Any]]:
         *("resumed_from_step", "last_step"),
     )
     rows = list(Attempt.objects.filter(run=run).order_by("epoch").values(*fields))
-    return [
-        row | {"lasted": row["ended_at"] - row["started_at"] if row["ended_at"] else None} for row in rows
-    ]
+    for row in rows:
+        ended = row["ended_at"]
+        row["lasted_s"] = None if ended is None else (ended - row["started_at"]).total_seconds()
+    return rows
 
 
 def resumes_of(run: Run) -> list[int]:
