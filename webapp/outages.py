@@ -24,7 +24,9 @@ from webapp.limits import DATABASE_STATEMENT_SECONDS, OUTAGE_RETRY_SECONDS
 
 # The kinds of error that an outage comes as; some of them are another trouble (`outage_of` looks closer).
 OUTAGES = (OperationalError, InterfaceError, psycopg.OperationalError, psycopg.InterfaceError)
-SECRET_FIELDS = ("password", "secret", "token")  # never sent back in a page, not even to who typed them
+# Never sent back in a page, not even to who typed them: forms of these views, and fields of these names.
+SECRET_VIEWS = ("login", "login-link", "password")
+SECRET_FIELDS = ("password", "secret", "token")
 MAX_FIELDS_KEPT = 500
 
 log = logging.getLogger(__name__)
@@ -126,6 +128,8 @@ def _kept(request: HttpRequest) -> list[tuple[str, str]]:
     if request.method != "POST" or not getattr(request, "csrf_processing_done", False):
         return []
     if request.content_type != "application/x-www-form-urlencoded":
+        return []
+    if request.resolver_match is None or request.resolver_match.view_name in SECRET_VIEWS:
         return []
     sent = [(name, value) for name, values in request.POST.lists() for value in values]
     visible = [name for name, _ in sent if name != "csrfmiddlewaretoken"]

@@ -409,6 +409,11 @@ def test_a_form_that_met_an_outage_can_be_sent_again_and_holds_no_secret(
     )
     assert login.status_code == 503
     assert "canary" not in login.content.decode()
+    # Its fields are called by other names.
+    monkeypatch.setattr("webapp.accounts.forms.PasswordForm.clean", away)
+    typed = {"old": "canary of old", "new": "canary of new", "again": "canary of new"}
+    password = client.post("/settings/password/", urlencode(typed), FORM)
+    assert (password.status_code, "canary" in password.content.decode()) == (503, False)
     # What another site sends is not shown in our page.
     strict = Client(enforce_csrf_checks=True, raise_request_exception=False)
     strict.cookies = client.cookies
