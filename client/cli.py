@@ -46,9 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(given)
     try:
         for line in options.do(options, Server(account())):
-            print(line, flush=True)  # noqa: T201
+            print(words.safe(line), flush=True)  # noqa: T201
     except ClientError as error:
-        print(f"arborist {given[0]}: {error}", file=sys.stderr)  # noqa: T201
+        print(words.safe_lines(f"arborist {given[0]}: {error}"), file=sys.stderr)  # noqa: T201
         return error.status
     except BrokenPipeError:  # `arborist … | head`
         sys.stderr.close()
@@ -222,7 +222,7 @@ def _watch(options: argparse.Namespace, server: Server) -> Iterator[str]:
             now = time.monotonic()
             if away_since is None:
                 away_since = now
-                print(f"arborist run: {error} Waiting.", file=sys.stderr)  # noqa: T201
+                print(words.safe_lines(f"arborist run: {error} Waiting."), file=sys.stderr)  # noqa: T201
             if now - away_since > PATIENCE_SECONDS:
                 raise
             time.sleep(options.every)

@@ -14,9 +14,14 @@ def safe(value: object) -> str:
     if value is None:
         return MISSING
     return "".join(
-        letter if unicodedata.category(letter) not in ("Cc", "Cf", "Zl", "Zp") else "\ufffd"
+        letter if unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else "\ufffd"
         for letter in str(value)
     )
+
+
+def safe_lines(text: str) -> str:
+    """The same of a text whose line ends are meant."""
+    return "\n".join(map(safe, text.split("\n")))
 
 
 def duration(seconds: float | None) -> str:

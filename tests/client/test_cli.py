@@ -161,7 +161,15 @@ def test_nothing_set_and_nobody_there(monkeypatch: pytest.MonkeyPatch, capsys: A
 
 
 @pytest.mark.parametrize(
-    "url", ["http://lab.example", "lab.example", "ftp://x", "https://a:b@x", "https://x/?a=1"]
+    "url",
+    [
+        "http://lab.example",
+        "http://127.lab.example",
+        "lab.example",
+        "ftp://x",
+        "https://a:b@x",
+        "https://x/?a=1",
+    ],
 )
 def test_addresses_that_would_give_the_token_away_are_refused(
     monkeypatch: pytest.MonkeyPatch, url: str
@@ -253,6 +261,25 @@ def test_what_is_printed_cannot_move_the_cursor() -> None:
         "1 h",
         "1 d 1 h",
     ]
+
+
+def test_whatever_answers_cannot_steer_the_terminal(
+    stub: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A server's errors and addresses, too: who answers at an address need not be Arborist."""
+    monkeypatch.setenv("ARBORIST_URL", stub.url)
+    monkeypatch.setenv("ARBORIST_TOKEN", "arb_secret")
+    hostile = "a\x1b[2J\u202eb"
+    problem = json.dumps({"detail": hostile, "errors": [{"path": "x", "message": hostile}] * 2}).encode()
+    made = json.dumps({"id": 1, "name": "x", "status": "queued", "url": f"/r/{hostile}"}).encode()
+    kept = json.dumps([{"id": 1, "step": 2}]).encode()
+    stub.answers[:] = [(409, {}, problem), (200, {}, kept), (201, {}, made)]
+    main(["run", "pause", "1"])
+    main(["run", "fork", "1", "--name", "x"])
+    told = capsys.readouterr()
+    assert (told.err.count("\ufffd[2J"), told.out.count("\ufffd[2J")) == (3, 1)
+    assert not {"\x1b", "\u202e"} & set(told.out + told.err)
+    assert len(told.err.splitlines()) == 3  # one for each error, as it is meant
 
 
 def test_what_needs_no_server_still_works(capsys: Any) -> None:
