@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,3 +94,31 @@ def test_the_local_engine_is_the_default_and_vllm_that_is_not_there_is_a_sentenc
 def test_only_half_precision_may_differ_visibly_from_the_policy() -> None:
     assert tolerance(VllmEngineChoice()) == tolerance(AutoEngine()) == 1e-4
     assert tolerance(VllmEngineChoice(dtype="bfloat16")) == 0.25
+
+
+LISTENING = """
+import os, sys, socket
+from pathlib import Path
+import torch.distributed as groups
+from trainer.sampling.vllm_engine import _ENVIRONMENT
+
+os.environ.update(_ENVIRONMENT)
+groups.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=0, world_size=1)
+own = {os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()}
+for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]:
+    _, local, _, state, *_, inode = line.split()[:10]
+    if state == "0A" and f"socket:[{inode}]" in own:
+        print(socket.inet_ntoa(bytes.fromhex(local.partition(":")[0])[::-1]))
+"""
+
+
+def test_the_process_groups_of_vllm_listen_on_this_machine_alone(tmp_path: Path) -> None:
+    """Wherever the machine's name leads: gloo asks for it, and in a container that is a network's address."""
+    routes = Path("/proc/net/route").read_text().splitlines()[1:]
+    if not routes:
+        pytest.skip("there is no network here but the loopback")
+    env = os.environ | {"GLOO_SOCKET_IFNAME": routes[0].split()[0]}
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENING, str(tmp_path)], env=env, capture_output=True, text=True, check=True
+    )
+    assert set(done.stdout.split()) == {"127.0.0.1"}

@@ -56,6 +56,7 @@ _ENVIRONMENT: Final = {
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # standard output belongs to the events
     "VLLM_PLUGINS": "",
     "VLLM_HOST_IP": "127.0.0.1",
+    "GLOO_SOCKET_IFNAME": "lo",  # its process groups would listen wherever the machine's name leads
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the policy trains in the same process
 }
 
