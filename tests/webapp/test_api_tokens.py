@@ -11,7 +11,7 @@ from django.test import Client
 from tests.webapp.material import People
 from tests.webapp.test_access import API, fill
 from webapp.accounts.models import ApiToken, User
-from webapp.accounts.services import create_token
+from webapp.accounts.services import create_login_link, create_token, use_login_link
 from webapp.limits import TOKENS_PER_USER
 from webapp.live.access import user_of_session
 from webapp.projects.access import Role
@@ -143,12 +143,13 @@ def test_a_changed_password_ends_the_other_sessions_and_by_choice_the_tokens(
 ) -> None:
     mine, stolen = people.client("editor"), people.client("editor")
     stolen_key = stolen.cookies["arborist-session"].value
-    secret = create_token(ada, "x", Scope.READ)
+    secret, link = create_token(ada, "x", Scope.READ), create_login_link(ada).split("/")[2]
     assert user_of_session(stolen_key) == ada
     assert change(mine, **({"revoke": "1"} if revoke else {})).status_code == 302
     assert mine.get("/settings/tokens/").status_code == 200
     assert stolen.get("/settings/tokens/").status_code == 302
     assert user_of_session(stolen_key) is None  # a socket of it ends within 10 s
+    assert use_login_link(link) is None
     assert call(secret, "GET", "/api/v1/projects").status_code == (401 if revoke else 200)
     ada.refresh_from_db()
     assert ada.check_password("another horse entirely")

@@ -547,6 +547,11 @@ def test_numbers_are_strict_json(run: Run, client: Client) -> None:
         json.loads(content, parse_constant=lambda word: pytest.fail(f"{word} in JSON"))
 
 
+def test_an_address_of_a_growing_tree_that_nobody_made_is_404(run: Run, client: Client) -> None:
+    for query in ("", "?step=x", "?step=1&problem=%00", "?step=%D9%A1"):
+        assert client.get(f"/r/{run.id}/growing{query}").status_code == 404, query
+
+
 def test_growing_trees_are_told_while_the_run_is_active(run: Run, client: Client) -> None:
     def told() -> dict[str, Any]:
         return dict(client.get(f"/api/v1/runs/{run.id}/growing").json())

@@ -115,9 +115,14 @@ def revoke_tokens(user: User, prefix: str = TOKEN_MARK) -> int:
 
 
 def change_password(user: User, password: str, *, revoke: bool) -> None:
-    """Ends every session and socket that stood on the old one, and with `revoke` every token."""
+    """Ends every session and socket that stood on the old one and every unused login link, and with `revoke`
+    every token.
+    """
     with transaction.atomic():
         user.set_password(password)
         user.save(update_fields=["password"])
+        LoginLink.objects.filter(user=user, used_at__isnull=True, expires_at__gt=Now()).update(
+            expires_at=Now()
+        )
         if revoke:
             revoke_tokens(user)

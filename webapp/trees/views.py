@@ -58,7 +58,7 @@ def growing_tree(request: HttpRequest, run_id: int) -> HttpResponse:
     context = run_context(request, run_id, "trees")
     run = context["run"]
     step, problem = request.GET.get("step", ""), request.GET.get("problem", "")
-    if not (step.isascii() and step.isdecimal() and len(step) <= 18):
+    if not (step.isascii() and step.isdecimal() and len(step) <= 18) or "\0" in problem:
         raise Http404
     stored = StoredTree.objects.filter(run=run, superseded=False, step=int(step), problem_id=problem)
     if (tree_id := stored.order_by("index").values_list("id", flat=True).first()) is not None:
