@@ -59,6 +59,24 @@ def test_fork_begins_with_the_checkpoint_and_changes_what_it_is_told(
     assert f'fork of <a href="/r/{run.id}/">first</a>' in page
 
 
+def test_fork_is_made_once_by_its_key_and_never_another_run(
+    people: People, run: Run, kept: Checkpoint, tmp_path: Path
+) -> None:
+    changes = {"training.steps": 500}
+    made = fork(people, run, checkpoint=kept.id, changes=changes, idempotency_key="k")
+    again = fork(people, run, checkpoint=kept.id, changes=changes, idempotency_key="k")
+    assert (again.status_code, again.json()["id"]) == (201, made.json()["id"])
+    other = Checkpoint.objects.exclude(id=kept.id).get()
+    (tmp_path / "runs" / str(run.id) / other.path).mkdir()
+    (tmp_path / "runs" / str(run.id) / other.path / "manifest.json").write_text("{}")
+    assert fork(people, run, checkpoint=other.id, changes=changes, idempotency_key="k").status_code == 409
+    other.refresh_from_db()
+    assert not other.is_pinned
+    new = {"name": "fork", "config": made.json()["config"], "idempotency_key": "k"}
+    fresh = people.client("editor").post("/api/v1/projects/lab/runs", new, content_type="application/json")
+    assert fresh.status_code == 409
+
+
 @pytest.mark.parametrize(
     ("changes", "path", "words"),
     [

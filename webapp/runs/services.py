@@ -121,7 +121,9 @@ def create_run(
         if idempotency_key is None or "idempotency_key_is_used_once_per_project" not in str(error):
             raise
         run = Run.objects.get(project=project, idempotency_key=idempotency_key)
-        if run.config_sha256 != config.sha256() or run.name != name:
+        asked = None if begins_with is None else (begins_with.run_id, begins_with.step)
+        begun = None if run.parent_step is None else (run.parent_id, run.parent_step)
+        if run.config_sha256 != config.sha256() or run.name != name or begun != asked:
             raise RequestError(
                 409,
                 f"This idempotency key made run {run.id} from another request. Use a new key for a new run.",
