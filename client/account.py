@@ -37,7 +37,9 @@ def config_file() -> Path:
 
 
 def account() -> Account:
-    """The variables win over the file. Raises UsageError, with what to do, when something is missing."""
+    """The variables win over the file, whose token goes to no other server than the file's. Raises
+    UsageError, with what to do, when something is missing.
+    """
     kept = _from_file(config_file())
     url = os.environ.get(URL) or kept.get("url", "")
     token = os.environ.get(TOKEN) or kept.get("token", "")
@@ -46,6 +48,11 @@ def account() -> Account:
         raise UsageError(
             f"{missing} not set. Make a token on the site under Settings, API tokens; set the variables, or "
             f'write url = "https://…" and token = "arb_…" into {config_file()} (mode 0600).'
+        )
+    made_for = "" if os.environ.get(TOKEN) else kept.get("url", "")
+    if made_for and url.rstrip("/") != made_for.rstrip("/"):
+        raise UsageError(
+            f"The token in {config_file()} is for {made_for}, and {URL} names {url[:200]}. Set {TOKEN}, too."
         )
     return Account(_checked(url), _printable(token), kept.get("project", ""))
 

@@ -193,6 +193,21 @@ def test_a_config_file_must_be_private(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_the_token_of_the_file_goes_to_the_server_of_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('url = "https://lab.example/"\ntoken = "arb_x"\n')
+    file.chmod(0o600)
+    monkeypatch.setenv("ARBORIST_URL", "https://lab.example")
+    assert account().token == "arb_x"
+    monkeypatch.setenv("ARBORIST_URL", "https://elsewhere.example")
+    with pytest.raises(UsageError, match=r"is for https://lab\.example"):
+        account()
+    monkeypatch.setenv("ARBORIST_TOKEN", "arb_y")
+    assert (account().url, account().token) == ("https://elsewhere.example", "arb_y")
+
+
 @pytest.fixture
 def stub() -> Iterator[Any]:
     """A server that answers as it is told: a list of (status, headers, body); it keeps what it was sent."""
