@@ -64,7 +64,7 @@ RUN_HEAD = ("id", "name", "status", "step", "eta", "reward", "reason")
 def progress(run: Mapping[str, Any]) -> str:
     """One line on where a run stands."""
     parts = [f"run {run['id']} {safe(run['status'])}", f"step {run['step']}/{run['steps_total']}"]
-    if run["phase"]:
+    if run["phase"] and run["worker"]:  # the phase of a run that nobody works on is where it ended
         done = f" {run['phase_done']}/{run['phase_total']}" if run["phase_total"] else ""
         parts.append(f"{safe(run['phase'])}{done}")
     reward = run["latest"].get("reward/mean")

@@ -195,7 +195,8 @@ def _ending(
     if is_full(error):
         return "paused", step, TROUBLES["disk full"].sentence(step, checkpoint, what=what)
     if is_expected:
-        return "failed", step, told(str(error), step, checkpoint)
+        do = TROUBLES["no model"].do if type(error).__name__ == "ModelError" else ""
+        return "failed", step, told(str(error), step, checkpoint, do)
     if isinstance(error, ImportError):
         return "failed", step, TROUBLES["import"].sentence(step, checkpoint, error=what)
     what = f"{type(error).__name__}: {what}"

@@ -111,7 +111,7 @@ TROUBLES: dict[str, Trouble] = {
         "throw work away without a word, so a person decides.",
         "None of the run's {count} checkpoints can be loaded here: {what}",
         "Put the files back or let a worker of the machine that has them take the run, then resume; or "
-        "clone the run to start at step 0.",
+        "make a new run with its config to start at step 0.",
         "paused",
     ),
     "no first checkpoint": Trouble(
@@ -120,6 +120,12 @@ TROUBLES: dict[str, Trouble] = {
         "Put its files back or let a worker of the machine that trained that run take this one, then "
         "resume; or fork another checkpoint.",
         "paused",
+    ),
+    "no model": Trouble(
+        "The folder of the base model is missing or damaged, or holds no model that Arborist can train.",
+        "The model in {folder} did not load: {what}",
+        "Put the model's files right, then retry; or make a new run with another model.",
+        "failed",
     ),
     "other model": Trouble(
         "The folder of the base model was moved or changed since the run started.",
@@ -169,7 +175,7 @@ TROUBLES: dict[str, Trouble] = {
     "config": Trouble(
         "The run was created by a newer or older version than the worker's.",
         "The run's config is not valid for this worker's version: {error}",
-        "Bring web and workers to the same version and retry, or clone the run.",
+        "Bring web and workers to the same version and retry, or make a new run.",
         "failed",
     ),
     "unreadable": Trouble(
@@ -229,13 +235,13 @@ TROUBLES: dict[str, Trouble] = {
     "deaf": Trouble(
         "A stop was asked for and the trainer did not answer, as when it hangs in a driver.",
         "The trainer did not stop within {seconds:g} s and was ended",
-        "Resume from the last checkpoint, or leave it.",
+        "Resume or retry from the last checkpoint, or leave it.",
         "goes on",
     ),
     "lost worker": Trouble(
         "The worker's machine or its main process died, or it was cut off from the database for longer "
         "than a lease.",
-        "Contact with its worker was lost {where}; another one may take it in {seconds} s",
+        "Contact with its worker was lost {where}; another one may take it after {seconds} s",
         "Nothing: the run goes on from its last checkpoint by itself.",
         "queued again",
     ),

@@ -518,7 +518,7 @@ def test_without_any_whole_checkpoint_a_person_decides(three: tuple[Path, Run], 
     assert run.outcome.reason.startswith(
         "None of the run's 2 checkpoints can be loaded here: The checkpoint "
     )
-    assert "then resume; or clone the run to start at step 0" in run.outcome.reason
+    assert "then resume; or make a new run with its config to start at step 0" in run.outcome.reason
     assert not run.of(Started)
 
 

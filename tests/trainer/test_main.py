@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from trainer.events import CheckpointSaved, Event, EventDigest, Finished, Metrics, parse_line
+from trainer.guards import TROUBLES
 
 SMALL = """
 training: {steps: 2, problems_per_step: 2}
@@ -99,6 +100,7 @@ def test_a_failure_is_a_finished_event_with_a_sentence_and_status_1(config: Path
     assert isinstance(last, Finished)
     assert last.outcome == "failed"
     assert last.reason.startswith("The model did not load: there is no folder /no/such/model")
+    assert last.reason.endswith(TROUBLES["no model"].do)
     assert "Traceback" in err
 
 

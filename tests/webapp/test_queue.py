@@ -123,6 +123,23 @@ def test_every_reason_to_wait_has_its_sentence(
     assert (row["why"], row["start_s"]) == ("No worker serves queue gpu.4.", None)
 
 
+def test_a_waiting_run_says_where_it_says_why_and_whether_nobody_serves_it(
+    project: Project, people: People, config: RunConfig, worker: Worker
+) -> None:
+    def page(run: Run) -> str:
+        return people.client("viewer").get(f"/r/{run.id}/").content.decode()
+
+    run = queued(project, people, config, "waits")
+    nobody = "No worker takes runs of queue"
+    assert (f'"/queue/#run-{run.id}"' in page(run), nobody in page(run)) == (True, False)
+    Worker.objects.filter(id=worker.id).update(drain_at=Now())
+    assert f"{nobody} cpu now." in page(run)
+    Worker.objects.filter(id=worker.id).update(drain_at=None, heartbeat_at=Now() - timedelta(minutes=5))
+    assert f"{nobody} cpu now." in page(run)
+    start(run)
+    assert "/queue/#run-" not in page(run)
+
+
 def test_an_expected_start_says_what_it_rests_on(
     project: Project, people: People, config: RunConfig, worker: Worker
 ) -> None:

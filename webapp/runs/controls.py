@@ -131,7 +131,7 @@ def _resume(run: Run, user: User) -> bool:
 def _retry(run: Run, user: User) -> bool:
     if Action.RETRY not in possible(run):
         hint = {
-            RunStatus.SUCCEEDED: "It did all it was to do: clone or fork it to do more.",
+            RunStatus.SUCCEEDED: "It did all it was to do: fork it to do more.",
             RunStatus.PAUSED: "Resume it.",
         }.get(RunStatus(run.status), "It has not ended.")
         raise RequestError(409, f"{run.name} is {run.status} and cannot be retried. {hint}")

@@ -6,17 +6,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import Any
 
 from django.db import connection
 from django.db.models import Count, Sum
+from django.db.models.functions import Now
 from django.urls import reverse
 
-from webapp.limits import MAX_PAGE_SIZE
+from webapp.limits import MAX_PAGE_SIZE, SERVING_WORKER_SECONDS
 from webapp.probes.checkpoints import kept_policies
 from webapp.projects.models import Project
 from webapp.runs.controls import possible
-from webapp.runs.models import ENDED, LEASED, Attempt, Event, Run, RunStatus, Series, WishKind
+from webapp.runs.models import (
+    CLAIMABLE,
+    ENDED,
+    LEASED,
+    Attempt,
+    Event,
+    Run,
+    RunStatus,
+    Series,
+    WishKind,
+    Worker,
+)
 from webapp.runs.words import ASKED, shown_status, wish_words
 
 LATEST = (
@@ -242,6 +255,13 @@ def resumes_of(run: Run) -> list[int]:
     return sorted({step or 0 for step in later})
 
 
+def _is_served(queue: str) -> bool:
+    """Whether a worker that was heard of just now takes new runs of a resource class. One query."""
+    lately = Now() - timedelta(seconds=SERVING_WORKER_SECONDS)
+    taking = Worker.objects.filter(drain_at=None, heartbeat_at__gte=lately)
+    return any(queue in queues.split(",") for queues in taking.values_list("queues", flat=True))
+
+
 def outcome_of(run: Run) -> dict[str, Any]:
     """What the header says of a run that nobody works on, and what its controls need to know. Three queries
     at most.
@@ -258,6 +278,8 @@ def outcome_of(run: Run) -> dict[str, Any]:
         and run.status != RunStatus.SUCCEEDED
         and not run.is_imported,
         "is_waiting": run.status not in LEASED,
+        "waits_for": run.queue if run.status in CLAIMABLE else "",
+        "is_unserved": run.status in CLAIMABLE and not _is_served(run.queue),
         "can_fork": bool(kept),
         "checkpoint_step": step,
         "attempts": run.lease_epoch,

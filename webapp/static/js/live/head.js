@@ -35,19 +35,21 @@ export class RunHead {
     setText(part("reason"), state.reason);
     setText(part("step"), String(state.step));
     setText(part("eta"), duration(state.eta_s));
-    setText(part("phase"), state.phase ? `${state.phase}${state.phase_total ? ` ${state.phase_done} of ${state.phase_total}` : ""}` : "");
+    setText(part("phase"), state.phase && state.worker ? `${state.phase}${state.phase_total ? ` ${state.phase_done} of ${state.phase_total}` : ""}` : "");
     part("progress")?.setAttribute("value", String(state.step));
     const line = part("status");
     if (line) line.className = `run-status status status-${state.shown}`;
     setText(document.getElementById("status-step"), String(state.step));
     setText(document.getElementById("status-eta"), duration(state.eta_s));
-    setText(document.getElementById("status-worker"), state.worker);
+    const worker = document.getElementById("status-worker");
+    setText(worker, state.worker);
+    if (worker?.parentElement) worker.parentElement.hidden = !state.worker;
     const actions = state.actions.join(" ");
     if (state.status !== this.#status || actions !== this.#actions) {
       if (state.status !== this.#status) announce(`${state.name}: ${statusWord(state.shown)}. ${state.reason}`);
       [this.#status, this.#actions] = [state.status, actions];
       // What may be asked now, and how it ended, as the server writes it.
-      load(location.href, ["run-controls", "run-outcome"]).catch((error) => this.#say(String(error.message)));
+      load(location.href, ["run-controls", "run-outcome", "active-runs"]).catch((error) => this.#say(String(error.message)));
     }
     this.#tellWish();
   }

@@ -5,7 +5,7 @@ import { lineOf, xOf } from "../charts/series.js";
 import { stylesOf } from "../charts/styles.js";
 import { ApiError, json } from "../core/api.js";
 import { byId, data, make, setText, typed } from "../core/dom.js";
-import { statusGlyph, statusWord } from "../core/format.js";
+import { hasEnded, statusGlyph, statusWord } from "../core/format.js";
 import { onKeys } from "../core/keys.js";
 import { load } from "../core/regions.js";
 import { onTheme } from "../core/theme.js";
@@ -290,7 +290,9 @@ function waiting(state) {
   byId("panels").hidden = !any && runs.length === 1;
   if (any) return;
   const phase = state.phase ? ` · ${state.phase}${state.phase_total ? ` ${state.phase_done} of ${state.phase_total}` : ""}` : "";
-  setText(note, state.status === "queued" ? "Waiting for a worker to take this run." : `Waiting for the first step${phase}.`);
+  if (hasEnded(state.status)) setText(note, "This run ended before its first step, so it has no curves.");
+  else if (state.status === "paused") setText(note, "This run was paused before its first step.");
+  else setText(note, state.worker ? `Waiting for the first step${phase}.` : "Waiting for a worker to take this run.");
 }
 
 // ---- tools

@@ -66,6 +66,7 @@ if (table) {
       drawSpark(state.id);
     }
     if (state.status !== before.status && hasEnded(state.status)) announce(`${state.name}: ${statusWord(state.status)}. ${state.reason}`);
+    if (state.status !== before.status) load(location.href, ["active-runs"]).catch(() => {}); // the next change brings it
     row.dataset.status = state.status;
     const actions = state.actions.join(" ");
     const menu = document.getElementById(`menu-${state.id}`);
