@@ -19,6 +19,7 @@ from django.db.models.functions import Now
 from tests.workers.factories import checkpoint, finished, make_run, metrics, started
 from trainer.config import RunConfig
 from trainer.events import GrowingTree, Progress
+from trainer.guards import TROUBLES
 from webapp.embedded import processes
 from webapp.projects.models import ModelSource
 from webapp.runs import sweeper
@@ -190,7 +191,8 @@ def test_trainer_that_a_signal_ended_gets_another_attempt_and_no_third(
     Run.objects.filter(id=run.id).update(not_before=None)
     run = work(run, scenario)
     assert run.status == "failed"
-    assert run.reason.startswith(f"{what} 2 times at the same place, {where}. Look at the worker's machine")
+    assert run.reason.startswith(f"{what} 2 times at the same place, {where}. ")
+    assert run.reason.endswith(TROUBLES["crash loop"].do)
     kinds(run)
 
 
