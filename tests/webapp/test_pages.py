@@ -26,9 +26,9 @@ from webapp.errors import RequestError
 from webapp.outages import outage_of
 from webapp.projects.models import Project
 from webapp.runs import services
-from webapp.runs.models import Run, RunStatus, Worker
+from webapp.runs.models import Attempt, Run, RunStatus, Worker
 from webapp.runs.panels import panels
-from webapp.runs.querysets import run_states, runs_page, sparklines
+from webapp.runs.querysets import resumes_of, run_states, runs_page, sparklines
 from webapp.trees.models import StoredTree
 
 POLICY = {
@@ -129,6 +129,21 @@ def test_the_eta_is_the_recent_wall_time_times_what_is_left(run: Run) -> None:
         "speed/tokens_per_second": None,
     }
     assert 0 <= state["heartbeat_age_s"] < 60
+
+
+def test_a_resumed_run_has_no_eta_from_before_it_was_resumed_and_no_mark_at_step_0(run: Run) -> None:
+    now = datetime.now(UTC)
+    for step in (1, 2, 3):
+        run.events.filter(kind="metrics", step=step).update(at=now + timedelta(seconds=10 * (step - 3)))
+    assert run_states([run])[0]["eta_s"] is not None
+    Attempt.objects.get_or_create(run=run, epoch=run.lease_epoch, defaults={"owner": "worker-1"})
+    Run.objects.filter(id=run.id).update(lease_epoch=run.lease_epoch + 1)
+    run.refresh_from_db()
+    assert run_states([run])[0]["eta_s"] is None
+    later = Attempt.objects.create(run=run, epoch=run.lease_epoch, owner="worker-2")
+    assert resumes_of(run) == []
+    Attempt.objects.filter(id=later.id).update(resumed_from_step=2)
+    assert resumes_of(run) == [2]
 
 
 def test_no_eta_without_two_steps_or_without_a_worker(

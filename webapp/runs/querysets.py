@@ -119,7 +119,9 @@ def _rounded(seconds: float | None) -> float | None:
 
 
 def _etas(runs: Sequence[Run]) -> dict[int, float]:
-    """Seconds until the last step, for the runs that have done two steps or more. One query."""
+    """Seconds until the last step, for the runs whose present attempt has done two steps or more: the time
+    between two attempts tells nothing. One query.
+    """
     if not runs:
         return {}
     with connection.cursor() as cursor:
@@ -133,7 +135,8 @@ def _etas(runs: Sequence[Run]) -> dict[int, float]:
                 SELECT p.step, p.seq FROM arborist_point p
                 WHERE p.series_id = s.id AND NOT p.superseded ORDER BY p.step DESC LIMIT %s
             ) p
-            JOIN arborist_event e ON e.run_id = s.run_id AND e.seq = p.seq
+            JOIN arborist_run r ON r.id = s.run_id
+            JOIN arborist_event e ON e.run_id = s.run_id AND e.seq = p.seq AND e.epoch = r.lease_epoch
             WHERE s.name = %s AND s.run_id = ANY(%s)
             GROUP BY s.run_id
             """,
@@ -251,8 +254,10 @@ def resumes_of(run: Run) -> list[int]:
     """The steps that later attempts went on from, 0 for the start. No query for a run with one attempt."""
     if run.lease_epoch < 2:
         return []
-    later = Attempt.objects.filter(run=run).order_by("epoch").values_list("resumed_from_step", flat=True)[1:]
-    return sorted({step or 0 for step in later})
+    steps = ("resumed_from_step", "last_step")
+    later = Attempt.objects.filter(run=run).order_by("epoch").values_list(*steps)[1:]
+    # One that has done no step yet may still be loading the checkpoint that it goes on from.
+    return sorted({start or 0 for start, last in later if start is not None or last is not None})
 
 
 def _is_served(queue: str) -> bool:
