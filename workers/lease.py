@@ -190,7 +190,8 @@ def settle(run: Run, lease: Lease, status: RunStatus, reason: str) -> int:
         if status == RunStatus.QUEUED:
             reason = f"Stopped by {by}; its worker was told to stop."
         status = RunStatus.STOPPED
-    seq = move(run, status, reason, actor=lease.owner)
+    # A run that its worker gives back keeps its place in the queue: nobody asked for that.
+    seq = move(run, status, reason, actor=lease.owner, queued_at=run.queued_at)
     if seq is None:
         raise LeaseLostError(f"run {run.id} was moved by somebody else")
     outcome = "preempted" if status == RunStatus.QUEUED else str(status)

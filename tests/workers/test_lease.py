@@ -188,6 +188,15 @@ def test_end_gives_the_lease_back() -> None:
     assert statuses(run)[-1] == "failed"
 
 
+def test_preempted_run_keeps_its_place_in_the_queue() -> None:
+    run = make_run()
+    queued_at = run.queued_at - timedelta(hours=1)
+    Run.objects.filter(id=run.id).update(queued_at=queued_at)
+    lease.end(claimed(run), RunStatus.QUEUED, "The worker was told to stop.")
+    run.refresh_from_db()
+    assert (run.status, run.queued_at) == ("queued", queued_at)
+
+
 def test_preempted_run_waits_again() -> None:
     run = make_run()
     held = claimed(run)
