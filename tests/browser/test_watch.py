@@ -62,6 +62,7 @@ def test_a_login_link_logs_in_once(site: Site, visit: Callable[..., Watched]) ->
     expect(page.get_by_role("heading", name="Lab runs")).to_be_visible()
     page.get_by_text("ada").click()
     page.get_by_role("button", name="Log out").click()
+    expect(page).to_have_url(re.compile("/login/"))
     page.goto(site.planted["second_login"])
     expect(page.get_by_role("heading", name="This link does not work any more")).to_be_visible()
 

@@ -29,6 +29,8 @@ NOT_STATE = {
     "run.sampled_tokens": "of the last step; begins anew with the next",
     "run.optimiser.adamw.adamw.param_groups.0.lr": "set before every update, from the step",
     "run.engine.spent": "only differences of it are used",
+    "run.engine._most_written": "where halving begins when memory runs out; rows at once decide no tree",
+    "run.saved_at": "of this process's clock: when the next checkpoint by time is due, not what is learned",
     "run.judge": "processes that judge: an answer's verdict depends on the answer alone",
 }
 PRESETS_HERE: dict[str, dict[str, Any]] = {

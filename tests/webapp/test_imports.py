@@ -95,7 +95,7 @@ def test_every_page_of_an_imported_run_says_so_and_works(run: Run, people: Peopl
     assert client.get(f"/api/v1/trees/{first.id}/nodes/1").json()["advantage"] == pytest.approx(4 / 3)
     assert client.get(f"/api/v1/trees/{second.id}/nodes/1").json()["advantage"] is None
     assert written(asked(done.run, people, "page", selection={"trees": [second.id]}))
-    assert people.client("editor").post(f"{base}stop").status_code == 302
+    assert people.client("editor").post(f"{base}control", {"action": "stop"}).status_code == 302
     done.run.refresh_from_db()
     assert done.run.wish_at is None
 
