@@ -50,6 +50,7 @@ def test_a_search_is_narrowed_by_facets_saved_and_opened(site: Site, page: Page)
     page.goto("/p/lab/views/")
     page.get_by_role("link", name="right & 71").click()
     expect(page.locator(".chip", has_text="step:1")).to_be_visible()
+    page.wait_for_load_state()  # the scripts that hear keys have run then
     page.keyboard.press("j")
     expect(page.locator(".hit-link").first).to_be_focused()
     page.keyboard.press("Enter")
