@@ -17,6 +17,7 @@ from django.template import loader
 from django.views.decorators.cache import never_cache
 
 from webapp.errors import error_response, is_api
+from webapp.limits import OUTAGE_RETRY_SECONDS
 from webapp.outages import outage_of, unavailable
 from webapp.projects.access import projects_for
 from webapp.runs.models import ACTIVE
@@ -47,7 +48,8 @@ def health_check(_request: HttpRequest) -> HttpResponse:
             cursor.execute("SELECT 1")
     except (DatabaseError, InterfaceError) as error:
         log.warning("the database does not answer: %s", error)
-        return JsonResponse({"status": "database unreachable"}, status=503)
+        wait = {"Retry-After": str(OUTAGE_RETRY_SECONDS)}
+        return JsonResponse({"status": "database unreachable"}, status=503, headers=wait)
     return JsonResponse({"status": "ok"})
 
 

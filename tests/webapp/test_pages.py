@@ -469,6 +469,7 @@ def test_healthz_tells_strangers_one_word(db: None, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("webapp.views.connection", Gone())
     response = Client().get("/healthz")
     assert (response.status_code, response.json()) == (503, {"status": "database unreachable"})
+    assert response["Retry-After"] == "5"
 
 
 def test_calls_over_the_rate_are_429(
