@@ -27,6 +27,11 @@ class RequestError(Exception):
         self.errors = list(errors)
 
 
+def bad_field(path: str, message: str) -> RequestError:
+    """400 for one field of what was sent; `path` as in the config, `message` says what to do."""
+    return RequestError(400, message, [{"path": path, "message": message}])
+
+
 def is_api(request: HttpRequest) -> bool:
     return request.path.startswith(API_PREFIX)
 

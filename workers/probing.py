@@ -33,12 +33,13 @@ from trainer.probing import Continuation as Sampled
 from trainer.text import storable
 from trainer.tree import ROOT, FinishReason, RolloutTree
 from webapp import broker
+from webapp.embedded import leftovers
 from webapp.limits import HEARTBEAT_SECONDS, PROBE_LEASE_SECONDS, PROBE_SECONDS
 from webapp.probes.checkpoints import BASE, kept_policies, not_kept
 from webapp.probes.models import Continuation, Probe, ProbeStatus
 from webapp.projects.models import ModelSource
 from webapp.runs.models import Checkpoint, Run
-from workers import endings, memory, reaper
+from workers import endings, memory
 from workers.child import TrainerChild
 from workers.limits import PROBE_LOOK_SECONDS, PROBE_MEMORY_SHARE, PROBE_TICK_SECONDS, RETRY_SECONDS
 from workers.supervisor import sigterm_means_leave
@@ -183,7 +184,7 @@ class _Sampling:
         self._most_bytes = settings.PROBE_MEMORY_MB * 2**20 or share
 
     def run(self) -> None:
-        reaper.reap(notes(), is_current)
+        leftovers.reap(notes(), is_current)
         _remove_leftovers(self.folder.parent)
         self.folder.mkdir(mode=0o700, parents=True)
         try:
@@ -216,7 +217,7 @@ class _Sampling:
             return ProbeStatus.FAILED, f"The sampling process could not be started: {error}"
         note: Path | None = None
         try:
-            note = reaper.write(notes(), self.held.probe_id, self.held.epoch, child.mark, child.identity)
+            note = leftovers.write(notes(), self.held.probe_id, self.held.epoch, child.mark, child.identity)
             self._watch(child)
         finally:
             status = child.end()

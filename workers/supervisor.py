@@ -31,9 +31,10 @@ from trainer.events import Finished, LogLine
 from trainer.guards import TROUBLES, is_full, told
 from trainer.schema.training import CheckpointConfig
 from webapp import broker
+from webapp.embedded import leftovers
 from webapp.projects.models import ModelSource
 from webapp.runs.models import Checkpoint, Run, RunStatus, Worker
-from workers import keeping, lease, memory, reaper
+from workers import keeping, lease, memory
 from workers.child import TrainerChild
 from workers.drain import Batches, Drain
 from workers.heartbeat import Heartbeat
@@ -129,7 +130,7 @@ class _Attempt:
     def run(self) -> None:
         self.heart.start()
         try:
-            reaper.reap(self.notes, self._may_live)
+            leftovers.reap(self.notes, self._may_live)
             if self._drain_earlier_attempts():
                 return
             self._patiently(lambda: keeping.clear_up(self.lease, self.run_folder))
@@ -215,7 +216,7 @@ class _Attempt:
             arguments = self._arguments(run, recording)
             kills = memory.kernel_kills()
             # Before there is a trainer: whoever dies now has written down what may be left.
-            note = reaper.write(self.notes, run.id, self.lease.epoch, mark, None)
+            note = leftovers.write(self.notes, run.id, self.lease.epoch, mark, None)
             child = TrainerChild(
                 [*self.command, *arguments],
                 mark=mark,
@@ -233,7 +234,7 @@ class _Attempt:
             return finished("failed", TROUBLES["not started"].sentence(*stands, error=error), run.step)
         watch = Watch(child, recording, self.heart, self.told_to_leave, step=stands[0], checkpoint=stands[1])
         try:
-            reaper.write(self.notes, run.id, self.lease.epoch, mark, child.identity)
+            leftovers.write(self.notes, run.id, self.lease.epoch, mark, child.identity)
             self.heart.take(child.kill)
             watch.until_it_ends()
         finally:

@@ -18,12 +18,13 @@ from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models.functions import Now
 
+from webapp.embedded import leftovers
 from webapp.exports.models import Export, ExportStatus
 from webapp.probes.models import Probe, ProbeStatus
 from webapp.queue import order
 from webapp.runs.leftovers import may_have_trainer
 from webapp.runs.models import LEASED, Run, Worker
-from workers import keeping, machine, probing, reaper
+from workers import keeping, machine, probing
 from workers.limits import MEASURE_SECONDS, UNFINISHED_SECONDS, UPKEEP_SECONDS
 
 logger = logging.getLogger(__name__)
@@ -54,8 +55,8 @@ class _Upkeep(threading.Thread):
                 self._be_seen(is_first)
                 is_first = False
                 self._obey()
-                reaper.reap(self.notes, may_have_trainer)
-                reaper.reap(probing.notes(), probing.is_current)
+                leftovers.reap(self.notes, may_have_trainer)
+                leftovers.reap(probing.notes(), probing.is_current)
                 if not swept_at or time.monotonic() - swept_at > UNFINISHED_SECONDS / 4:
                     keeping.sweep(settings.DATA_DIR / "runs")
                     swept_at = time.monotonic()
@@ -113,8 +114,8 @@ def begin(name: str, queues: Sequence[str], slots: int, notes: Path, turn: Turn)
     """
     global _current
     # Those of a worker that was killed need no database to be known for orphans.
-    reaper.reap(notes)
-    reaper.reap(probing.notes())
+    leftovers.reap(notes)
+    leftovers.reap(probing.notes())
     _current = _Upkeep(name, queues, slots, notes, turn)
     _current.start()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import time
@@ -49,12 +50,10 @@ class Viewer:
         wait = BACK_OFF[0]
         while True:
             began = time.monotonic()
-            try:
+            # A cut is what the campaign makes; what was seen until then is in `readings`.
+            with contextlib.suppress(OSError, websockets.WebSocketException, json.JSONDecodeError):
                 await self._visit()
-            except (OSError, TimeoutError, websockets.WebSocketException, json.JSONDecodeError):
-                pass
-            finally:
-                self._socket = None
+            self._socket = None
             wait = BACK_OFF[0] if time.monotonic() - began > 10 else min(wait * 2, BACK_OFF[1])
             await asyncio.sleep(wait * random.uniform(0.5, 1.5))
 

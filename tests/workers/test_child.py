@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webapp.embedded import processes
+from webapp.embedded import leftovers, processes
 from webapp.embedded.processes import Identity
 from workers import child as children
-from workers import limits, reaper
+from workers import limits
 from workers.child import MARK, Lines, TrainerChild, temporary_folder
 
 
@@ -139,8 +139,8 @@ time.sleep(600)
     assert processes.wait_until(lambda: not trainer.is_alive(), 5)
     # What it left behind is the reaper's to remove.
     assert temporary_folder(mark).is_dir()
-    reaper.write(tmp_path, 1, 1, mark, trainer)
-    assert reaper.reap(tmp_path, lambda _run, _epoch: False) == 1
+    leftovers.write(tmp_path, 1, 1, mark, trainer)
+    assert leftovers.reap(tmp_path, lambda _run, _epoch: False) == 1
     assert not temporary_folder(mark).exists()
 
 
@@ -213,22 +213,22 @@ def test_reaper_ends_what_a_dead_trainer_left_in_its_group(tmp_path: Path) -> No
     assert left is not None
     trainer.stdout.close()
     assert trainer.wait(10) == 0  # reaped: its pid is nobody's
-    note = reaper.write(tmp_path, 7, 2, f"7-2-{tmp_path.name}", identity)
+    note = leftovers.write(tmp_path, 7, 2, f"7-2-{tmp_path.name}", identity)
     note.write_text(note.read_text().replace(f'"supervisor": [{os.getpid()}', '"supervisor": [999999'))
-    assert reaper.reap(tmp_path) == 1
+    assert leftovers.reap(tmp_path) == 1
     assert processes.wait_until(lambda: not left.is_alive(), 5)
 
 
 def test_reaper_ends_the_dead_first_when_it_cannot_ask_about_the_others(tmp_path: Path) -> None:
-    ours = reaper.write(tmp_path, 1, 1, "1-1-ours", None)
-    dead = reaper.write(tmp_path, 2, 1, "2-1-dead", None)
+    ours = leftovers.write(tmp_path, 1, 1, "1-1-ours", None)
+    dead = leftovers.write(tmp_path, 2, 1, "2-1-dead", None)
     dead.write_text(dead.read_text().replace(f'"supervisor": [{os.getpid()}', '"supervisor": [999999'))
 
     def away(_run: int, _epoch: int) -> bool:
         raise ConnectionError
 
     with pytest.raises(ConnectionError):
-        reaper.reap(tmp_path, away)
+        leftovers.reap(tmp_path, away)
     assert (ours.exists(), dead.exists()) == (True, False)
 
 
@@ -253,13 +253,13 @@ def test_reaper_ends_the_trainer_of_a_dead_supervisor_and_what_it_started(tmp_pa
     identity = Identity.of(trainer.pid)
     assert grandchild is not None
     assert identity is not None
-    note = reaper.write(tmp_path, 7, 2, mark, identity)
+    note = leftovers.write(tmp_path, 7, 2, mark, identity)
 
     # We are its supervisor and live.
-    assert reaper.reap(tmp_path) == 0
+    assert leftovers.reap(tmp_path) == 0
     assert trainer.poll() is None
     # The attempt is not current any more: as with a supervisor that is frozen.
-    assert reaper.reap(tmp_path, lambda run_id, epoch: (run_id, epoch) != (7, 2)) == 1
+    assert leftovers.reap(tmp_path, lambda run_id, epoch: (run_id, epoch) != (7, 2)) == 1
     assert trainer.wait(5) == -9
     trainer.stdout.close()
     assert processes.wait_until(lambda: not grandchild.is_alive(), 5)
@@ -270,9 +270,9 @@ def test_reaper_leaves_alone_what_it_does_not_know(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "elsewhere.json").write_text('{"here": "another machine"}')
     # A pid that was used again: the start time differs.
-    path = reaper.write(tmp_path, 1, 1, "1-1-nobody", Identity(os.getpid(), 1))
+    path = leftovers.write(tmp_path, 1, 1, "1-1-nobody", Identity(os.getpid(), 1))
     text = path.read_text().replace(f'"supervisor": [{os.getpid()}', '"supervisor": [999999')
     path.write_text(text)
-    reaper.reap(tmp_path)
+    leftovers.reap(tmp_path)
     assert not path.exists()
     assert (tmp_path / "elsewhere.json").exists()

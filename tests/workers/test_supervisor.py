@@ -660,7 +660,7 @@ def test_defect_of_ours_does_not_leave_the_run_running(monkeypatch: pytest.Monke
     def broken(*_: object) -> None:
         raise KeyError("oops")
 
-    monkeypatch.setattr("workers.supervisor.reaper.write", broken)
+    monkeypatch.setattr("workers.supervisor.leftovers.write", broken)
     run = make_run()
     with pytest.raises(KeyError):
         work(run, "deaf")

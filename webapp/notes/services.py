@@ -9,7 +9,7 @@ from django.db.models.functions import Now
 
 from trainer.text import storable
 from webapp.accounts.models import User
-from webapp.errors import RequestError
+from webapp.errors import RequestError, bad_field
 from webapp.notes.models import Note
 from webapp.projects.access import Role, may, require
 from webapp.trees.models import StoredTree
@@ -28,28 +28,24 @@ def read_tags(typed: str | Sequence[str]) -> list[str]:
     tags = list(dict.fromkeys(part.lstrip("#").lower() for part in parts if part.strip("#")))
     wrong = next((tag for tag in tags if not _TAG.fullmatch(tag)), None)
     if wrong is not None:
-        raise _refused(
+        raise bad_field(
             "tags",
             f"{wrong[:60]!r} is no tag. A tag is up to 40 letters, digits, points and dashes, no spaces.",
         )
     if len(tags) > MAX_TAGS:
-        raise _refused("tags", f"A note has at most {MAX_TAGS} tags, not {len(tags)}.")
+        raise bad_field("tags", f"A note has at most {MAX_TAGS} tags, not {len(tags)}.")
     return tags
-
-
-def _refused(field: str, message: str) -> RequestError:
-    return RequestError(400, message, [{"path": field, "message": message}])
 
 
 def _read(text: str, tags: str | Sequence[str]) -> tuple[str, list[str]]:
     text = storable(text).replace("\r\n", "\n").strip()
     if len(text) > MAX_LETTERS:
-        raise _refused(
+        raise bad_field(
             "text", f"This note has {len(text):,} letters; at most {MAX_LETTERS:,} are kept. Shorten it."
         )
     found = read_tags(tags)
     if not text and not found:
-        raise _refused("text", "A note needs a text, or a tag.")
+        raise bad_field("text", "A note needs a text, or a tag.")
     return text, found
 
 

@@ -15,7 +15,7 @@ from trainer.text import storable
 from trainer.tree import ROOT, FinishReason, RolloutTree
 from webapp import broker
 from webapp.accounts.models import User
-from webapp.errors import RequestError
+from webapp.errors import RequestError, bad_field
 from webapp.limits import (
     PROBE_CONTINUATIONS,
     PROBE_PREFIX_BYTES,
@@ -70,7 +70,7 @@ def request_probe(stored: StoredTree, tree: RolloutTree, name: str, user: User, 
     version = tree.policy_version if ask.policy_version is None else ask.policy_version
     policies = kept_policies(stored.run)
     if version not in {kept.version for kept in policies}:
-        raise _wrong("policy_version", not_kept(policies, version))
+        raise bad_field("policy_version", not_kept(policies, version))
     asked = {
         "tree_id": stored.id,
         "node": tree.name(node),
@@ -136,33 +136,35 @@ def request_cancel(probe: Probe, user: User) -> Probe:
 def _check(tree: RolloutTree, node: int, ask: Ask) -> str | None:
     """The prefix as it is stored. Raises RequestError(400)."""
     if not 1 <= ask.n <= PROBE_CONTINUATIONS:
-        raise _wrong("n", f"n is {ask.n}; ask for 1 to {PROBE_CONTINUATIONS} continuations.")
+        raise bad_field("n", f"n is {ask.n}; ask for 1 to {PROBE_CONTINUATIONS} continuations.")
     if not (math.isfinite(ask.temperature) and 0 <= ask.temperature <= MAX_TEMPERATURE):
-        raise _wrong(
+        raise bad_field(
             "temperature",
             f"The temperature is {ask.temperature}; use a number from 0 to {MAX_TEMPERATURE:g}.",
         )
     if ask.temperature == 0 and ask.n > 1:
-        raise _wrong(
+        raise bad_field(
             "n", "At temperature 0 all continuations are the same one. Set n to 1, or raise the temperature."
         )
     if not 1 <= ask.max_tokens <= PROBE_TOKENS:
-        raise _wrong("max_tokens", f"max_tokens is {ask.max_tokens}; use 1 to {PROBE_TOKENS:,}.")
+        raise bad_field("max_tokens", f"max_tokens is {ask.max_tokens}; use 1 to {PROBE_TOKENS:,}.")
     if ask.n * ask.max_tokens > PROBE_TOKENS_IN_ALL:
         most = PROBE_TOKENS_IN_ALL // ask.n
-        raise _wrong(
+        raise bad_field(
             "max_tokens",
             f"{ask.n} continuations of {ask.max_tokens:,} tokens are more than {PROBE_TOKENS_IN_ALL:,} in "
             f"all. Set max_tokens to {most:,} or less, or n to "
             f"{max(1, PROBE_TOKENS_IN_ALL // ask.max_tokens)}.",
         )
     if ask.policy_version is not None and not 0 <= ask.policy_version < 2**63:
-        raise _wrong("policy_version", "A policy version is the number of steps it was trained: 0 or more.")
+        raise bad_field(
+            "policy_version", "A policy version is the number of steps it was trained: 0 or more."
+        )
     if ask.seed is not None and not 0 <= ask.seed <= MAX_SEED:
-        raise _wrong("seed", f"The seed must be a whole number from 0 to {MAX_SEED}.")
+        raise bad_field("seed", f"The seed must be a whole number from 0 to {MAX_SEED}.")
     key = ask.idempotency_key
     if key is not None and not (0 < len(key) <= 64 and key.isprintable()):
-        raise _wrong("idempotency_key", "The idempotency key must have 1 to 64 printable letters.")
+        raise bad_field("idempotency_key", "The idempotency key must have 1 to 64 printable letters.")
     return _check_prefix(tree, node, ask.prefix)
 
 
@@ -172,14 +174,16 @@ def _check_prefix(tree: RolloutTree, node: int, prefix: str | None) -> str | Non
         # Forms send line breaks as CR LF, whatever was shown.
         prefix = _lines(prefix)
         if prefix != storable(prefix):
-            raise _wrong("prefix", "The beginning holds a NUL or half a surrogate pair. Remove it.")
+            raise bad_field("prefix", "The beginning holds a NUL or half a surrogate pair. Remove it.")
         size = len(prefix.encode())
         if size > PROBE_PREFIX_BYTES:
-            raise _wrong("prefix", f"The beginning has {size:,} bytes. Use at most {PROBE_PREFIX_BYTES:,}.")
+            raise bad_field(
+                "prefix", f"The beginning has {size:,} bytes. Use at most {PROBE_PREFIX_BYTES:,}."
+            )
         if prefix == _lines(answer_so_far(tree, node)):
             prefix = None
     if prefix is None and tree.finish[node] == FinishReason.EOS:
-        raise _wrong(
+        raise bad_field(
             "prefix",
             f"Node {tree.name(node)} is a finished answer, so nothing follows it. Edit its text, or branch "
             f"from {tree.name(int(tree.parent[node]))} above it.",
@@ -218,7 +222,3 @@ def _refuse_too_many(stored: StoredTree, user: User) -> None:
         raise RequestError(
             429, f"This tree has {PROBES_PER_TREE} probes, which is as many as are kept of one tree."
         )
-
-
-def _wrong(path: str, message: str) -> RequestError:
-    return RequestError(400, message, [{"path": path, "message": message}])

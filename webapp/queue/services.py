@@ -9,7 +9,7 @@ from django.db.models import Max
 from django.db.models.functions import Now
 
 from webapp.accounts.models import User
-from webapp.errors import RequestError
+from webapp.errors import RequestError, bad_field
 from webapp.projects.models import Project
 from webapp.queue.classes import CLASSES, is_class
 from webapp.queue.models import ALL_CLASSES, ProjectLimit
@@ -27,7 +27,7 @@ def read_move(text: object) -> Move:
         case "raise" | "lower" | "top":
             return text
         case _:
-            raise _wrong("move", "A run is raised, lowered, or moved to the top.")
+            raise bad_field("move", "A run is raised, lowered, or moved to the top.")
 
 
 def set_priority(run: Run, user: User, *, priority: int | None = None, move: Move | None = None) -> Run:
@@ -49,7 +49,7 @@ def set_priority(run: Run, user: User, *, priority: int | None = None, move: Mov
             step = 1 if move == "raise" else -1
             wanted = max(-MOST_PRIORITY, min(MOST_PRIORITY, before + step))
         if not -MOST_PRIORITY <= wanted <= MOST_PRIORITY:
-            raise _wrong("priority", f"{wanted} is no priority. Use -{MOST_PRIORITY} to {MOST_PRIORITY}.")
+            raise bad_field("priority", f"{wanted} is no priority. Use -{MOST_PRIORITY} to {MOST_PRIORITY}.")
         if wanted != before:
             Run.objects.filter(id=run.id).update(priority=wanted)
             why = f"Priority {before} → {wanted}, by {user.get_username()}."
@@ -65,11 +65,13 @@ def set_limits(project: Project, limits: dict[str, int | None]) -> dict[str, int
     for name, most in limits.items():
         if name != "all" and not is_class(name):
             known = ", ".join(CLASSES)
-            raise _wrong(
+            raise bad_field(
                 f"limits.{name[:40]}", f"{name[:40]!r} is no resource class. There are {known}, all."
             )
         if most is not None and not 0 <= most <= MOST_AT_ONCE:
-            raise _wrong(f"limits.{name}", f"{most} is no limit. Use 0 to {MOST_AT_ONCE}, or leave it empty.")
+            raise bad_field(
+                f"limits.{name}", f"{most} is no limit. Use 0 to {MOST_AT_ONCE}, or leave it empty."
+            )
     with transaction.atomic():
         for name, most in limits.items():
             queue = ALL_CLASSES if name == "all" else name
@@ -107,7 +109,3 @@ def undrain(worker: Worker) -> Worker:
     )
     worker.refresh_from_db()
     return worker
-
-
-def _wrong(path: str, message: str) -> RequestError:
-    return RequestError(400, message, [{"path": path, "message": message}])

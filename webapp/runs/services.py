@@ -12,7 +12,7 @@ from trainer.schema.data import Data, HubData, JsonlData, ParquetData
 from trainer.text import storable
 from webapp import broker
 from webapp.accounts.models import User
-from webapp.errors import RequestError
+from webapp.errors import RequestError, bad_field
 from webapp.projects.models import Dataset, ModelSource, Project
 from webapp.runs.models import Checkpoint, Run, RunStatus
 from webapp.runs.states import append_status_event
@@ -29,14 +29,14 @@ def check_name(name: str) -> str:
     """
     name = name.strip()
     if "\x00" in name or name != storable(name):
-        raise _wrong("name", "The name holds a NUL or half a surrogate pair. Remove it.")
+        raise bad_field("name", "The name holds a NUL or half a surrogate pair. Remove it.")
     if len(name) > MAX_NAME_LETTERS:
-        raise _wrong("name", f"The name has {len(name)} letters. Use at most {MAX_NAME_LETTERS}.")
+        raise bad_field("name", f"The name has {len(name)} letters. Use at most {MAX_NAME_LETTERS}.")
     # Cc, Cf: control and invisible formatting; Z: blanks. Formatting inside a name stays as typed.
     if not any(unicodedata.category(letter)[0] not in "CZ" for letter in name):
-        raise _wrong("name", "The name has no visible letter. Give the run a name.")
+        raise bad_field("name", "The name has no visible letter. Give the run a name.")
     if any(unicodedata.category(letter) == "Cc" for letter in name):
-        raise _wrong("name", "The name holds a line break or another control character. Remove it.")
+        raise bad_field("name", "The name holds a line break or another control character. Remove it.")
     return name
 
 
@@ -46,7 +46,7 @@ def check_sources(project: Project, config: RunConfig) -> None:
     """
     if not ModelSource.objects.filter(slug=config.model.path).exists():
         known = ", ".join(ModelSource.objects.values_list("slug", flat=True)[:20]) or "none yet"
-        raise _wrong(
+        raise bad_field(
             "model.path", f"There is no base model called {config.model.path[:80]!r}. Known: {known}."
         )
     source = source_of(config.data)
@@ -55,7 +55,7 @@ def check_sources(project: Project, config: RunConfig) -> None:
     field, value = source
     datasets = Dataset.objects.filter(project=project, spec__kind=config.data.kind)
     if not datasets.filter(**{f"spec__{field}": value}).exists():
-        raise _wrong(
+        raise bad_field(
             f"data.{field}",
             f"{value[:200]!r} is not a dataset of {project.name}. "
             f"Import it first: manage.py import_dataset {project.slug} FILE.",
@@ -88,7 +88,7 @@ def create_run(
     name = check_name(name)
     check_sources(project, config)
     if idempotency_key is not None and not (0 < len(idempotency_key) <= 64 and idempotency_key.isprintable()):
-        raise _wrong("idempotency_key", "The idempotency key must have 1 to 64 printable letters.")
+        raise bad_field("idempotency_key", "The idempotency key must have 1 to 64 printable letters.")
     try:
         with transaction.atomic():
             last = (
@@ -131,7 +131,3 @@ def create_run(
         return run
     run.refresh_from_db()
     return run
-
-
-def _wrong(path: str, message: str) -> RequestError:
-    return RequestError(400, message, [{"path": path, "message": message}])
