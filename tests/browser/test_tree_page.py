@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -13,7 +12,6 @@ from tests.browser.conftest import Site, Watched
 from tests.browser.test_trees import open_tree
 
 pytestmark = pytest.mark.browser
-AXE = Path(__file__).resolve().parents[2] / "node_modules/axe-core/axe.min.js"
 WHOLE = "?n=2.1&view=graph&color=value&order=value&zoom=2&find=%23%23%23%23"
 
 
@@ -154,24 +152,3 @@ def test_panes_fold_away_and_stay_folded(site: Site, page: Page) -> None:
     expect(page.locator("#inspector")).to_be_hidden()
     page.locator("#toggle-inspector").click()
     expect(page.locator("#inspector")).to_be_visible()
-
-
-@pytest.mark.skipif(not AXE.exists(), reason="axe-core is not installed: npm install")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("view", ["icicle", "graph", "outline"])
-def test_axe_finds_nothing_serious(site: Site, visit: Callable[..., Watched], scheme: str, view: str) -> None:
-    page = visit(color_scheme=scheme).page()
-    open_tree(page, f"/t/{site.planted['tree']}/?n=2.1&view={view}")
-    if view == "graph":
-        expect(page.locator("#tree-layout[data-graph]")).to_be_visible()
-    page.evaluate(AXE.read_text())
-    # A row is called "Node 2.1, value 0.38, …"; what is seen of it is "2.1" and a table of numbers.
-    rules = {"label-content-name-mismatch": {"enabled": False}}
-    found = page.evaluate("(rules) => axe.run({rules}).then(({violations}) => violations)", rules)
-    serious = [
-        f"{one['id']}: {node['html'][:160]}"
-        for one in found
-        if one["impact"] in ("serious", "critical")
-        for node in one["nodes"]
-    ]
-    assert serious == []
