@@ -46,6 +46,8 @@ def clips_of(own: TreeWeights, log_ratio: Floats, objective: PolicyObjective) ->
     node_of = np.repeat(np.arange(tree.n_nodes), tree.token_counts())
     if objective.ratio in ("token", "none"):
         up, down = own.up[node_of], own.down[node_of]
+        if len(own.correction):
+            up, down = up * own.correction, down * own.correction
         with np.errstate(over="ignore"):  # an infinite ratio is past every bound
             sides = clipped_sides(np.exp(np.where(trained, log_ratio, 0.0)), up, down, objective)
         return _flags(sides, trained)

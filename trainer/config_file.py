@@ -24,6 +24,7 @@ from ruamel.yaml.nodes import Node
 
 from trainer.config import RunConfig
 from trainer.presets import find_preset
+from trainer.schema.sampler import CUTS, why_no_cut
 
 MAX_CONFIG_BYTES = 256_000
 MAX_NODES = 2000  # keys and values; a complete config has about 150
@@ -106,7 +107,9 @@ def problems_from(error: ValidationError, data: Any) -> list[ConfigProblem]:
     for detail in error.errors():
         path, known = _written_path(detail["loc"], data)
         message = detail["msg"].removeprefix("Value error, ")
-        if detail["type"] == "extra_forbidden":
+        if detail["type"] == "extra_forbidden" and path in (f"sampler.{name}" for name in CUTS):
+            message = why_no_cut(str(detail["loc"][-1]))
+        elif detail["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
             message = (
                 f"unknown key; did you mean `{near[0]}`?"

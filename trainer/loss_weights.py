@@ -48,6 +48,7 @@ class TreeWeights:
     advantage   [K] A_k
     length      [K] trained tokens of the item
     supervised  [N] weight of the cross-entropy of each trained token of a segment
+    correction  [T] importance weight of each token by itself (`trainer.importance`); empty: 1 everywhere
     pairs, pair_weight   preference pairs, each of this weight
     value_target [N] what the value head should say at a segment's end, NaN for nothing; value_weight: of each
     """
@@ -61,6 +62,7 @@ class TreeWeights:
     advantage: Floats = field(default_factory=lambda: EMPTY)
     length: Floats = field(default_factory=lambda: EMPTY)
     supervised: Floats = field(default_factory=lambda: EMPTY)
+    correction: Floats = field(default_factory=lambda: EMPTY)
     pairs: tuple[Pair, ...] = ()
     pair_weight: float = 0.0
     value_target: Floats = field(default_factory=lambda: EMPTY)
@@ -285,7 +287,7 @@ def _correct_paths(tree: RolloutTree, most: int) -> Ints:
     return np.array(nodes, np.int64)
 
 
-def pull(weights: TreeWeights, objective: Objective, trained: Ints | None = None) -> Floats:
+def pull(weights: TreeWeights, objective: Objective, trained: Ints | Floats | None = None) -> Floats:
     """[N] size of what the log-probabilities of a segment's trained tokens are multiplied by in the gradient
     of the objective, summed over them, where the policy still is the one that sampled: every ratio is 1.
 
@@ -298,7 +300,11 @@ def pull(weights: TreeWeights, objective: Objective, trained: Ints | None = None
     Regularizers, the entropy bonus and the value head do not count. trained: [N] `count_trained`, if it is at
     hand.
     """
-    trained = count_trained(weights.tree, weights.trains) if trained is None else trained
+    if len(weights.correction):  # token by token
+        total = np.append(0.0, np.cumsum(weights.correction * weights.trains))
+        trained = np.diff(total[weights.tree.token_offsets])
+    elif trained is None:
+        trained = count_trained(weights.tree, weights.trains)
     per_token = np.zeros(weights.tree.n_nodes)
     if isinstance(objective, PolicyObjective):
         of_item = weights.whole if objective.ratio == "sequence" else weights.token

@@ -199,6 +199,30 @@ _ALL = (
         "lower",
         "objective.regularizer k3",
     ),
+    Metric(
+        "importance/mean_weight",
+        "Importance weight",
+        "",
+        "mean of the importance weights of the last update's tokens or answers, after cutting; 1 where "
+        "sampler and policy agree",
+        only_with="objective.importance",
+    ),
+    Metric(
+        "importance/cut_share",
+        "Importance weights cut",
+        "",
+        "share of the importance weights that were truncated or masked",
+        "lower",
+        "objective.importance",
+    ),
+    Metric(
+        "importance/effective_share",
+        "Effective sample size",
+        "",
+        "(sum w)^2 / (n sum w^2) over the n importance weights w of the last update; 1 where all are equal",
+        "higher",
+        "objective.importance",
+    ),
     Metric("expert/mu", "Expert weight", "", "CHORD's mu at this step", only_with="objective.expert chord"),
     Metric(
         "expert/loss",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from trainer.guards import NotFinite
+from trainer.importance import Weighed, corrected
 from trainer.loss_weights import (
     Floats,
     Ints,
@@ -74,7 +75,8 @@ class UpdateResult:
 @dataclass(frozen=True, slots=True, eq=False)
 class UpdateData:
     """What one update trains on: trees with their part of the objective, and expert trees with theirs. old,
-    reference: per tree [T] logprobs, None where the loss needs none (old: exactly on-policy).
+    reference: per tree [T] logprobs, None where the loss needs none (old: exactly on-policy). figures: of the
+    importance correction, by metric name.
     """
 
     weights: list[TreeWeights]
@@ -82,6 +84,7 @@ class UpdateData:
     old: list[Floats] | None = None
     reference: list[Floats] | None = None
     mu: float = 0.0
+    figures: dict[str, float] = field(default_factory=dict)
 
     @property
     def everything(self) -> list[TreeWeights]:
@@ -127,8 +130,8 @@ class Optimiser:
     def data(
         self, parts: Sequence[Sequence[RolloutTree]], experts: Sequence[RolloutTree], step: int
     ) -> list[UpdateData]:
-        """The step's updates. Old logprobs are computed only if there are several, all before the first: with
-        one update training is exactly on-policy and the old logprobs are the new ones.
+        """The step's updates. Old logprobs are computed if there are several, all before the first, or for an
+        importance correction: with one update the old logprobs are the new ones.
         """
         mu = 0.0
         if isinstance(self.objective, PolicyObjective) and self.objective.expert.kind == "chord" and experts:
@@ -140,19 +143,32 @@ class Optimiser:
             weights = weigh(part, self.objective, self._spread)
             if mu:
                 weights = [replace(w, token=w.token * (1 - mu), whole=w.whole * (1 - mu)) for w in weights]
+            needs_old = self._needs_old(len(parts))
+            old = self.logprobs(self._policy, weights) if needs_old or self._corrects() else None
+            weighed = self._corrected(weights, old)
             updates.append(
                 UpdateData(
-                    weights=weights,
+                    weights=weighed.weights,
                     experts=expert_weights(own, mu) if mu else [],
-                    old=self.logprobs(self._policy, weights) if self._needs_old(len(parts)) else None,
+                    old=old if needs_old else None,
                     reference=self._reference_logprobs(weights),
                     mu=mu,
+                    figures=weighed.figures,
                 )
             )
         return updates
 
     def _needs_old(self, updates: int) -> bool:
         return updates > 1 and isinstance(self.objective, PolicyObjective)
+
+    def _corrects(self) -> bool:
+        """Whether samples are weighed by what the sampler's logprobs lie off the policy's."""
+        return isinstance(self.objective, PolicyObjective) and self.objective.importance.kind != "none"
+
+    def _corrected(self, weights: list[TreeWeights], old: list[Floats] | None) -> Weighed:
+        if old is None or not isinstance(self.objective, PolicyObjective):
+            return Weighed(weights, {})
+        return corrected(weights, old, self.objective.importance)
 
     def _reference_logprobs(self, weights: Sequence[TreeWeights]) -> list[Floats] | None:
         objective = self.objective
@@ -298,7 +314,7 @@ class Optimiser:
                 learning_rate=0.0,
                 is_applied=not_finite is None,
                 not_finite=not_finite,
-                figures=_figures(sums, self.objective, data.mu),
+                figures=data.figures | _figures(sums, self.objective, data.mu),
                 logprobs=found if data.old is None else data.old,
                 log_ratios=[now - then for now, then in zip(found, data.old or [], strict=False)],
             ),

@@ -26,7 +26,8 @@ class LossTokens:
     """M tokens with a loss, and what losses on whole items need of them.
 
     tree, place       [M] which tree of the update, and which of its tokens
-    up, down, held    [M] weights of a ratio loss (`TreeWeights`); 0 where a token has none
+    up, down, held    [M] weights of a ratio loss (`TreeWeights`), the first two times the token's importance;
+                      0 where a token has none
     supervised        [M] weights of the cross-entropy
     sampled, old, reference  [M] logprobs: of the engine, of the policy before the update, of the reference
                       model; NaN where they were not asked for
@@ -188,6 +189,8 @@ class _Losses:
             return nothing if logprobs is None else _in_a_row([logprobs[n] for n in used], np.float64)[at]
 
         scales = np.array(self.scales, np.float64).reshape(-1, 4)[group]
+        if any(len(self._weights[number].correction) for number in used):
+            scales[:, :2] *= _in_a_row([_correction(self._weights[n]) for n in used], np.float64)[at, None]
         chosen = np.array(self.chosen, np.int64).reshape(-1, 2)
         rejected = np.array(self.rejected, np.int64).reshape(-1, 2)
         tokens = LossTokens(
@@ -226,6 +229,11 @@ def ranges(length: Ints) -> tuple[Ints, Ints]:
     """
     which = np.repeat(np.arange(len(length)), length)
     return which, np.arange(len(which)) - np.repeat(np.cumsum(length) - length, length)
+
+
+def _correction(weights: TreeWeights) -> Floats:
+    """[T] importance weights of single tokens; 1 where there are none."""
+    return weights.correction if len(weights.correction) else np.ones(len(weights.tree.tokens))
 
 
 def _in_a_row(parts: Sequence[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:

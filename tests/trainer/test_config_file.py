@@ -90,6 +90,7 @@ def test_an_unknown_key_names_the_nearest_one() -> None:
     assert problems("sampler: {group_size: 4}")["sampler.group_size"].startswith(
         "unknown key; known are kind, depth"
     )
+    assert problems("sampler: {top_p: 0.8}")["sampler.top_p"].startswith("top_p cuts the distribution off")
     assert problems("trainng: {}") == {"trainng": "unknown key; did you mean `training`?"}
     assert problems("credit: {scale: {kind: group_std, dof: 1}}") == {
         "credit.scale.dof": "unknown key; did you mean `ddof`?"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -76,6 +76,43 @@ class ExpertMix(Section):
         lt=1,
         advanced=True,
     )
+
+
+class NoImportance(Section):
+    """The engine's logprobs are taken for the policy's."""
+
+    kind: Literal["none"] = "none"
+
+
+def _level(cut: str) -> Any:  # `Any`: pydantic's field
+    return knob(
+        "token",
+        title="Level",
+        description=f"token: of each token, {cut} by itself. sequence: the product over the trained tokens "
+        "of the answer; with spread node the segment stands for the answer.",
+    )
+
+
+class TruncatedImportance(Section):
+    """Advantages times min(rho, cap), rho = pi_old / pi_sampled: what the engine's logprobs, or an older
+    policy's, lie off (TIS; the cap is IMPALA's, arXiv:1802.01561)."""
+
+    kind: Literal["truncated"] = "truncated"
+    level: Literal["token", "sequence"] = _level("cut off")
+    cap: float = knob(2.0, title="Cap", description="No weight is larger.", ge=1, le=1000)
+
+
+class MaskedImportance(Section):
+    """Advantages times rho = pi_old / pi_sampled where low <= rho <= high, and 0 elsewhere: what the two
+    disagree about too much does not train (IcePop's masking)."""
+
+    kind: Literal["masked"] = "masked"
+    level: Literal["token", "sequence"] = _level("masked")
+    low: float = knob(0.5, title="Least ratio", description="Below it nothing trains.", ge=0, le=1)
+    high: float = knob(5.0, title="Largest ratio", description="Above it nothing trains.", ge=1, le=1000)
+
+
+Importance = Annotated[NoImportance | TruncatedImportance | MaskedImportance, Field(discriminator="kind")]
 
 
 class PolicyObjective(Section):
@@ -163,6 +200,13 @@ class PolicyObjective(Section):
         le=10,
         advanced=True,
     )
+    importance: Importance = knob(
+        NoImportance(),
+        title="Importance correction",
+        description="For what was sampled under other logprobs than the policy's: by an engine in another "
+        "precision, or before the last update.",
+        advanced=True,
+    )
     regularizer: Regularizer = knob(
         NoRegularizer(), title="Regularizer", description="What holds the policy back.", advanced=True
     )
@@ -178,6 +222,15 @@ class PolicyObjective(Section):
             raise ValueError("clip one_side looks at single tokens. Use ratio token or none.")
         if 0 < self.clip_dual <= 1:
             raise ValueError(f"clip_dual is {self.clip_dual:g}; it must be 0 (off) or more than 1.")
+        if (
+            self.importance.kind != "none"
+            and self.importance.level == "token"
+            and self.ratio in ("sequence", "geometric")
+        ):
+            raise ValueError(
+                f"ratio {self.ratio} has one term per answer, which no weight of single tokens belongs to. "
+                "Set importance.level sequence."
+            )
         return self
 
 

@@ -28,6 +28,18 @@ class TreeBounds:
     per_depth: tuple[int, ...] = ()
 
 
+CUTS: Final = ("top_p", "top_k", "min_p")
+
+
+def why_no_cut(name: str) -> str:
+    """Why a setting that people look for in a sampler is not there, and what to do."""
+    return (
+        f"{name} cuts the distribution off and scales the rest up, so the engine's logprobs would not be the "
+        "policy's and every ratio would be off (by 10 % on average at top_p 0.8). Answers are sampled from "
+        f"all of it: leave {name} out, and lower temperature, which the policy is trained at as well."
+    )
+
+
 Temperature = Annotated[
     float,
     Field(

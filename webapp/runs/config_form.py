@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from trainer.config import RunConfig
+from trainer.schema.sampler import CUTS, why_no_cut
 from trainer.text import storable
 
 Schema = Mapping[str, Any]  # a JSON schema is open by nature
@@ -455,6 +456,8 @@ def _sentence(detail: Any, schema: Schema, path: list[str]) -> str:
         label = f"number {int(label) + 1} of {path[-2]}"
     if kind == "value_error":
         return str(detail["ctx"]["error"])
+    if kind == "extra_forbidden" and path[:1] == ["sampler"] and label in CUTS:
+        return why_no_cut(label)
     if kind == "extra_forbidden":
         return f"There is no setting {label!r} here. Check its spelling and its place."
     if kind == "missing":

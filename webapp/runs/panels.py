@@ -41,6 +41,7 @@ _SECTIONS = {
     "preference": "Policy",
     "value": "Policy",
     "expert": "Policy",
+    "importance": "Policy",
     "supervised": "Policy",
     "sampling": "Sampling health",
     "data": "Sampling health",
