@@ -3,6 +3,7 @@
     arborist run create -f run.yaml --set training.steps=50 --project lab
     arborist run ls | show 12 | watch 12
     arborist run pause 12 | resume 12 | stop 12 [--now] | retry 12
+    arborist run clone 12 --set seed=2 | fork 12 --set training.steps=500
     arborist queue
     arborist workers
     arborist credit … | tokens … | presets | probe …      need no server: `arborist credit --help`
@@ -88,6 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     fork.add_argument("--step", type=_count, metavar="N", help="of the checkpoint; default: the newest kept")
     fork.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="training.steps=500")
     fork.add_argument("--name", help="default: that of the run, and fork")
+
+    clone = _of_run(_verb(run, "clone", _clone, "a new run with its config, from the base model"))
+    clone.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="seed=2")
+    clone.add_argument("--name", help="default: that of the run, with the next number")
 
     _verb(commands, "queue", _queue, "what waits, in order, with the reason and the expected start")
     _verb(commands, "workers", _workers, "workers: state, machine, what they work on")
@@ -265,6 +270,18 @@ def _fork(options: argparse.Namespace, server: Server) -> Iterator[str]:
         yield _json(run)
         return
     yield f"run {run['id']} {words.safe(run['name'])}: {words.safe(run['status'])} from step {chosen['step']}"
+    yield f"  {server.page(run['url'])}"
+
+
+def _clone(options: argparse.Namespace, server: Server) -> Iterator[str]:
+    body = {"name": options.name, "changes": dict(map(_change, options.set))}
+    run = _sent_once(
+        server, f"/runs/{options.run}/clone", body | {"idempotency_key": secrets.token_urlsafe(16)}
+    )
+    if options.json:
+        yield _json(run)
+        return
+    yield f"run {run['id']} {words.safe(run['name'])}: {words.safe(run['status'])}"
     yield f"  {server.page(run['url'])}"
 
 

@@ -103,6 +103,14 @@ def test_fork_begins_with_the_newest_kept_checkpoint(
     assert arborist("run", "fork", str(run.id), "--step", "9")[2].endswith("Kept: 2, 1.\n")
 
 
+def test_clone_has_the_config_of_the_run_and_begins_anew(arborist: Any, lab: Project) -> None:
+    run = make_run(lab, status="failed", step=3, ended_at=Now())
+    status, out, err = arborist("run", "clone", str(run.id), "--set", "seed=9")
+    new = Run.objects.get(cloned_from=run)
+    assert (status, new.seed, new.step, new.steps_total) == (0, 9, 0, run.steps_total), err
+    assert f"run {new.id} {new.name}: queued" in out
+
+
 def test_watch_prints_what_moves_and_tells_the_end_by_its_status(arborist: Any, lab: Project) -> None:
     run = make_run(lab, status="failed", reason="Loss became NaN.", step=3, steps_total=9, ended_at=Now())
     status, out, _ = arborist("run", "watch", str(run.id), "--every", "0.01")

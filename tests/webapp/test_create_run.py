@@ -26,8 +26,8 @@ from webapp.projects.access import Role
 from webapp.projects.models import Dataset, Membership, ModelSource, Project
 from webapp.runs import services
 from webapp.runs.config_form import FormField
+from webapp.runs.form_views import PLUGIN_GROUP
 from webapp.runs.models import Event, Run
-from webapp.runs.views import PLUGIN_GROUP
 
 URL = "/api/v1/projects/lab/runs"
 
@@ -580,7 +580,7 @@ def test_a_name_nobody_can_read_comes_back_at_its_field(people: People) -> None:
     client = people.client("editor")
     page = client.post("/p/lab/new", form_values(client, "treerpo-tiny") | {"name": "\u200b"})
     assert page.status_code == 400
-    assert "no visible letter" in page.context["name_field"].error
+    assert "no visible letter" in page.context["own_fields"][0].error
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
@@ -647,7 +647,7 @@ def test_verifiers_of_ones_own_are_offered_where_they_are_installed(
     assert "plugin" not in [kind for kind, _ in fields()["verifier.kind"].choices]
     assert fields()["verifier.kind"].value == "gsm8k"
     mine = EntryPoint("mine", "somewhere:judge", "arborist.verifiers")
-    monkeypatch.setattr("webapp.runs.views.entry_points", lambda **_: [mine])
+    monkeypatch.setattr("webapp.runs.form_views.entry_points", lambda **_: [mine])
     assert fields()["verifier.kind"].value == "plugin"
     assert list(fields()["verifier.name"].choices) == [("mine", "mine")]
 

@@ -7,6 +7,7 @@ import pytest
 from django.db.models.functions import Now
 
 from tests.webapp.material import People
+from trainer.presets import PRESETS
 from webapp.runs.models import Checkpoint, Event, Run
 
 
@@ -110,20 +111,74 @@ def test_checkpoint_that_is_gone_is_refused_with_those_that_are_there(
     )
 
 
-def test_form_forks_without_a_script_and_keeps_what_was_typed(
+def form_of(people: People, address: str) -> dict[str, str]:
+    """What a browser would send of the form at `address`, untouched."""
+    context = people.client("editor").get(address).context
+    fields = [*context["own_fields"]]
+    for section in context["sections"]:
+        fields += [*section.fields, *section.advanced]
+    return {item.path: item.value for item in fields if not item.fixed} | {"idempotency_key": "k"}
+
+
+def test_form_forks_with_any_setting_and_keeps_what_was_typed(
     people: People, run: Run, kept: Checkpoint
 ) -> None:
-    client = people.client("editor")
-    page = client.get(f"/r/{run.id}/fork").content.decode()
+    client, address = people.client("editor"), f"/r/{run.id}/fork"
+    page = client.get(address).content.decode()
     assert f'<option value="{kept.id}" selected>step 2' in page
-    typed = {"name": "mine", "checkpoint": kept.id, "training.learning_rate": "1e-3", "seed": "4"}
-    wrong = client.post(f"/r/{run.id}/fork", typed | {"training.steps": "1"})
+    typed = form_of(people, address)
+    assert "model.path" not in typed
+    typed |= {"name": "mine", "training.learning_rate": "1e-3", "seed": "4", "sampler.branching": "2, 2"}
+    wrong = client.post(address, typed | {"training.steps": "1"})
     assert wrong.status_code == 400
     assert "Use more than 2." in wrong.content.decode()
     assert 'value="1e-3"' in wrong.content.decode()
-    client.post(f"/r/{run.id}/fork", typed | {"training.steps": "300"})
+    # The model's fields are not in the form, so what somebody sends for them anyway is not looked at.
+    made = client.post(address, typed | {"training.steps": "300", "model.path": "other"})
     new = Run.objects.get(parent=run)
-    assert (new.name, new.seed, new.config["training"]["learning_rate"]) == ("mine", 4, 0.001)
+    assert (made.status_code, new.name, new.seed, new.steps_total) == (302, "mine", 4, 300)
+    assert new.config["training"]["learning_rate"] == 0.001
+    assert new.config["model"] == run.config["model"]
+
+
+def test_fork_form_says_at_once_that_a_value_head_does_not_fit(
+    people: People, run: Run, kept: Checkpoint
+) -> None:
+    other = PRESETS["rest-mcts-tiny"].config.model_dump(mode="json")
+    Run.objects.filter(id=run.id).update(config=other)
+    asked = {"objective.value_weight": "0", "sampler.evaluator": "rollout"}
+    context = people.client("editor").get(f"/r/{run.id}/fork", asked).context
+    errors = {path: message for path, message, _ in context["errors"]}
+    assert "cannot change in a fork" in errors["objective.value_weight"]
+
+
+def test_clone_begins_anew_with_the_config_of_a_run(people: People, run: Run) -> None:
+    Run.objects.filter(id=run.id).update(name="first-7")
+    address = f"/p/lab/new?from={run.id}"
+    typed = form_of(people, address) | {"from": str(run.id)}
+    assert typed["name"] == "first-8"
+    made = people.client("editor").post(address, typed | {"seed": "9", "training.steps": "77"})
+    new = Run.objects.get(cloned_from=run)
+    assert (made.status_code, new.name, new.seed, new.steps_total) == (302, "first-8", 9, 77)
+    assert (new.parent, new.step, new.status) == (None, 0, "queued")
+    unchanged = {"seed": None, "training": None}
+    assert {**new.config, **unchanged} == {**run.config, **unchanged}
+    page = people.client("viewer").get(f"/r/{new.id}/").content.decode()
+    assert f'config of <a href="/r/{run.id}/">first-7</a>' in page
+
+
+def test_clone_by_api_is_made_once_by_its_key_and_named_by_itself(people: People, run: Run) -> None:
+    client, body = people.client("editor"), {"changes": {"seed": 3}, "idempotency_key": "k"}
+    made = [
+        client.post(f"/api/v1/runs/{run.id}/clone", body, content_type="application/json").json()
+        for _ in range(2)
+    ]
+    assert made[0]["id"] == made[1]["id"]
+    assert (made[0]["name"], made[0]["seed"]) == ("first 2", 3)
+
+
+def test_a_run_of_another_project_is_no_start(people: People, run: Run) -> None:
+    assert people.client("stranger").get(f"/p/elsewhere/new?from={run.id}").status_code == 404
 
 
 def test_header_of_a_failed_run_says_where_what_is_left_and_what_to_do(

@@ -18,6 +18,7 @@ from webapp.limits import MAX_CHART_POINTS, MAX_PAGE_SIZE, PAGE_SIZE
 from webapp.live.catch_up import events_between
 from webapp.projects.access import Role, get_project, get_run, projects_for, require, user_of
 from webapp.runs import services
+from webapp.runs.clones import clone
 from webapp.runs.config_form import ConfigError, config_errors
 from webapp.runs.controls import Action, control
 from webapp.runs.estimate import estimate
@@ -157,6 +158,32 @@ def fork_run(request: HttpRequest, run_id: int, payload: NewFork) -> Any:
     config = parse_config(changed(run.config, payload.changes))
     new = fork(run, user_of(request), payload.checkpoint, config, payload.name, payload.idempotency_key)
     return Status(201, run_detail(new))
+
+
+class NewClone(Schema):
+    """`changes`: by path, as {"seed": 2}. Without `name` it has the run's, with the next number."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str | None = None
+    changes: dict[str, Any] = Field(default_factory=dict)
+    idempotency_key: str | None = None
+
+
+@router.post(
+    "/runs/{int:run_id}/clone", summary="Queue a new run with this run's config", response={201: Any}
+)
+def clone_run(request: HttpRequest, run_id: int, payload: NewClone) -> Any:
+    from ninja.responses import Status
+
+    run = get_run(request, run_id)
+    require(request.user, run.project, Role.EDITOR)
+    if run.is_imported:
+        raise RequestError(409, "This run was imported: it has no config to start a run with.")
+    config = parse_config(changed(run.config, payload.changes))
+    return Status(
+        201, run_detail(clone(run, user_of(request), config, payload.name, payload.idempotency_key))
+    )
 
 
 @router.get("/runs/{int:run_id}/metrics", summary="Metric series, bucketed for charts")

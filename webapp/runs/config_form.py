@@ -8,7 +8,7 @@ are shown; the choice is a field of its own, `sampler.kind`. Parts may stand in 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import groupby
@@ -34,6 +34,7 @@ class FormField:
     """One knob. `value` is text, as typed; `minimum` and `maximum` are as far as the browser can check.
 
     `part`: the part inside its section that it belongs to, `credit.baseline`; "" for the section itself.
+    `fixed`: it is shown and cannot be changed.
     """
 
     path: str
@@ -53,6 +54,7 @@ class FormField:
     advanced: bool = False
     part: str = ""
     part_title: str = ""
+    fixed: bool = False
     meanings: Mapping[str, Any] = field(
         default_factory=dict
     )  # of a choice: text -> config value, where they differ
@@ -61,6 +63,20 @@ class FormField:
     def is_on(self) -> bool:
         """Of a boolean: whether its box is ticked."""
         return self.value == "true"
+
+    @property
+    def told(self) -> str:
+        """The value as a word, for a field that cannot be changed."""
+        return self._word(self.value)
+
+    @property
+    def preset_told(self) -> str:
+        return self._word(self.preset_value) or "nothing"
+
+    def _word(self, value: str) -> str:
+        if self.kind == "boolean":
+            return "on" if value == "true" else "off"
+        return dict(self.choices).get(value, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +93,7 @@ class FormSection:
     title: str
     slug: str
     description: str
+    fixed: bool = False
     fields: list[FormField] = field(default_factory=list)
     advanced: list[FormField] = field(default_factory=list)
 
@@ -159,10 +176,12 @@ def build_form(
     typed: Mapping[str, str] | None = None,
     options: Options | None = None,
     errors: Sequence[ConfigError] = (),
+    fixed: Collection[str] = (),
 ) -> list[FormSection]:
     """The form for a config that starts from `preset`, with what was typed so far.
 
-    `options` turns a text field into a choice among what there is: {path: [(value, label)]}.
+    `options` turns a text field into a choice among what there is: {path: [(value, label)]}. `fixed`: the
+    sections that are shown and cannot be changed.
     """
     typed, options = typed or {}, options or {}
     by_path: dict[str, str] = {}
@@ -176,13 +195,14 @@ def build_form(
             continue
         resolved = _resolve(schema)
         fields = list(_fields(_Place(name), schema, values[name], typed, options))
-        fields = [replace(item, error=_error_for(item.path, by_path)) for item in fields]
+        is_fixed = name in fixed
+        fields = [replace(item, error=_error_for(item.path, by_path), fixed=is_fixed) for item in fields]
         if not fields:
             continue
         is_part = resolved.get("type") == "object" or bool(_variants(resolved))
         if is_part:
             description = "" if _variants(resolved) else str(resolved.get("description", ""))
-            section = FormSection(_title(name), name, description)
+            section = FormSection(_title(name), name, description, is_fixed)
             sections.append(section)
         else:
             section = basics

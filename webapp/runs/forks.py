@@ -27,37 +27,6 @@ def forkable(run: Run) -> Sequence[Checkpoint]:
     return list(newest.values())
 
 
-FIELDS = (
-    ("training.steps", "Steps", "in all, those up to the checkpoint counted"),
-    ("training.learning_rate", "Learning rate", "peak, after warm-up"),
-    ("seed", "Seed", "another one samples other trees from here on"),
-)
-
-
-def fork_fields(
-    config: RunConfig, kept: Sequence[Checkpoint], typed: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """The form's knobs as they were typed, else as the run has them. With nothing left to do, twice the
-    steps.
-    """
-    values = {
-        "training.steps": config.training.steps,
-        "training.learning_rate": config.training.learning_rate,
-        "seed": config.seed,
-    }
-    if kept and kept[0].step >= config.training.steps:
-        values["training.steps"] = 2 * config.training.steps
-    return [
-        {"path": path, "label": label, "help": told, "value": typed.get(path, str(values[path]))}
-        for path, label, told in FIELDS
-    ]
-
-
-def typed_changes(typed: Mapping[str, str]) -> dict[str, str]:
-    """What a form changes; text is read as the config's form reads it."""
-    return {path: typed[path].strip() for path, _, _ in FIELDS if path in typed}
-
-
 def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`config` with `changes`, whose keys are paths as `training.steps`. Raises RequestError(400) for a path
     that leads nowhere.
@@ -112,24 +81,32 @@ def fork(
         return create_run(run.project, user, config, name, idempotency_key, begins_with=chosen)
 
 
+def misfits(saved: RunConfig, chosen: Checkpoint, config: RunConfig) -> list[tuple[str, str]]:
+    """What of `config` does not go with a checkpoint of a run with `saved`: (path, sentence)."""
+    differing = what_a_fork_may_not_change(saved, config)
+    if saved.model.path != config.model.path:
+        differing.append("model.path")
+    found = []
+    if differing:
+        message = (
+            f"{' and '.join(differing)} cannot change in a fork: the checkpoint's weights depend on it. "
+            "Create a new run instead."
+        )
+        found += [(path, message) for path in differing]
+    if config.training.steps <= chosen.step:
+        message = (
+            f"The checkpoint is of step {chosen.step}, so {config.training.steps} steps leave nothing to do. "
+            f"Use more than {chosen.step}."
+        )
+        found.append(("training.steps", message))
+    return found
+
+
 def _check(run: Run, chosen: Checkpoint, config: RunConfig) -> None:
     saved = config_of(run)
     if saved is None:
         raise RequestError(
             409, "This run's config is of another version of Arborist, so it cannot be forked."
         )
-    differing = what_a_fork_may_not_change(saved, config)
-    if saved.model.path != config.model.path:
-        differing.append("model.path")
-    if differing:
-        message = (
-            f"{' and '.join(differing)} cannot change in a fork: the checkpoint's weights depend on it. "
-            "Create a new run instead."
-        )
-        raise RequestError(400, message, [{"path": path, "message": message} for path in differing])
-    if config.training.steps <= chosen.step:
-        message = (
-            f"The checkpoint is of step {chosen.step}, so {config.training.steps} steps leave nothing to do. "
-            f"Use more than {chosen.step}."
-        )
-        raise RequestError(400, message, [{"path": "training.steps", "message": message}])
+    if found := misfits(saved, chosen, config):
+        raise RequestError(400, found[0][1], [{"path": path, "message": message} for path, message in found])

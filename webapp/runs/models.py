@@ -120,6 +120,15 @@ class Run(models.Model):
         "Checkpoint", on_delete=models.SET_NULL, null=True, blank=True, related_name="forks"
     )
 
+    cloned_from = models.ForeignKey(
+        "self",
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="clones",
+        help_text="Whose config it was made with.",
+    )
+
     # Where it stands.
     last_seq = models.BigIntegerField(default=0, help_text="Events 1..last_seq are stored, without a gap.")
     step = models.BigIntegerField(default=0)

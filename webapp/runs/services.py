@@ -79,8 +79,10 @@ def create_run(
     idempotency_key: str | None = None,
     *,
     begins_with: Checkpoint | None = None,
+    cloned_from: Run | None = None,
 ) -> Run:
-    """A queued run with its first event; a worker is told after the commit. `begins_with`: it is a fork.
+    """A queued run with its first event; a worker is told after the commit. `begins_with`: it is a fork;
+    `cloned_from`: whose config it started from.
 
     The same `idempotency_key` again gives the run that the first call made, so a double click makes one run.
     Raises RequestError: 400 for a bad name, model or dataset, 409 for a key that was used for another config.
@@ -109,11 +111,14 @@ def create_run(
                 parent_id=begins_with.run_id if begins_with else None,
                 parent_step=begins_with.step if begins_with else None,
                 forked_from=begins_with,
+                cloned_from=cloned_from,
                 step=begins_with.step if begins_with else 0,
             )
             words = "Waiting for a worker."
             if begins_with is not None:
                 words = f"Forked from run {begins_with.run_id} at step {begins_with.step}. {words}"
+            if cloned_from is not None:
+                words = f"Made with the config of run {cloned_from.id}. {words}"
             append_status_event(run.id, 0, RunStatus.QUEUED, words, actor=user.get_username())
             # The row is the job and this is only a hint: without a broker the sweeper sends it again.
             transaction.on_commit(lambda: broker.send_train_run(run.id, run.queue), robust=True)

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from django.urls import include, path
 
-from webapp.runs import views
+from webapp.runs import form_views, views
 
 project_urls = [
     path("", views.run_list, name="run-list"),
-    path("new", views.run_new, name="run-new"),
+    path("new", form_views.run_new, name="run-new"),
 ]
 
 run_urls = [
@@ -15,7 +15,7 @@ run_urls = [
     path("events", views.run_events, name="run-events"),
     path("attempts", views.run_attempts, name="run-attempts"),
     path("control", views.run_control, name="run-control"),
-    path("fork", views.run_fork, name="run-fork"),
+    path("fork", form_views.run_fork, name="run-fork"),
 ]
 
 urlpatterns = [

@@ -10,6 +10,8 @@ import { sized } from "../tree/paint.js";
 
 const PATIENCE_MILLISECONDS = 300;
 const ROW = 18;
+/** What the form asks beside the config. */
+const OWN = new Set(["name", "checkpoint"]);
 const form = typed("run-form", HTMLFormElement);
 
 /** @typedef {HTMLElement & {dataset: {path: string, kind: string, presetValue: string}}} FieldElement */
@@ -70,7 +72,8 @@ document.addEventListener("click", (event) => {
 
 /** @param {string} kindPath "" or the choice that was just made: other fields are needed, with that kind's defaults */
 async function check(kindPath) {
-  const query = new URLSearchParams({ preset: /** @type {HTMLInputElement} */ (form.elements.namedItem("preset")).value });
+  const query = new URLSearchParams();
+  for (const origin of /** @type {NodeListOf<HTMLInputElement>} */ (form.querySelectorAll("input[data-origin]"))) query.set(origin.name, origin.value);
   const before = fields();
   /** @type {Map<string, string>} */
   const sent = new Map();
@@ -126,14 +129,14 @@ const openParts = () => new Set([...openable()].filter((details) => details.open
 function tell() {
   const changes = [];
   for (const field of fields()) {
-    if (field.dataset.path === "name") continue;
+    if (OWN.has(field.dataset.path)) continue;
     const [value, preset] = [valueOf(field), field.dataset.presetValue];
     const changed = !sameValue(field.dataset.kind, value, preset);
     field.classList.toggle("field-changed", changed);
     if (changed) changes.push(make("li", {}, make("code", {}, field.dataset.path), ` ${shown(preset)} → `, make("strong", {}, shown(value))));
   }
   setText(byId("changes-count"), changes.length ? `(${changes.length})` : "");
-  byId("changes-list").replaceChildren(...(changes.length ? changes : [make("li", { class: "secondary" }, "None: exactly the preset.")]));
+  byId("changes-list").replaceChildren(...(changes.length ? changes : [make("li", { class: "secondary" }, byId("changes-list").dataset.none ?? "")]));
   for (const section of form.querySelectorAll("[data-section]")) {
     const count = section.querySelectorAll(".field-changed").length;
     setText(form.querySelector(`[data-count="${section.getAttribute("data-section")}"]`), count ? `${count} •` : "");
@@ -171,29 +174,33 @@ for (const details of openable()) {
 
 // ---- presets: the list narrows while one types
 
-// On a narrow screen the list scrolls; it begins where the chosen one stands.
-const list = /** @type {HTMLElement | null} */ (byId("picker").querySelector(".picker-groups"));
-const picked = /** @type {HTMLElement | null} */ (byId("picker").querySelector(".picked"));
-if (list && picked) list.scrollTop = picked.offsetTop - list.offsetTop - list.clientHeight / 2;
+if (document.getElementById("picker")) watchPicker();
 
-const filter = typed("preset-filter", HTMLInputElement);
-filter.addEventListener("input", () => {
-  const rows = /** @type {HTMLElement[]} */ ([...byId("picker").querySelectorAll("[data-preset-text]")]);
-  const found = filterPresets(rows.map((row) => row.dataset.presetText ?? ""), filter.value);
-  rows.forEach((row, i) => { row.hidden = !found[i]; });
-  for (const group of /** @type {NodeListOf<HTMLElement>} */ (byId("picker").querySelectorAll("[data-preset-group]"))) {
-    group.hidden = group.querySelector("[data-preset-text]:not([hidden])") === null;
-  }
-  const none = byId("preset-none");
-  none.hidden = found.some(Boolean);
-  setText(none, none.hidden ? "" : `No preset has “${filter.value.trim()}” in its name, summary or source.`);
-});
-filter.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") {
-    filter.value = "";
-    filter.dispatchEvent(new Event("input"));
-  } else if (event.key === "Enter" && filter.value.trim()) {
-    const first = byId("picker").querySelector("[data-preset-text]:not([hidden]) a");
-    if (first instanceof HTMLElement) first.click();
-  }
-});
+function watchPicker() {
+  // On a narrow screen the list scrolls; it begins where the chosen one stands.
+  const list = /** @type {HTMLElement | null} */ (byId("picker").querySelector(".picker-groups"));
+  const picked = /** @type {HTMLElement | null} */ (byId("picker").querySelector(".picked"));
+  if (list && picked) list.scrollTop = picked.offsetTop - list.offsetTop - list.clientHeight / 2;
+
+  const filter = typed("preset-filter", HTMLInputElement);
+  filter.addEventListener("input", () => {
+    const rows = /** @type {HTMLElement[]} */ ([...byId("picker").querySelectorAll("[data-preset-text]")]);
+    const found = filterPresets(rows.map((row) => row.dataset.presetText ?? ""), filter.value);
+    rows.forEach((row, i) => { row.hidden = !found[i]; });
+    for (const group of /** @type {NodeListOf<HTMLElement>} */ (byId("picker").querySelectorAll("[data-preset-group]"))) {
+      group.hidden = group.querySelector("[data-preset-text]:not([hidden])") === null;
+    }
+    const none = byId("preset-none");
+    none.hidden = found.some(Boolean);
+    setText(none, none.hidden ? "" : `No preset has “${filter.value.trim()}” in its name, summary or source.`);
+  });
+  filter.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") {
+      filter.value = "";
+      filter.dispatchEvent(new Event("input"));
+    } else if (event.key === "Enter" && filter.value.trim()) {
+      const first = byId("picker").querySelector("[data-preset-text]:not([hidden]) a");
+      if (first instanceof HTMLElement) first.click();
+    }
+  });
+}

@@ -71,8 +71,7 @@ if (table) {
     const actions = state.actions.join(" ");
     const menu = document.getElementById(`menu-${state.id}`);
     if (menu && actions !== before.actions.join(" ")) {
-      menu.hidden = actions === "";
-      if (actions) load(location.href, [menu.id]).catch(() => menu.removeAttribute("open"));
+      load(location.href, [menu.id]).catch(() => menu.removeAttribute("open"));
     }
     Object.assign(before, state);
   }
