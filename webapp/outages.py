@@ -19,6 +19,7 @@ from psycopg import errors
 from psycopg_pool import PoolTimeout
 
 from webapp.context import THEMES
+from webapp.database.silence import Address, answers, known
 from webapp.errors import error_response, is_api
 from webapp.limits import DATABASE_STATEMENT_SECONDS, OUTAGE_RETRY_SECONDS
 
@@ -92,10 +93,8 @@ def outage_of(error: BaseException | None) -> Outage | None:
 def _answers_at_all() -> bool:
     """Whether a server is there, though it gives us no connection: full is not the same as away."""
     parameters = connection.get_connection_params()
-    names = ("host", "port", "user", "dbname")
-    found = {name: parameters[name] for name in names if parameters.get(name)}
-    info = psycopg.conninfo.make_conninfo(**found, connect_timeout=1)
-    return bool(psycopg.pq.PGconn.ping(info.encode()) == psycopg.pq.Ping.OK)
+    address = Address(str(parameters.get("host") or ""), int(parameters.get("port") or 5432))
+    return not known.is_away and (not address.is_one() or answers(address))
 
 
 def unavailable(request: HttpRequest, error: BaseException, outage: Outage) -> HttpResponse:
@@ -166,6 +165,8 @@ def _quietly() -> Iterator[None]:
 
 def mend_pool() -> None:
     """Drop the pooled connections that an outage broke, at once, not one by one as requests meet them."""
+    if known.is_away:
+        return  # they may all live on; looking at each would take its time
     with _quietly():
         pool = connection.pool  # type: ignore[attr-defined]  # of PostgreSQL's wrapper, the only one we use
         if pool is not None and not pool.closed:

@@ -64,7 +64,7 @@ def _database(url: str) -> dict[str, object]:
         )
     query = dict(pair.split("=", 1) for pair in parts.query.split("&") if "=" in pair)
     return {
-        "ENGINE": "django.db.backends.postgresql",
+        "ENGINE": "webapp.database",
         "NAME": unquote(parts.path.lstrip("/")) or "arborist",
         "USER": unquote(parts.username or ""),
         "PASSWORD": unquote(parts.password or ""),
@@ -77,6 +77,11 @@ def _database(url: str) -> dict[str, object]:
         "OPTIONS": {
             "connect_timeout": 5,
             "application_name": "arborist",
+            # Of TCP, for connections that nobody waits on (`webapp.database` sees to the others).
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 30_000,
             "options": "-c idle_in_transaction_session_timeout=60s "
             f"-c statement_timeout={STATEMENT_SECONDS}s",
             **(

@@ -8,18 +8,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 
-from tests.campaign.stack import System, environment_kept
+from tests.campaign.stack import System, clear_killed, environment_kept
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _leave)
     with environment_kept():
         return _play(options)
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    """End everything, take the small disks off and delete the folder, once."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + signal.SIGTERM)
 
 
 def _play(options: argparse.Namespace) -> int:
@@ -28,8 +38,18 @@ def _play(options: argparse.Namespace) -> int:
     def say(text: str) -> None:
         print(text, flush=True)  # noqa: T201 (the answer)
 
+    for folder in clear_killed():
+        say(f"cleared what a killed campaign left in {folder}")
     system = System()
     say(f"seed {options.seed}, {options.faults} faults, in {system.folder.root}")
+    try:
+        return _play_in(system, options, say, began)
+    except (KeyboardInterrupt, SystemExit):
+        system.remove()  # nobody asked for it to be kept, and there is nothing to look at
+        raise
+
+
+def _play_in(system: System, options: argparse.Namespace, say: Callable[[str], None], began: float) -> int:
     with system:
         from tests.campaign.material import begin_django
 
@@ -82,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--faults", type=int, default=15, help="how many")
     parser.add_argument("--only", default="", metavar="F1,F20", help="these faults alone")
     parser.add_argument(
-        "--gap", type=float, nargs=2, default=(3.0, 7.0), metavar=("FROM", "TO"), help="seconds between two"
+        "--gap", type=float, nargs=2, default=(1.0, 4.0), metavar=("FROM", "TO"), help="seconds between two"
     )
     parser.add_argument("--steps", type=int, default=40, help="of each run")
     parser.add_argument(

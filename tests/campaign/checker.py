@@ -220,7 +220,7 @@ class FalseSpan:
     seconds: float
 
 
-def excuses(history: list[Line], *whats: str) -> list[tuple[float, float]]:
+def excuses(history: list[Line], *whats: str, after_database: float = LEASE) -> list[tuple[float, float]]:
     """When the parts that tell the truth were away; the database's absence counts one lease longer."""
     end = history[-1]["t"] if history else 0.0
     began: dict[str, float] = {}
@@ -231,7 +231,7 @@ def excuses(history: list[Line], *whats: str) -> list[tuple[float, float]]:
         if line["type"] == "invoke":
             began.setdefault(line["what"], line["t"])
         elif (start := began.pop(line["what"], None)) is not None:
-            spans.append((start, line["t"] + (LEASE if line["what"] == "database" else 0.0)))
+            spans.append((start, line["t"] + (after_database if line["what"] == "database" else 0.0)))
     return spans + [(start, end) for start in began.values()]
 
 
@@ -471,7 +471,7 @@ def memory(history: list[Line], left: Evidence) -> list[str]:
 
 
 def controls(history: list[Line], left: Evidence) -> list[str]:
-    """A wish of a person is acknowledged within 10 s."""
+    """A living worker acknowledges a person's wish within 10 s."""
     return [
         f"the wish to {what} run {run} was acknowledged after {seconds:.0f} s"
         for run, what, seconds in acknowledged(history)
@@ -480,17 +480,65 @@ def controls(history: list[Line], left: Evidence) -> list[str]:
 
 
 def acknowledged(history: list[Line]) -> list[tuple[int, str, float]]:
-    """(run, wish, seconds until it was acknowledged, excused times left out)."""
-    spans = excuses(history, "database", "worker", "web", "lock")
+    """(run, wish, seconds until it was acknowledged in which somebody could have done it).
+
+    A run whose worker is dead or frozen has nobody who could, nor has one whose worker is cut off; what the
+    sweeper does about those is another invariant's matter.
+    """
+    able = spans_held(history)
+    away = excuses(history, "database", "web", "lock", after_database=0.0)
     asked: dict[int, Line] = {}
     found = []
+
+    def close(run: int, until: float) -> None:
+        line = asked.pop(run)
+        seconds = sum(
+            unexcused(max(start, line["t"]), min(end, until), away)
+            for start, end in able[run]
+            if start < until and end > line["t"]
+        )
+        found.append((run, str(line["wish"]), seconds))
+
     for line in of(history, "wish"):
         if line["type"] == "invoke":
             asked.setdefault(line["run"], line)
-        elif (before := asked.pop(line["run"], None)) is not None and line["type"] == "ok":
-            found.append((line["run"], before["wish"], unexcused(before["t"], line["t"], spans)))
+        elif line["type"] == "fail":
+            asked.pop(line["run"], None)
+        elif line["run"] in asked:
+            close(line["run"], line["t"])
     end = history[-1]["t"] if history else 0.0
-    found += [(run, line["wish"], unexcused(line["t"], end, spans)) for run, line in asked.items()]
+    for run in list(asked):
+        close(run, end)
+    return found
+
+
+def spans_held(history: list[Line]) -> dict[int, list[tuple[float, float]]]:
+    """When each run had a living, unfrozen worker with a way to the database."""
+    row: dict[int, tuple[str, int, str]] = {}
+    alive: dict[tuple[int, int], bool] = {}
+    cut_off: set[str] = set()
+    since: dict[int, float] = {}
+    found: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for line in history:
+        match line["op"]:
+            case "run":
+                worker = line.get("owner", "").partition("@")[0]
+                row[line["run"]] = line["status"], line["epoch"], worker
+            case "holder":
+                alive[line["run"], line["epoch"]] = line["alive"]
+            case "link":
+                (cut_off.add if line["type"] == "invoke" else cut_off.discard)(line["worker"])
+            case _:
+                continue
+        for run, (status, epoch, worker) in row.items():
+            is_held = status in LEASED and bool(alive.get((run, epoch))) and worker not in cut_off
+            if is_held and run not in since:
+                since[run] = line["t"]
+            elif not is_held and run in since:
+                found[run].append((since.pop(run), line["t"]))
+    end = history[-1]["t"] if history else 0.0
+    for run, start in since.items():
+        found[run].append((start, end))
     return found
 
 

@@ -8,8 +8,8 @@ import json
 import random
 import shutil
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,10 @@ class Campaign:
     damaged: set[Path] = field(default_factory=set)
     retries: Counter[int] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
+    hits: Counter[str] = field(default_factory=Counter)  # what a fault met, where that is left to chance
+    spent: defaultdict[str, float] = field(
+        default_factory=lambda: defaultdict(float)
+    )  # seconds, by what the schedule waited for
     active: list[Active] = field(default_factory=list)
 
     def begin(self, steps: int = STEPS) -> None:
@@ -186,12 +190,12 @@ class Campaign:
 
     def a_trainer(self, rng: random.Random) -> int:
         """The pid of a trainer; 0 if there is none."""
-        found = [pid for _, _, pid in self.watcher.trainers if b"verifier" not in command_line(pid)]
+        found = [pid for _, _, pid in self.watcher.trainers if not is_verifier(pid)]
         return rng.choice(found) if found else 0
 
     def a_verifier(self, rng: random.Random) -> tuple[int, int]:
         """(pid, run) of a process that verifies answers; zeros if there is none."""
-        found = [(pid, run) for run, _, pid in self.watcher.trainers if b"verifier" in command_line(pid)]
+        found = [(pid, run) for run, _, pid in self.watcher.trainers if is_verifier(pid)]
         return rng.choice(found) if found else (0, 0)
 
     def sessions(self, name: str) -> list[int]:
@@ -239,14 +243,24 @@ class Campaign:
 
     def play(self, entries: list[Planned]) -> None:
         for entry in entries:
-            self.wait(entry.gap)
+            with self.spending("gaps"):
+                self.wait(entry.gap)
             faults = [
                 catalogue()[name](self, random.Random(entry.draw + i)) for i, name in enumerate(entry.faults)
             ]
             touched = {part for fault in faults for part in fault.touches}
-            self.wait(40, until=lambda t=touched: not any(t & set(one.fault.touches) for one in self.active))
+            with self.spending("other faults' ends"):
+                self.wait(
+                    40, until=lambda t=touched: not any(t & set(one.fault.touches) for one in self.active)
+                )
             for fault in faults:
                 self.inject(fault, entry)
+
+    @contextlib.contextmanager
+    def spending(self, what: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.spent[what] += time.monotonic() - began
 
     def inject(self, fault: Fault, entry: Planned) -> None:
         history = self.system.history
@@ -254,9 +268,11 @@ class Campaign:
             history.add("fault", "fail", fault=fault.name, entry=str(entry), why=why_not)
             self.counts[f"{fault.name} not possible: {why_not}"] += 1
             return
-        self.wait(fault.patience, until=fault.is_moment)
+        with self.spending("moments"):
+            self.wait(fault.patience, until=fault.is_moment)
         history.add("fault", "invoke", fault=fault.name, entry=str(entry))
-        what = fault.inject()
+        with self.spending("injections"):
+            what = fault.inject()
         history.add("fault", "ok", fault=fault.name, entry=str(entry), what=what)
         self.say(f"{history.now():6.1f} s  {entry.number:3d}  {fault.name:4s} {what}")
         self.counts[fault.name] += 1
@@ -274,7 +290,7 @@ class Campaign:
     def tick(self) -> None:
         for one in list(self.active):
             one.fault.go_on()
-            if time.monotonic() >= one.until:
+            if time.monotonic() >= one.until or one.fault.is_over():
                 self.heal(one)
         self.system.keep_up()
         if time.monotonic() - getattr(self, "_filled", 0.0) > 1.5 and not self.system.is_ending:
@@ -288,7 +304,8 @@ class Campaign:
 
     def heal(self, one: Active) -> None:
         self.active.remove(one)
-        one.fault.heal()
+        with self.spending("heals"):
+            one.fault.heal()
         self.system.history.add("fault", "info", fault=one.fault.name, text="healed")
 
     def _look_at_wishes(self) -> None:
@@ -323,11 +340,13 @@ class Campaign:
         """Heal everything, let the runs end, compare."""
         history = self.system.history
         self.is_filling = False
+        self.wait(90, until=lambda: not any(one.fault.ends_by_itself for one in self.active))
         for one in list(self.active):
             self.heal(one)
-        for name, part in self.system.parts.items():
-            if not part.is_alive():
-                self.system.up(name)
+        for name in self.system.parts:
+            self.system.launch(name)
+        while not all(self.system.is_up(name) for name in self.system.parts):
+            time.sleep(TICK_SECONDS)
         for proxy in self.system.proxies.values():
             proxy.mend()
         history.add("note", text="everything is healed")
@@ -403,12 +422,14 @@ def figures(campaign: Campaign, left: Evidence, more: dict[str, Any]) -> dict[st
         "http": {str(code): n for code, n in sorted(codes.items())},
         "slowest_page_s": round(campaign.asker.slowest, 2),
         "memory_growth_mb": {f"{n} {pid}": round(mb, 1) for (n, pid), mb in checker.growth(history).items()},
+        "hits": dict(sorted(campaign.hits.items())),
+        "spent_s": {what: round(seconds) for what, seconds in campaign.spent.items()},
         "slowest_look_s": round(campaign.watcher.lag, 2),
     } | more
 
 
-def command_line(pid: int) -> bytes:
+def is_verifier(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"trainer.verifier_child" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
-        return b""
+        return False

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import psycopg
 
 from tests.campaign.stack import CLOCKED, WORKERS
+from tests.campaign.watching import is_frozen
 from webapp.embedded import processes
 from webapp.embedded.processes import Identity
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 
 MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
+LEAVE_SECONDS = 10.0  # a web process that is told to leave does
 NO_MOUNT = "it takes root to mount a small disk"
 
 
@@ -30,6 +32,15 @@ def kill(pid: int, number: int) -> None:
     if pid:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
+
+
+def processes_below(pid: int) -> list[int]:
+    """The process and all that it has started, and they in turn; the first one first."""
+    found = [pid]
+    for one in found:
+        with contextlib.suppress(OSError):
+            found += map(int, Path(f"/proc/{one}/task/{one}/children").read_text().split())
+    return found
 
 
 def fill(path: Path) -> int:
@@ -54,6 +65,7 @@ class Fault:
     moments: ClassVar[str] = "R"
     patience = 3.0  # seconds that the moment is waited for
     hold = 4.0
+    ends_by_itself = False  # is given its time also at the end of the schedule
 
     def __init__(self, campaign: Campaign, rng: random.Random) -> None:
         self.campaign, self.rng = campaign, rng
@@ -88,6 +100,10 @@ class Fault:
     def go_on(self) -> None:
         """Called again and again until it is healed."""
 
+    def is_over(self) -> bool:
+        """Whether there is nothing to wait for any more: it is healed at once, whatever `hold` says."""
+        return False
+
     def heal(self) -> None:
         """Mend it."""
 
@@ -110,7 +126,7 @@ class WorkerKilled(WorkerFault):
         return f"kill -9 of {self.worker} ({self.moment})"
 
     def heal(self) -> None:
-        self.system.up(self.worker)
+        self.system.launch(self.worker)
 
 
 class ChildKilled(WorkerFault):
@@ -139,17 +155,21 @@ class TrainerKilled(Fault):
 
 class WorkerToldToStop(WorkerFault):
     name, what = "F4", "worker told to stop"
-    hold = 12.0
+    ends_by_itself = True
+    hold = 75.0  # what a trainer may take to save, and a shutdown
 
     def inject(self) -> str:
         self.system.down(self.worker, signal.SIGTERM)
         return f"SIGTERM to {self.worker} ({self.moment})"
 
+    def is_over(self) -> bool:
+        return not self.system.parts[self.worker].is_alive()
+
     def heal(self) -> None:
-        part = self.system.parts[self.worker]
-        if part.child is not None and not part.child.wait(60):
-            self.system.history.add("note", text=f"{self.worker} did not leave within 60 s")
-        self.system.up(self.worker)
+        if not self.is_over():
+            self.system.history.add("note", text=f"{self.worker} did not leave within {self.hold:.0f} s")
+            self.system.down(self.worker)
+        self.system.launch(self.worker)
 
 
 class WorkerFrozen(WorkerFault):
@@ -186,7 +206,7 @@ class WorkerFrozenForEver(WorkerFrozen):
 
     def heal(self) -> None:
         self.system.down(self.worker)
-        self.system.up(self.worker)
+        self.system.launch(self.worker)
 
 
 class MessageTwice(Fault):
@@ -324,44 +344,86 @@ class CheckpointDamaged(WorkerFault):
         )
 
     def heal(self) -> None:
-        self.system.up(self.worker)
+        self.system.launch(self.worker)
 
 
 class KilledWhileSaving(WorkerFault):
-    """Everything of a worker dies in one of the moments around a checkpoint."""
+    """A trainer, or everything of its worker, dies in one of the moments around a checkpoint."""
 
     name, what = "F15", "killed during a checkpoint"
     moments = "C"
     patience = 10.0
+    hold = 25.0
+    ends_by_itself = True
+    SEAMS: ClassVar[dict[str, str]] = {  # where the trainer stands still: what dies there has done
+        "unsynced": "written, nothing of it synced",
+        "synced": "its manifest written and synced",
+        "before its name": "all synced, not renamed",
+        "named": "renamed, and nobody told",
+        "told": "told to the worker, not listed yet",
+        "listed": "just listed",
+    }
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.seam = self.rng.choice(sorted(self.SEAMS))
+        self.with_worker = self.seam in ("told", "listed") or self.rng.random() < 0.5
+        self.trainer = self.run = self.pointer = 0
+        self.is_done = False
+
+    def impossible(self) -> str:
+        return "" if self.system.seams else "no C compiler"
 
     def is_moment(self) -> bool:
         return self.campaign.run(self.campaign.run_of(self.worker)).step > 0
 
-    def prepare(self) -> None:
-        super().prepare()
-        self.where = self.rng.choice(
-            ("half written", "just renamed", "before the pointer", "after the pointer")
-        )
-
     def inject(self) -> str:
-        homes = f"runs/{self.campaign.run_of(self.worker)}/attempt-*/checkpoints"
-        root = self.system.folder.root
-        before = set(root.glob(f"{homes}/step-*"))
-        hit = False
-        deadline = time.monotonic() + 5
-        while not hit and time.monotonic() < deadline:
-            new = set(root.glob(f"{homes}/step-*")) - before
-            is_named = any(path.name[5:].isdecimal() for path in new)
-            hit = bool(new) if self.where == "half written" else is_named
-            time.sleep(0.001)
-        time.sleep({"before the pointer": 0.03, "after the pointer": 0.6}.get(self.where, 0.0))
-        for pid in self.campaign.processes_of(self.worker, trainers=True):
-            kill(pid, signal.SIGKILL)
-        self.system.down(self.worker)
-        return f"{self.worker} and its trainer killed {self.where if hit else 'without a checkpoint'}"
+        who = f"{self.worker} and its trainer" if self.with_worker else f"the trainer of {self.worker}"
+        self.file = self.system.seams[self.worker]
+        self.file.write_text("named" if self.seam in ("told", "listed") else self.seam)
+        return f"{who} to be killed at its next checkpoint: {self.SEAMS[self.seam]}"
+
+    def go_on(self) -> None:
+        if self.is_done or self.file.exists():
+            return
+        if not self.trainer:
+            self.run = self.campaign.run_of(self.worker)
+            stopped = [
+                pid for run, _, pid in self.campaign.watcher.trainers if run == self.run and is_frozen(pid)
+            ]
+            if not stopped:
+                return
+            self.trainer = stopped[0]
+            self.pointer = self.campaign.run(self.run).checkpoint
+            self.told = self.campaign.watcher.checkpoints_told(self.run)
+            if self.seam == "told":
+                self.system.cut_off(self.worker)
+            if self.seam in ("told", "listed"):
+                kill(self.trainer, signal.SIGCONT)
+        is_there = {
+            "told": lambda: self.campaign.watcher.checkpoints_told(self.run) > self.told,
+            "listed": lambda: self.campaign.run(self.run).checkpoint != self.pointer,
+        }.get(self.seam, lambda: True)
+        if is_there():
+            self.strike()
+
+    def strike(self) -> None:
+        self.is_done = True
+        if self.with_worker:
+            for pid in self.campaign.processes_of(self.worker, trainers=True):
+                kill(pid, signal.SIGKILL)
+            self.system.down(self.worker)
+        kill(self.trainer, signal.SIGKILL)
+        self.campaign.hits[f"F15 {self.SEAMS[self.seam]}"] += 1
+
+    def is_over(self) -> bool:
+        return self.is_done
 
     def heal(self) -> None:
-        self.system.up(self.worker)
+        self.file.unlink(missing_ok=True)
+        kill(self.trainer, signal.SIGCONT)
+        self.system.reconnect(self.worker)
+        self.system.launch(self.worker)
 
 
 class WebKilled(Fault):
@@ -375,7 +437,7 @@ class WebKilled(Fault):
         return "kill -9 of web"
 
     def heal(self) -> None:
-        self.system.up("web")
+        self.system.launch("web")
 
 
 class WebFrozen(Fault):
@@ -402,13 +464,28 @@ class WebReplaced(Fault):
     name, what = "F18", "web processes replaced"
     moments = "I"
     touches = ("web",)
-    hold = 0.5
+    hold = 90.0
+    ends_by_itself = True
 
     def inject(self) -> str:
-        seconds = self.system.replace_web()
-        if seconds > 10:
+        self.old = self.system.begin_replacing_web()
+        self.told_at = 0.0
+        return "another web process is started; then the old one is told to leave"
+
+    def go_on(self) -> None:
+        if not self.told_at and self.system.is_up("web"):
+            self.system.send_to_new_web(self.old)
+            self.told_at = time.monotonic()
+
+    def is_over(self) -> bool:
+        return bool(self.told_at) and not self.old.is_alive()
+
+    def heal(self) -> None:
+        seconds = time.monotonic() - self.told_at
+        if seconds > LEAVE_SECONDS:
             self.system.history.add("note", text=f"the old web process took {seconds:.0f} s to leave")
-        return f"web replaced; the old one left within {seconds:.1f} s"
+        if self.old.child is not None:
+            self.old.child.end()
 
 
 class SweeperKilled(Fault):
@@ -423,7 +500,7 @@ class SweeperKilled(Fault):
         return "kill -9 of the sweeper"
 
     def heal(self) -> None:
-        self.system.up("sweeper")
+        self.system.launch("sweeper")
 
 
 class DatabaseStopped(Fault):
@@ -450,6 +527,29 @@ class DatabaseStopped(Fault):
         if child is not None:
             child.wait(20)
         self.system.up("database")
+
+
+class DatabaseFrozen(Fault):
+    """All of PostgreSQL stands still: connections stay open, and nothing is answered or refused."""
+
+    name, what = "F20-frozen", "PostgreSQL frozen, then continued"
+    moments = "RTC"
+    touches = ("database",)
+
+    def prepare(self) -> None:
+        self.hold = self.rng.choice((3.0, 10.0, 26.0))
+
+    def inject(self) -> str:
+        self.system.note_away("database")
+        self.pids = processes_below(self.system.parts["database"].pid)
+        for pid in self.pids:
+            kill(pid, signal.SIGSTOP)
+        return f"SIGSTOP of {len(self.pids)} processes of PostgreSQL for {self.hold:.0f} s ({self.moment})"
+
+    def heal(self) -> None:
+        for pid in self.pids:
+            kill(pid, signal.SIGCONT)
+        self.system.note_back("database")
 
 
 class BackendKilled(Fault):
@@ -685,16 +785,12 @@ class WorkerCutOff(WorkerFault):
         self.hold = self.rng.choice((5.0, 15.0, 32.0))
 
     def inject(self) -> str:
-        proxy = self.system.proxies[self.worker]
         self.system.note_away(self.worker)
-        if self.how == "cut":
-            proxy.cut()
-        else:
-            proxy.is_stalled = True
+        self.system.cut_off(self.worker, is_told=self.how == "cut")
         return f"{self.worker}'s way to the database is {self.how} for {self.hold:.0f} s"
 
     def heal(self) -> None:
-        self.system.proxies[self.worker].mend()
+        self.system.reconnect(self.worker)
         self.system.note_back(self.worker)
 
 
@@ -719,29 +815,54 @@ class AnswerLost(WorkerFault):
 
 
 class SpoolTorn(WorkerFault):
+    """Records wait in the spool, for the way to the database is cut off, when its worker dies and the machine
+    with it, so that the end of the file is lost.
+    """
+
     name, what = "F36", "spool torn at its end"
     moments = "R"
-    hold = 3.0
+    hold = 12.0
+    patience = 10.0
+    ends_by_itself = True
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.is_done = False
+
+    def is_moment(self) -> bool:
+        return self.campaign.run(self.campaign.run_of(self.worker)).step > 0
 
     def inject(self) -> str:
-        run = self.campaign.run_of(self.worker)
+        self.run = self.campaign.run_of(self.worker)
+        self.epoch = self.campaign.run(self.run).epoch
+        self.system.cut_off(self.worker)
+        return f"{self.worker} to be killed with events of run {self.run} in its spool, and the end cut off"
+
+    def go_on(self) -> None:
+        if not self.is_done and self.campaign.watcher.waiting(self.run, self.epoch) >= 2:
+            self.strike()
+
+    def strike(self) -> None:
+        self.is_done = True
         pids = self.campaign.processes_of(self.worker, trainers=True)
         for pid in pids:
             kill(pid, signal.SIGKILL)
         self.system.down(self.worker)
         processes.wait_until(lambda: not any(Identity.of(pid) for pid in pids), 5)
-        spools = sorted(
-            self.system.folder.root.glob(f"runs/{run}/attempt-*/spool"), key=lambda p: p.stat().st_mtime
-        )
-        if not spools or not spools[-1].stat().st_size:
-            return f"{self.worker} killed; run {run} had no spool"
-        spool, cut = spools[-1], self.rng.randint(1, 50)
+        spool = self.system.folder.root / f"runs/{self.run}/attempt-{self.epoch}/spool"
+        if not spool.exists() or not spool.stat().st_size:
+            return
+        cut = self.rng.randint(1, 50)
         os.truncate(spool, max(0, spool.stat().st_size - cut))
-        self.campaign.torn.add((run, int(spool.parent.name.removeprefix("attempt-"))))
-        return f"{cut} bytes off the spool of {spool.parent.name} of run {run}; {self.worker} killed"
+        self.campaign.torn.add((self.run, self.epoch))
+        self.campaign.hits["F36 records waited, the last one was torn"] += 1
+
+    def is_over(self) -> bool:
+        return self.is_done
 
     def heal(self) -> None:
-        self.system.up(self.worker)
+        self.system.reconnect(self.worker)
+        self.system.launch(self.worker)
 
 
 class ClockJumps(Fault):
@@ -786,30 +907,42 @@ class ModelGone(Fault):
 
     def go_on(self) -> None:
         if not self.system.parts[self.worker].is_alive():
-            self.system.up(self.worker)
+            self.system.launch(self.worker)
 
     def heal(self) -> None:
         self.aside.rename(self.folder)
 
 
 class VerifierHangs(Fault):
-    """What is verified then has no verdict, so this run is no twin's equal any more."""
+    """An answer that a killed verifier was at is judged again. What a frozen one had to judge has no verdict
+    in the end, so such a run is no twin's equal any more.
+    """
 
-    name, what = "F40", "verifier hangs"
-    hold = 4.0
+    name, what = "F40", "verifier hangs or dies"
+    hold = 12.0
 
-    def impossible(self) -> str:
-        return "" if self.campaign.a_verifier(self.rng)[0] else "no verifier has a process of its own now"
+    def prepare(self) -> None:
+        self.is_killed = self.rng.random() < 0.5
+
+    def is_moment(self) -> bool:
+        return bool(self.campaign.a_verifier(self.rng)[0])
 
     def inject(self) -> str:
-        pid, run = self.campaign.a_verifier(self.rng)
+        self.pid, run = self.campaign.a_verifier(self.rng)
+        if not self.pid:
+            return "nobody verified anything"
+        if self.is_killed:
+            kill(self.pid, signal.SIGKILL)
+            self.campaign.hits["F40 killed"] += 1
+            return f"kill -9 of verifier {self.pid} of run {run}"
         self.campaign.config_of[run] = ""
-        kill(pid, signal.SIGSTOP)
-        self.pid = pid
-        return f"SIGSTOP of verifier {pid} of run {run}"
+        kill(self.pid, signal.SIGSTOP)
+        self.campaign.hits["F40 frozen"] += 1
+        return f"SIGSTOP of verifier {self.pid} of run {run}"
 
     def heal(self) -> None:
-        kill(self.pid, signal.SIGCONT)
+        if not self.is_killed:
+            kill(self.pid, signal.SIGCONT)
 
 
 class Asked(Fault):

@@ -3,7 +3,8 @@
     {"t": 12.3, "op": "fault", "type": "invoke", …}
 
 `type`: `invoke` something was begun, `ok` it was done, `fail` it was refused, `info` seen or unknown. `op`
-says what: fault, away, poll, run, holder, trainers, emit, ack, pointer, read, http, wish, memory, note.
+says what: fault, away, link (between a worker and the database), poll, run, holder, trainers, emit, ack,
+pointer, read, http, wish, memory, note.
 """
 
 from __future__ import annotations

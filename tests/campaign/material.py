@@ -30,6 +30,8 @@ def small(preset: str, seed: int, steps: int, every: int) -> RunConfig:
     values["seed"] = seed
     values["training"] |= {"steps": steps, "problems_per_step": 3, "learning_rate": 1e-3, "warmup_steps": 5}
     values["evaluation"] |= {"every_steps": 10, "problems": 4, "samples": 1}
+    # So that a loaded machine is no verifier's bomb: a judgement that took too long has no twin.
+    values["verifier"] |= {"timeout_seconds": 8.0}
     values["checkpoint"] |= {"every_steps": every, "keep_last": 3}
     values["recording"] |= {"trees_per_step": 2}
     return RunConfig.model_validate(values)

@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -41,17 +41,23 @@ WAL_MB = 160
 VIEWED = ("front", "slow", "frozen")  # ways to the web
 CLOCKED = "worker2"  # whose clock can be set
 NICE = 5
+PREFIX = "arborist-campaign-"  # of the folder
+NOTE = "campaign.pid"  # in it, as long as the campaign runs: its pid and start
 
 
 @dataclass
 class Part:
-    """A process of the system. `held`: down on purpose, so that nobody starts it again."""
+    """A process of the system. `held`: down on purpose, so that nobody starts it again. `late_at`: when one
+    that is starting has taken too long; 0 if none is.
+    """
 
     name: str
     server: Server
     child: Child | None = None
     held: bool = False
+    is_leaving: bool = False  # it was sent the signal that ends it
     died_at: float = 0.0
+    late_at: float = 0.0
 
     @property
     def pid(self) -> int:
@@ -65,8 +71,10 @@ class System:
     """Use as a context manager."""
 
     def __init__(self, history_name: str = "history.jsonl") -> None:
-        self.folder = DataFolder.at(tempfile.mkdtemp(prefix="arborist-campaign-"))
+        self.folder = DataFolder.at(tempfile.mkdtemp(prefix=PREFIX))
         self.folder.prepare()
+        self.note = self.folder.root / NOTE
+        self.note.write_text(" ".join(map(str, astuple(Identity.of(os.getpid()) or Identity(0, 0)))))
         self.history = History(self.folder.root / history_name)
         self.loop = Loop()
         self.parts: dict[str, Part] = {}
@@ -78,6 +86,7 @@ class System:
         self.temporary.chmod(0o1777)
         self.is_ending = False
         self.clock: Path | None = None
+        self.seams: dict[str, Path] = {}  # by worker; what is written there, `seams.c` obeys
         launcher = Stack(self.folder, Terminal(io.StringIO()))
         launcher.secret_key = self.folder.make_secret_key()
         self.launcher = launcher
@@ -103,8 +112,8 @@ class System:
         self.left = processes.end_marked(self.folder.digest)
         self.loop.end()
         self.history.close()
-        for mount in reversed(self.mounts):
-            subprocess.run(["umount", "-l", mount], check=False, capture_output=True)
+        unmount_below(self.folder.root)
+        self.note.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Delete the folder; only when nobody wants to look at it."""
@@ -126,7 +135,7 @@ class System:
         self.up("broker")
         (self.folder.root / "runs").mkdir(mode=0o700)
         self.mount(self.folder.root / "runs", RUNS_MB)
-        self._prepare_clock()
+        self._prepare_libraries()
         self.web_port = free_port()
         for name in VIEWED:
             self.proxies[name] = Proxy(self.loop, 0, self.web_port)
@@ -135,7 +144,7 @@ class System:
         for name in WORKERS:
             self.parts[name] = Part(name, self._worker(name))
         for name in ("web", "sweeper", *WORKERS):
-            self._launch(name)
+            self.launch(name)
         for name in ("web", "sweeper", *WORKERS):
             self._wait_ready(name)
 
@@ -163,17 +172,28 @@ class System:
     def _migrate(self) -> None:
         self.launcher._run_once("migrate", ["manage.py", "migrate", "--noinput"], self.env)
 
-    def _prepare_clock(self) -> None:
-        """One worker's time of day is what we say, where a C compiler can be had."""
-        compiler = shutil.which("cc") or shutil.which("gcc")
-        library = self.folder.root / "clock.so"
-        source = Path(__file__).with_name("clock.c")
-        argv = [compiler or "cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"]
-        if compiler is None or subprocess.run(argv, check=False, capture_output=True).returncode:
+    def _prepare_libraries(self) -> None:
+        """One worker's time of day is what we say, and trainers stand still at seams that we name, where a C
+        compiler can be had.
+        """
+        clock, seams = self._built("clock"), self._built("seams")
+        if clock is None or seams is None:
             return
         self.clock = self.folder.root / "clock"
         self.set_clock(0)
-        self.extra_env[CLOCKED] = {"LD_PRELOAD": str(library), "ARBORIST_CLOCK": str(self.clock)}
+        for name in WORKERS:
+            self.seams[name] = self.folder.root / f"seam-{name}"
+            self.extra_env[name] = {"LD_PRELOAD": str(seams), "ARBORIST_SEAM": str(self.seams[name])}
+        self.extra_env[CLOCKED] |= {"LD_PRELOAD": f"{clock}:{seams}", "ARBORIST_CLOCK": str(self.clock)}
+
+    def _built(self, name: str) -> Path | None:
+        compiler = shutil.which("cc") or shutil.which("gcc")
+        library = self.folder.root / f"{name}.so"
+        source = Path(__file__).with_name(f"{name}.c")
+        argv = [compiler or "cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"]
+        if compiler is None or subprocess.run(argv, check=False, capture_output=True).returncode:
+            return None
+        return library
 
     def _worker(self, name: str) -> Program:
         program = self.launcher._celery(name, "cpu", 1, self.environment(name))
@@ -182,36 +202,49 @@ class System:
 
     def up(self, name: str) -> None:
         """Start a part and wait until it answers."""
-        self._launch(name)
+        self.launch(name)
         self._wait_ready(name)
 
-    def _launch(self, name: str) -> None:
+    def launch(self, name: str) -> None:
+        """Start a part if it does not run; `keep_up` sees it answer."""
         part = self.parts[name]
-        if part.is_alive():
+        if part.is_alive() and not part.is_leaving:
             return
         if part.child is not None:
             part.child.end()
         if name in WORKERS:
             part.server = self._worker(name)
-        part.held = False
+        part.held = part.is_leaving = False
         part.child = part.server.start(self.folder.digest)
+        part.late_at = time.monotonic() + START_SECONDS
 
     def _wait_ready(self, name: str) -> None:
+        """Raises RuntimeError when it does not come."""
+        while not self.is_up(name):
+            time.sleep(0.05)
+
+    def is_up(self, name: str) -> bool:
+        """Whether it has answered since it was started. Raises RuntimeError if it ends or takes too long."""
         part = self.parts[name]
-        child = part.child
-        assert child is not None
-        if not processes.wait_until(lambda: part.server.is_ready() or not child.is_alive(), START_SECONDS):
-            raise RuntimeError(f"{name} did not start: {part.server.explain()}")
-        if not child.is_alive():
+        if not part.late_at:
+            return part.is_alive()
+        if not part.is_alive():
             raise RuntimeError(f"{name} ended while it started: {part.server.explain()}")
+        if not part.server.is_ready():
+            if time.monotonic() > part.late_at:
+                raise RuntimeError(f"{name} did not start: {part.server.explain()}")
+            return False
+        part.late_at = 0.0
         if part.died_at:
             part.died_at = 0.0
             self.history.add("away", "ok", what=_kind(name))
+        return True
 
     def down(self, name: str, number: int = signal.SIGKILL) -> None:
         """End a part by a signal and leave it down until `up`."""
         part = self.parts[name]
-        part.held = True
+        part.held = part.is_leaving = True
+        part.late_at = 0.0
         self.note_away(name)
         if part.child is not None:
             part.child.signal(number)
@@ -225,25 +258,37 @@ class System:
     def note_back(self, name: str) -> None:
         """It works again, without a start."""
         part = self.parts[name]
-        if part.died_at and part.is_alive():
+        if part.died_at and part.is_alive() and not part.late_at:
             part.died_at = 0.0
             self.history.add("away", "ok", what=_kind(name))
 
-    def replace_web(self) -> float:
-        """Start another web process, send everybody there, and let the old one leave. Returns how long it
-        took.
-        """
+    def cut_off(self, worker: str, *, is_told: bool = False) -> None:
+        """No way from this worker to the database: what it sends is swallowed, or it is told."""
+        self.history.add("link", "invoke", worker=worker)
+        if is_told:
+            self.proxies[worker].cut()
+        else:
+            self.proxies[worker].is_stalled = True
+
+    def reconnect(self, worker: str) -> None:
+        self.proxies[worker].mend()
+        self.history.add("link", "ok", worker=worker)
+
+    def begin_replacing_web(self) -> Part:
+        """Start another web process beside the old one, which is returned."""
         old = self.parts["web"]
-        port = free_port()
-        self.parts["web"] = Part("web", self.launcher._web(port, self.environment("web")))
-        self.up("web")
-        self.web_port = port
+        self.next_port = free_port()
+        self.parts["web"] = Part("web", self.launcher._web(self.next_port, self.environment("web")))
+        self.launch("web")
+        return old
+
+    def send_to_new_web(self, old: Part) -> None:
+        """The new one answers: everybody goes there, and the old one is told to leave."""
+        self.web_port = self.next_port
         for name in VIEWED:
-            self.proxies[name].there = port
-        began = time.monotonic()
+            self.proxies[name].there = self.web_port
         if old.child is not None:
-            old.server.stop(old.child, hurry=lambda: False)
-        return time.monotonic() - began
+            old.child.signal(signal.SIGTERM)
 
     def set_clock(self, jump_seconds: int) -> None:
         """What the clock of one worker is wrong by."""
@@ -252,15 +297,20 @@ class System:
         fresh.write_text(f"{jump_seconds}\n")
         fresh.rename(self.clock)
 
-    def keep_up(self) -> list[str]:
-        """What the launcher does: start again what ended without being asked to. Returns the names."""
-        died = [name for name, part in self.parts.items() if not part.held and not part.is_alive()]
-        for name in died:
-            self.note_away(name)
-            status = self.parts[name].child.end() if self.parts[name].child is not None else None
-            self.history.add("note", text=f"{name} ended by itself ({status})")
-            self.up(name)
-        return died
+    def keep_up(self) -> None:
+        """What the launcher does: start again what ended without being asked to, and see it answer. A part
+        that ends while it starts was killed by a fault, or the database was away just then.
+        """
+        for name, part in self.parts.items():
+            if part.held:
+                continue
+            if not part.is_alive():
+                self.note_away(name)
+                status = part.child.end() if part.child is not None else None
+                self.history.add("note", text=f"{name} ended by itself ({status})")
+                self.launch(name)
+            else:
+                self.is_up(name)
 
     # Looking
 
@@ -303,6 +353,30 @@ class System:
         subprocess.run(["cp", "-a", f"{aside}/.", path], check=True)
         shutil.rmtree(aside)
         return True
+
+
+def unmount_below(folder: Path) -> None:
+    """The small disks of a campaign, the innermost first."""
+    places = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for place in sorted((p for p in places if Path(p).is_relative_to(folder)), key=len, reverse=True):
+        subprocess.run(["umount", "-l", place], check=False, capture_output=True)
+
+
+def clear_killed() -> list[Path]:
+    """Take away what campaigns left that could not do it themselves. Returns their folders."""
+    found = []
+    for note in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{NOTE}"):
+        try:
+            is_alive = Identity(*map(int, note.read_text().split())).is_alive()
+        except (OSError, ValueError, TypeError):
+            continue
+        if not is_alive:
+            folder = DataFolder.at(note.parent)
+            processes.end_marked(folder.digest)
+            unmount_below(folder.root)
+            folder.remove()
+            found.append(folder.root)
+    return found
 
 
 def _kind(name: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.campaign.checker import MOVES, check, told_chain, unexcused
+from tests.campaign.checker import MOVES, acknowledged, check, told_chain, unexcused
 from tests.campaign.evidence import (
     CheckpointFound,
     EndedAttempt,
@@ -309,7 +309,18 @@ def memory_that_grows(history: list[Line], left: Evidence) -> None:
 
 @forged("controls")
 def a_wish_that_nobody_heard(history: list[Line], left: Evidence) -> None:
-    next(line for line in lines(history, "wish") if line["type"] == "ok")["t"] = 56.0
+    """Its worker lives until the run has ended, and never looks."""
+    lines(history, "wish")[0]["t"] = 39.0
+    history.remove(lines(history, "wish")[1])
+    history.sort(key=lambda line: line["t"])
+
+
+@forged("controls")
+def a_worker_that_ignores_a_wish(history: list[Line], left: Evidence) -> None:
+    """The wish of a run whose worker dies at once; the one that takes over lives and does not look."""
+    asked, seen = lines(history, "wish")
+    asked["t"], seen["t"] = 5.1, 48.1
+    history.sort(key=lambda line: line["t"])
 
 
 @forged("ends")
@@ -340,6 +351,29 @@ def test_time_without_a_database_is_excused_and_no_more() -> None:
     ]
     assert check(sorted([*history, *away], key=lambda line: line["t"]), left) == []
     assert unexcused(0, 100, [(10, 30), (20, 50), (90, 200)]) == 50
+
+
+def test_the_dead_the_frozen_and_who_is_cut_off_need_not_hear_a_wish() -> None:
+    """From 5 s to 38 s nobody works on the run; the worker from then on answers 9 s later."""
+    history, left = good()
+    asked, seen = lines(history, "wish")
+    asked["t"], seen["t"] = 5.1, 47.0
+    history.sort(key=lambda line: line["t"])
+    assert acknowledged(history) == [(1, "stop", 9.0)]
+    assert check(history, left) == []
+    frozen = [
+        {"t": 40.0, "op": "holder", "type": "info", "run": 1, "epoch": 2, "alive": False},
+        {"t": 42.0, "op": "holder", "type": "info", "run": 1, "epoch": 2, "alive": True},
+    ]
+    cut_off = [
+        {"t": 43.0, "op": "link", "type": "invoke", "worker": "worker2"},
+        {"t": 46.0, "op": "link", "type": "ok", "worker": "worker2"},
+        {"t": 43.0, "op": "link", "type": "invoke", "worker": "worker1"},
+    ]
+    for line in lines(history, "run"):
+        line["owner"] = "worker2@here"
+    told = sorted([*history, *frozen, *cut_off], key=lambda line: line["t"])
+    assert acknowledged(told) == [(1, "stop", 4.0)]
 
 
 def test_the_product_and_the_checker_know_the_same_moves() -> None:

@@ -7,6 +7,7 @@ import http.client
 import os
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.campaign.checker import LEASED
 from tests.campaign.content import of_event
 from tests.campaign.history import History
 from tests.campaign.stack import WORKERS, System
+from webapp.database.connections import HastyConnection
 from webapp.embedded import processes
 from webapp.embedded.folder import DATABASE, ROLE
 from webapp.embedded.processes import Identity
@@ -62,6 +64,8 @@ class Watcher:
     def __post_init__(self) -> None:
         self.history: History = self.system.history
         self._holders: dict[tuple[int, int], tuple[Identity | None, bool | None]] = {}
+        self._unmarked: dict[Identity, tuple[int, int]] = {}  # verifiers have a bare environment
+        self._checkpoints_told: Counter[int] = Counter()
         self._acks: dict[tuple[int, int], int] = {}
         self._spools: dict[tuple[int, int], Spool] = {}
         self._link: psycopg.Connection[Any] | None = None
@@ -98,7 +102,7 @@ class Watcher:
 
     def connect(self) -> psycopg.Connection[Any]:
         """A link of the campaign's own, past all proxies. Raises psycopg.Error."""
-        return psycopg.connect(
+        return HastyConnection.connect(  # it is not to hang where the database does
             host=str(self.system.folder.postgres_socket_folder),
             dbname=DATABASE,
             user=ROLE,
@@ -164,13 +168,30 @@ class Watcher:
                 run = self.runs.get(key[0])
                 if run is not None and (run.epoch != key[1] or run.status not in LEASED):
                     self._holders.pop(key)
-        found = sorted(self._marked())
+        found = sorted(self._started())
         if found != self.trainers:
             self.trainers = found
             self.history.add("trainers", alive=found)
 
+    def _started(self) -> list[tuple[int, int, int]]:
+        """(run, epoch, pid) of every process that an attempt has started and that lives. Those that carry no
+        mark are known by who started them, as long as they live.
+        """
+        found = self._marked()
+        for run, epoch, pid in found:
+            with contextlib.suppress(OSError):
+                for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+                    if (identity := Identity.of(int(child))) is not None:
+                        self._unmarked.setdefault(identity, (run, epoch))
+        known = {pid for _, _, pid in found}
+        for identity, (run, epoch) in list(self._unmarked.items()):
+            if not identity.is_alive():
+                del self._unmarked[identity]
+            elif identity.pid not in known:
+                found.append((run, epoch, identity.pid))
+        return found
+
     def _marked(self) -> list[tuple[int, int, int]]:
-        """(run, epoch, pid) of every process that an attempt has started."""
         found = []
         ours = f"{processes.MARK}={self.system.folder.digest}".encode()
         mark = f"{MARK}=".encode()
@@ -202,6 +223,15 @@ class Watcher:
 
     # Spools
 
+    def waiting(self, run: int, epoch: int) -> int:
+        """How many records of this attempt are in its spool and were not seen stored."""
+        spool = self._spools.get((run, epoch))
+        return 0 if spool is None else spool.reader.n - self._acks.get((run, epoch), 0)
+
+    def checkpoints_told(self, run: int) -> int:
+        """How many checkpoints came into spools of this run."""
+        return self._checkpoints_told[run]
+
     def _tail_on(self) -> None:
         while not self._leave.wait(0.1):
             self._tail()
@@ -221,6 +251,8 @@ class Watcher:
                         said = of_event(read_event(record.payload))
                     except UnreadableEventError:
                         said = ("unreadable", None, "unreadable")
+                    if said and said[0] == "checkpoint":
+                        self._checkpoints_told[run] += 1
                     self.history.add(
                         "emit",
                         run=run,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.events import CheckpointSaved, Event, EventDigest, Finished, Metrics, parse_line
+from trainer.events import CheckpointSaved, Event, EventDigest, Finished, LogLine, Metrics, parse_line
 from trainer.guards import TROUBLES
 
 SMALL = """
@@ -141,6 +141,23 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_status_0(
     assert next(e.step for e in resumed if isinstance(e, Metrics)) in (last.step, last.step + 1)
     assert not any(isinstance(e, Metrics) and e.step == 0 for e in resumed)
     assert any(isinstance(e, Metrics) and e.step == 0 for e in before)
+
+
+@pytest.mark.process
+def test_a_run_that_goes_on_with_more_threads_says_so_and_is_not_stopped_by_it(
+    config: Path, tmp_path: Path
+) -> None:
+    """Sums may be added in another order then. Unasked it is one, however many cores there are."""
+    output = ("--output", str(tmp_path / "run"))
+    status, before, _ = finish(start(config, *output))
+    (saved,) = [e for e in before if isinstance(e, CheckpointSaved)]
+    more = ("--resume", saved.path, "--set", "training.steps=3")
+    again, after, _ = finish(start(config, *output, *more, env=os.environ | {"ARBORIST_TORCH_THREADS": "2"}))
+    assert (status, again) == (0, 0)
+    said = [e.message for e in after if isinstance(e, LogLine)]
+    assert any(one.startswith("Resumed, not bit-exact: threads was 1 and is 2") for one in said), said
+    assert isinstance(after[-1], Finished)
+    assert (after[-1].outcome, after[-1].step) == ("succeeded", 3)
 
 
 @pytest.mark.process

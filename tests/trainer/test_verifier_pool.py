@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,37 @@ def test_bombs_of_mathematics_and_of_patterns_are_ended() -> None:
         assert bomb.verdict is Verdict.ERROR
         assert fine.verdict is Verdict.CORRECT
         assert "1 took longer than 0.5 s" in verifier.troubles()
+
+
+def test_a_verifier_that_is_killed_at_work_changes_no_verdict() -> None:
+    """As an operator or the kernel may do it, in the middle of a batch of real mathematics."""
+    answers = [
+        (f"\\boxed{{\\frac{{{n}}}{{{n + 1}}}}}", True, f"\\frac{{{2 * n}}}{{{2 * n + 2 + n % 2}}}")
+        for n in range(1, 101)
+    ]
+    killed: list[int] = []
+
+    def judged(on_progress: Callable[[int, int], None]) -> list[str]:
+        with Verifier(BoxedVerifier(timeout_seconds=60)) as verifier:
+
+            def watch(done: int, total: int) -> None:
+                at_work = [c.process.pid for c in verifier._pool._children if c.is_ready and c.owes]
+                on_progress(done, at_work[0] if at_work else 0)
+
+            found = verifier.judge_many(answers, on_progress=watch)
+            assert verifier.troubles() == ""
+            return [str(one.verdict) for one in found]
+
+    def kill(_done: int, pid: int) -> None:
+        if pid and pid not in killed and len(killed) < 3:
+            killed.append(pid)
+            os.kill(pid, signal.SIGKILL)
+
+    unharmed = judged(lambda _done, _pid: None)
+    assert len(set(unharmed)) == 2
+    assert judged(kill) == unharmed
+    assert len(killed) == 3
+    assert not any(map(is_alive, killed))
 
 
 def test_odd_text_arrives_as_it_is() -> None:

@@ -226,6 +226,26 @@ def test_worker_told_to_stop_gives_the_run_back_and_the_next_one_goes_on(
     assert two.trainers() == []
 
 
+def test_worker_told_twice_leaves_at_once_though_its_trainer_cannot_save(
+    worker: Callable[..., CeleryWorker],
+) -> None:
+    one = worker()
+    run = make_run(run_config=tiny(steps=100_000, checkpoint_every=2))
+    broker.send_train_run(run.id, "cpu")
+    until(lambda: step(run) >= 3, 60)
+    (trainer,) = one.trainers()
+    os.kill(trainer.pid, signal.SIGSTOP)
+    one.popen.send_signal(signal.SIGTERM)
+    time.sleep(2)
+    assert one.popen.poll() is None  # a trainer has a minute to save
+    one.popen.send_signal(signal.SIGTERM)
+    assert one.popen.wait(15) == 0
+    assert one.trainers() == []
+    assert (status(run), Attempt.objects.get(run=run).outcome) == ("queued", "preempted")
+    assert Run.objects.get(id=run.id).checkpoint is not None
+    assert_whole(run)
+
+
 def test_a_drained_worker_gives_back_what_it_took_first_and_takes_nothing_until_let_in(
     worker: Callable[..., CeleryWorker], broker_url: str
 ) -> None:

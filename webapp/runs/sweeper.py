@@ -7,6 +7,7 @@ a time.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -49,8 +50,11 @@ class Swept:
     sent: int = 0
 
 
-def sweep() -> Swept:
-    """One round. Does nothing while another process is at it. Raises the database's errors."""
+def sweep(*, is_settled: bool = True) -> Swept:
+    """One round. Does nothing while another process is at it. Raises the database's errors.
+
+    `is_settled`: False just after an outage, when workers may not have come to renew their leases yet.
+    """
     with transaction.atomic():
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK])
@@ -62,7 +66,7 @@ def sweep() -> Swept:
             has_just_started = cursor.fetchone()[0]
         # Nobody could renew while the database was away.
         lost = 0
-        if not has_just_started:
+        if is_settled and not has_just_started:
             lost = _give_up_lost() + _end_unanswered() + probes.give_up_lost()
             _tell_stalled()
         Worker.objects.filter(heartbeat_at__lt=Now() - timedelta(seconds=FORGET_WORKERS_SECONDS)).delete()
@@ -181,18 +185,25 @@ def _send(waiting: dict[str, list[int]]) -> int:
     return sent
 
 
-def sweep_until(
-    told_to_stop: Callable[[float], bool], rounds: Sequence[Callable[[], object]] = (sweep,)
-) -> None:
-    """Do the rounds for ever. `told_to_stop` waits that many seconds and says whether to end."""
+def sweep_until(told_to_stop: Callable[[float], bool], others: Sequence[Callable[[], object]] = ()) -> None:
+    """Sweep and do the others for ever. `told_to_stop` waits that many seconds and says whether to end.
+
+    A database that was frozen or cut off has not started anew, and yet nobody could renew: after an outage of
+    half a lease nobody is declared dead for a lease.
+    """
+    answered_at = settled_at = time.monotonic()
     is_away = False
     while True:
+        if is_away and time.monotonic() - answered_at > LEASE_SECONDS / 2:
+            settled_at = time.monotonic() + LEASE_SECONDS
         try:
-            for one in rounds:
+            sweep(is_settled=time.monotonic() >= settled_at)
+            for one in others:
                 one()
             if is_away:
                 logger.info("The database answers again.")
             is_away = False
+            answered_at = time.monotonic()
         except (OperationalError, InterfaceError) as error:
             if not is_away:
                 logger.warning("The database does not answer: %s", error)

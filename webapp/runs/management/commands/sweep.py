@@ -34,4 +34,4 @@ class Command(BaseCommand):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: leave.set())
         Indexer(leave).start()
-        sweep_until(leave.wait, (sweep, sweep_exports, end_leftovers))
+        sweep_until(leave.wait, (sweep_exports, end_leftovers))
