@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, Protocol
 
@@ -201,11 +201,16 @@ def _nulls(numbers: NDArray[np.float64]) -> list[float | None]:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def read_lines(stream: Readable, most_memory: int | None = None) -> Iterator[tuple[int, TreeLine]]:
+def read_lines(
+    stream: Readable,
+    most_memory: int | None = None,
+    refuse: Callable[[TreeLineError], None] | None = None,
+) -> Iterator[tuple[int, TreeLine]]:
     """(line number from 1, the tree of it) of every line that is not blank; one line at a time is in memory.
 
     most_memory: bytes that reading one line may take; None: no bound. Raises TreeLineError at the first line
-    that cannot be used.
+    that cannot be used; with `refuse` that is called instead, and the next line is read. A line that is too
+    long is the last one either way.
     """
     number = found = 0
     while raw := stream.readline(MOST_LINE_BYTES + 1):
@@ -217,15 +222,22 @@ def read_lines(stream: Readable, most_memory: int | None = None) -> Iterator[tup
         found += 1
         if found > MOST_TREES:
             raise TreeLineError(f"Line {number}: at most {MOST_TREES:,} trees are read from one file.")
-        if most_memory is not None and (needed := memory_of(raw)) > most_memory:
-            raise TreeLineError(
-                f"Line {number} holds so many values that reading it may take {needed // 2**20:,} MiB; at "
-                f"most {most_memory // 2**20:,} are used here. Import the file with manage.py import_trees."
-            )
         try:
-            yield number, read_line(raw, index=found - 1)
+            yield number, _within(raw, found - 1, most_memory)
         except TreeLineError as error:
-            raise TreeLineError(f"Line {number}{error}") from error
+            told = TreeLineError(f"Line {number}{error}")
+            if refuse is None:
+                raise told from error
+            refuse(told)
+
+
+def _within(raw: bytes, index: int, most_memory: int | None) -> TreeLine:
+    if most_memory is not None and (needed := memory_of(raw)) > most_memory:
+        raise TreeLineError(
+            f" holds so many values that reading it may take {needed // 2**20:,} MiB; at most "
+            f"{most_memory // 2**20:,} are used here. Import the file with manage.py import_trees."
+        )
+    return read_line(raw, index)
 
 
 def read_line(raw: bytes, index: int = 0) -> TreeLine:

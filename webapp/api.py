@@ -30,6 +30,7 @@ from webapp import strict_json
 from webapp.accounts.models import User
 from webapp.errors import RequestError, error_response
 from webapp.exports.api import router as exports_router
+from webapp.imports.api import router as imports_router
 from webapp.limits import API_CALLS, API_WINDOW_SECONDS, MAX_BODY_BYTES
 from webapp.live.api import router as live_router
 from webapp.notes.api import router as notes_router
@@ -117,6 +118,7 @@ api.add_router("", live_router)
 api.add_router("", queue_router)
 api.add_router("", trees_router)
 api.add_router("", exports_router)
+api.add_router("", imports_router)
 api.add_router("", problems_router)
 api.add_router("", probes_router)
 api.add_router("", search_router)

@@ -19,13 +19,13 @@ from webapp.limits import (
 )
 
 # Where files are uploaded: the only bodies that are larger than others, handed on as they come.
-UPLOADS = re.compile(r"/p/[-\w]+/import")
+UPLOADS = re.compile(r"/p/[-\w]+/import|/api/v1/projects/[-\w]+/imports")
 FORM_BYTES = 10_000  # of an upload, beside the file
 
 
 class BodyLimit:
     """ASGI middleware. A body has at most 1 MB, so it is gathered here and handed on whole; a file that is
-    uploaded has at most 16 MB, and must say so before.
+    uploaded may be larger (`MAX_UPLOAD_BYTES`), and must say so before.
 
     413 as soon as one byte too many was announced or came, 408 when it takes too long.
     """

@@ -17,8 +17,9 @@ from redis import RedisError
 
 TRAIN_RUN = "arborist.train_run"
 WRITE_EXPORT = "arborist.write_export"
+READ_IMPORT = "arborist.read_import"
 SAMPLE_PROBE = "arborist.sample_probe"
-EXPORT_QUEUE = "exports"  # of its own: a run may keep a worker busy for days
+EXPORT_QUEUE = "exports"  # of exports and imports: a run may keep a worker busy for days
 TIMEOUT_SECONDS = 1.0
 UNREACHABLE = (KombuError, RedisError, OSError)
 
@@ -66,6 +67,11 @@ def send_train_run(run_id: int, queue: str) -> bool:
 def send_write_export(export_id: int) -> bool:
     """Tell the workers of exports that one waits. False: the broker did not take it, only logged."""
     return _send(WRITE_EXPORT, export_id, EXPORT_QUEUE, "Export")
+
+
+def send_read_import(import_id: int) -> bool:
+    """Tell them that a file waits to be imported; likewise."""
+    return _send(READ_IMPORT, import_id, EXPORT_QUEUE, "Import")
 
 
 def probe_queue(queue: str) -> str:

@@ -28,9 +28,8 @@ API_CALLS = 100  # per user and window, that is 20 a second
 API_WINDOW_SECONDS = 5
 
 MAX_BODY_BYTES = 1_000_000
-MAX_UPLOAD_BYTES = 16 * 2**20  # a file of trees
-MAX_IMPORT_MEMORY = 200 * 2**20  # that reading one line of it may take in a request
-UPLOAD_SECONDS = 120
+MAX_UPLOAD_BYTES = 128 * 2**20  # a file of trees
+UPLOAD_SECONDS = 600
 UPLOADS_AT_ONCE = 2  # in one process
 MAX_HEADER_BYTES = 64_000
 BODY_SECONDS = 30
@@ -65,9 +64,13 @@ SOCKET_ASK_PATIENCE_SECONDS = 6  # for an answer
 SOCKET_SUMMARIES_PER_SECOND = 2
 SOCKET_TAIL_BYTES = 1_000_000  # the newest events of a watched run, kept once for all its viewers
 
+FILE_JOB_LEASE_SECONDS = 60  # of exports and imports: a worker renews it about every second
+FILE_JOB_ATTEMPTS = 3
+IMPORTS_AT_ONCE = 3  # of one user that wait or are worked on
+MAX_IMPORT_MEMORY = 1024 * 2**20  # that reading one line of an uploaded file may take
+MAX_IMPORT_ERRORS = 20  # lines that are told of before reading stops
+IMPORT_STORE_SECONDS = 300  # the lease while all trees of a file are stored at once
 EXPORTS_AT_ONCE = 3  # of one user that wait or are worked on
-EXPORT_LEASE_SECONDS = 60  # a worker renews it about every second
-EXPORT_ATTEMPTS = 3
 EXPORT_KEEP_SECONDS = 7 * 86_400  # then the file is deleted
 EXPORT_FORGET_SECONDS = 30 * 86_400  # then the row is
 MAX_EXPORT_TREES = 200_000

@@ -142,6 +142,7 @@ INSTALLED_APPS = [
     "webapp.trees",
     "webapp.problems",
     "webapp.exports",
+    "webapp.imports",
     "webapp.probes",
     "webapp.search",
     "webapp.saved",

@@ -20,6 +20,7 @@ urlpatterns = [
     path("", include("webapp.trees.urls")),
     path("", include("webapp.problems.urls")),
     path("", include("webapp.exports.urls")),
+    path("", include("webapp.imports.urls")),
     path("", include("webapp.probes.urls")),
     path("", include("webapp.search.urls")),
     path("", include("webapp.saved.urls")),

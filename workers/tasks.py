@@ -1,5 +1,6 @@
-"""What may be asked of a worker. A message holds the id of a run, an export or a probe and is a hint: twice,
-late or never. That of a run says only that its class has something to do: a worker takes what is next there.
+"""What may be asked of a worker. A message holds the id of a run, an export, an import or a probe and is a
+hint: twice, late or never. That of a run says only that its class has something to do: a worker takes what is
+next there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from django.db import InterfaceError, OperationalError, connections
 from webapp import broker
 from webapp.queue import order
 from webapp.runs.models import Run
-from workers import exports, lease, probing
+from workers import exports, imports, lease, probing
 from workers.celery import app, draining, must_leave, urgency
 from workers.supervisor import supervise
 
@@ -67,6 +68,23 @@ def write_export(self: Any, export_id: object) -> None:
     except (OperationalError, InterfaceError) as error:
         logger.warning(
             "Export %s waits for the sweeper: the database does not answer (%s).", export_id, error
+        )
+    finally:
+        connections.close_all()
+
+
+@app.task(name=broker.READ_IMPORT, bind=True, ignore_result=True)  # type: ignore[untyped-decorator] # Celery
+def read_import(self: Any, import_id: object) -> None:
+    """Make a run of the uploaded file, if it waits for a worker. `Any`: see `train_run`."""
+    if not _is_id(import_id, "import") or _takes_nothing():
+        return
+    try:
+        held = imports.claim(import_id, self.request.hostname or "worker", must_leave)
+        if held is not None:
+            imports.work_off(held)
+    except (OperationalError, InterfaceError) as error:
+        logger.warning(
+            "Import %s waits for the sweeper: the database does not answer (%s).", import_id, error
         )
     finally:
         connections.close_all()

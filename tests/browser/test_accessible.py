@@ -1,4 +1,4 @@
-"""Every page, read by axe in both themes: nothing serious. axe-core comes with `make js`, as `make check` does."""
+"""Every page, read by axe in both themes: nothing serious. `make js`, part of `make check`, installs axe."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PAGES = [
     "/settings/tokens/",
     "/settings/password/",
 ]
-# A row of the outline is called "Node 2.1, value 0.38, …"; what is seen of it is "2.1" and a table of numbers.
+# A row of the outline is called "Node 2.1, value 0.38, …"; what is seen of it is "2.1" and numbers.
 SPOKEN_ROWS = {"label-content-name-mismatch": {"enabled": False}}
 SERIOUS = """async ({ only, rules }) => {
     const { violations } = await axe.run(only ? { runOnly: only } : { rules });

@@ -16,6 +16,7 @@ from tests.webapp.material import People
 from webapp.accounts.models import ApiToken, User
 from webapp.api import api
 from webapp.exports.models import Export
+from webapp.imports.models import Import
 from webapp.notes.models import Note
 from webapp.probes.models import Probe
 from webapp.projects.models import Project
@@ -62,6 +63,7 @@ PAGES = {
     "trees-beside-chosen": ("GET", 302, 400, 400, 400),  # it reads nothing
     "export-new": ("GET", 302, 404, 200, 200),
     "trees-import": ("GET", 302, 404, 403, 200),
+    "import-cancel": ("POST", 302, 404, 403, 302),
     "export-list": ("GET", 302, 200, 200, 200),
     "export-file": ("GET", 302, 404, 404, 404),  # it has none yet
     "export-cancel": ("POST", 302, 404, 302, 403),  # it is the viewer's
@@ -125,6 +127,10 @@ API = {
     "GET /api/v1/trees/{tree_id}/estimators": (401, 404, 200, 200),
     "POST /api/v1/projects/{slug}/exports": (401, 404, 201, 201),
     "POST /api/v1/projects/{slug}/exports/preview": (401, 404, 200, 200),
+    "POST /api/v1/projects/{slug}/imports": (401, 404, 403, 400),  # without a file
+    "GET /api/v1/projects/{slug}/imports": (401, 404, 200, 200),
+    "GET /api/v1/imports/{import_id}": (401, 404, 200, 200),
+    "POST /api/v1/imports/{import_id}/cancel": (401, 404, 403, 200),
     "GET /api/v1/exports": (401, 200, 200, 200),
     "GET /api/v1/exports/{export_id}": (401, 404, 200, 200),
     "GET /api/v1/exports/{export_id}/file": (401, 404, 409, 409),
@@ -171,6 +177,12 @@ def fill(route: str, run: Run) -> str:
         parameters={},
         selection={"runs": [run.id]},
     )
+    asked, _ = Import.objects.get_or_create(
+        project=run.project,
+        defaults={
+            "created_by": run.created_by, "run_name": "theirs", "file": "f", "upload": "", "size_bytes": 1
+        },
+    )  # fmt: skip
     probe, _ = Probe.objects.get_or_create(
         tree=tree,
         defaults={
@@ -206,6 +218,8 @@ def fill(route: str, run: Run) -> str:
         "int:tree_id": tree.id,
         "int:other_id": tree.id,
         "problem:problem": tree.problem_id,
+        "int:import_id": asked.id,
+        "import_id": asked.id,
         "int:export_id": export.id,
         "export_id": export.id,
         "str:name": "1.1",

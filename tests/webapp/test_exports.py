@@ -21,10 +21,11 @@ from webapp.exports.kinds import TreesExport, read_parameters
 from webapp.exports.models import Export, ExportStatus
 from webapp.exports.selection import read_selection
 from webapp.exports.sweeper import sweep_exports
-from webapp.limits import EXPORT_ATTEMPTS, EXPORTS_AT_ONCE
+from webapp.limits import EXPORTS_AT_ONCE, FILE_JOB_ATTEMPTS
 from webapp.projects.models import Project
 from webapp.runs.models import Run
 from workers import exports as worker
+from workers import file_jobs
 
 
 @pytest.fixture(autouse=True)
@@ -151,7 +152,7 @@ def test_pairs_labels_and_chats_are_the_rows_that_trl_reads(run: Run, people: Pe
 def test_a_worker_that_was_lost_is_replaced_and_writes_nothing_more(
     run: Run, people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("webapp.exports.sweeper.EXPORT_LEASE_SECONDS", 0)  # the database has just started
+    monkeypatch.setattr("webapp.lost_jobs.FILE_JOB_LEASE_SECONDS", 0)  # the database has just started
     export = asked(run, people)
     first = worker.claim(export.id, "worker-1", lambda: False)
     assert first is not None
@@ -171,19 +172,19 @@ def test_a_worker_that_was_lost_is_replaced_and_writes_nothing_more(
     assert len(list(files.folder().iterdir())) == 1
 
     again = asked(run, people)
-    for _ in range(EXPORT_ATTEMPTS):
+    for _ in range(FILE_JOB_ATTEMPTS):
         assert worker.claim(again.id, "worker-1", lambda: False) is not None
         Export.objects.filter(id=again.id).update(lease_until=Now() - timedelta(seconds=1))
         sweep_exports()
     again.refresh_from_db()
     assert again.status == "failed"
-    assert f"was lost {EXPORT_ATTEMPTS} times" in again.reason
+    assert f"was lost {FILE_JOB_ATTEMPTS} times" in again.reason
 
 
 def test_a_cancelled_export_ends_while_it_is_written(
     run: Run, people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "REPORT_SECONDS", 0)
+    monkeypatch.setattr(file_jobs, "REPORT_SECONDS", 0)
     export = asked(run, people)
     held = worker.claim(export.id, "worker-1", lambda: False)
     assert held is not None
@@ -202,7 +203,7 @@ def test_a_cancelled_export_ends_while_it_is_written(
 def test_a_worker_that_is_told_to_leave_gives_it_back(
     run: Run, people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "REPORT_SECONDS", 0)
+    monkeypatch.setattr(file_jobs, "REPORT_SECONDS", 0)
     export = asked(run, people)
     held = worker.claim(export.id, "worker-1", lambda: True)
     assert held is not None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,23 @@ import numpy as np
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.core.management import CommandError, call_command
+from django.db.models.functions import Now
 
 from tests.webapp.material import People, worked_tree
 from tests.webapp.test_exports import asked, written
 from trainer.tree_lines import Estimator, TreeLine, write_line
 from webapp.errors import RequestError
-from webapp.exports.importing import import_trees
+from webapp.imports import files, services
+from webapp.imports.models import Import
+from webapp.imports.reading import import_trees
+from webapp.imports.sweeper import sweep_imports
+from webapp.limits import IMPORTS_AT_ONCE, MAX_IMPORT_ERRORS
 from webapp.projects.models import Project
 from webapp.runs.models import Event, Run
 from webapp.runs.origin import how_made
 from webapp.trees.models import StoredTree
+from workers import file_jobs
+from workers import imports as worker
 
 TREERPO = Estimator("treerpo-tiny", 1, "A = …")
 
@@ -120,7 +129,7 @@ def test_the_audit_is_there_where_the_file_names_a_preset_that_comes_to_its_numb
     assert told in client.get(f"/r/{bad.run.id}/config").content.decode()
 
 
-def test_a_bad_line_leaves_nothing_behind_and_is_named(run: Run, people: People) -> None:
+def test_bad_lines_leave_nothing_behind_and_are_named(run: Run, people: People) -> None:
     before = (Run.objects.count(), StoredTree.objects.count(), Event.objects.count())
     good = lines(*[worked_tree(step) for step in range(1, 61)])  # more than one batch
     for content, message in (
@@ -132,26 +141,148 @@ def test_a_bad_line_leaves_nothing_behind_and_is_named(run: Run, people: People)
         with pytest.raises(RequestError, match=message) as refused:
             take(run.project, people, content)
         assert "Nothing was imported." in refused.value.detail
+        assert len(refused.value.errors) == 1
     with pytest.raises(RequestError, match="no visible letter"):
         take(run.project, people, good, name=" ")
+    two = good.replace(b'"parent":1,', b'"parent":7,', 1).replace(b'"copies":1', b'"copies":-1')
+    with pytest.raises(RequestError, match=r"cannot be used either\. Reading stopped there\.") as refused:
+        take(run.project, people, two)
+    told = [error["message"] for error in refused.value.errors]
+    assert told[0].startswith("Line 1, node 3: parent 7")
+    assert told[1] == "Line 2, node 3: copies is -1; expected a whole number from 0 to 2,147,483,647."
+    assert len(told) == MAX_IMPORT_ERRORS
     assert (Run.objects.count(), StoredTree.objects.count(), Event.objects.count()) == before
 
 
-def test_the_form_is_for_editors_and_tells_what_came_of_it(run: Run, people: People) -> None:
+# ------------------------------------------------------------------------------------------------- as a job
+
+
+def upload(run: Run, people: People, content: bytes, name: str = "theirs") -> Import:
+    file = SimpleUploadedFile("theirs.jsonl", content)
+    return services.create_import(run.project, people.editor, file, name)
+
+
+def claimed(asked: Import, *, leaves: bool = False) -> file_jobs.Held[Import]:
+    held = worker.claim(asked.id, "worker-1", lambda: leaves)
+    assert held is not None
+    return held
+
+
+def counts() -> tuple[int, int, int]:
+    return Run.objects.count(), StoredTree.objects.count(), Event.objects.count()
+
+
+def test_a_lost_worker_is_replaced_and_nothing_is_imported_twice(
+    run: Run, people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("webapp.lost_jobs.FILE_JOB_LEASE_SECONDS", 0)  # the database has just started
+    runs, trees, _ = counts()
+    asked = upload(run, people, lines(worked_tree(), worked_tree(2)))
+    first = claimed(asked)
+    assert worker.claim(asked.id, "worker-2", lambda: False) is None
+    Import.objects.update(lease_until=Now() - timedelta(seconds=1))
+    sweep_imports()
+    second = claimed(asked)
+    worker.work_off(first)  # it read all lines, and its transaction is refused
+    assert counts()[:2] == (runs, trees)
+    assert list(files.folder().iterdir())
+    worker.work_off(second)
+    asked.refresh_from_db()
+    assert (asked.status, asked.trees, asked.attempts) == ("succeeded", 2, 2)
+    assert asked.run is not None
+    assert asked.report.startswith(f"Run {asked.run.id}: 2 trees with 14 nodes")
+    assert counts()[:2] == (runs + 1, trees + 2)
+    assert list(files.folder().iterdir()) == []
+    assert worker.claim(asked.id, "worker-3", lambda: False) is None  # a message that came twice
+
+
+def test_a_cancelled_import_stores_nothing(run: Run, people: People) -> None:
+    before = counts()
+    asked = upload(run, people, lines(worked_tree()))
+    held = claimed(asked)
+    services.cancel(asked, people.editor)
+    services.cancel(asked, people.editor)  # twice changes nothing
+    worker.work_off(held)
+    asked.refresh_from_db()
+    assert (asked.status, asked.run, asked.trees) == ("cancelled", None, 0)
+    assert counts() == before
+    done = upload(run, people, lines(worked_tree()))
+    worker.work_off(claimed(done))
+    with pytest.raises(RequestError, match="has already ended"):
+        services.cancel(done, people.editor)
+
+
+def test_a_worker_that_leaves_gives_it_back_and_lines_that_cannot_be_used_are_kept_to_be_read(
+    run: Run, people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_jobs, "REPORT_SECONDS", 0)
+    asked = upload(run, people, lines(worked_tree(), worked_tree(2)) + b'{}\n{"format": 3}\n')
+    worker.work_off(claimed(asked, leaves=True))
+    asked.refresh_from_db()
+    assert (asked.status, asked.attempts) == ("queued", 0)
+    worker.work_off(claimed(asked))
+    asked.refresh_from_db()
+    assert (asked.status, asked.trees, asked.run) == ("failed", 2, None)  # it told of two trees on the way
+    assert [message[:20] for message in asked.errors] == ['Line 3: "format" is ', 'Line 4: "format" is ']
+    assert list(files.folder().iterdir()) == []
+    gone = upload(run, people, lines(worked_tree()))
+    files.delete(gone.upload)
+    worker.work_off(claimed(gone))
+    gone.refresh_from_db()
+    assert (gone.status, gone.reason) == ("failed", "The uploaded file is gone. Upload it again.")
+
+
+def test_one_user_may_not_fill_the_queue_and_uploads_that_nobody_needs_go(run: Run, people: People) -> None:
+    content = lines(worked_tree())
+    for _ in range(IMPORTS_AT_ONCE):
+        upload(run, people, content)
+    with pytest.raises(RequestError, match="Wait for one, or cancel one"):
+        upload(run, people, content)
+    kept = sorted(files.folder().iterdir())
+    assert len(kept) == IMPORTS_AT_ONCE, "what was refused is not kept"
+    for path in kept:
+        os.utime(path, (1, 1))
+    Import.objects.order_by("id").first().delete()  # type: ignore[union-attr]
+    sweep_imports()
+    assert len(list(files.folder().iterdir())) == IMPORTS_AT_ONCE - 1
+
+
+def test_the_page_is_for_editors_and_tells_what_came_of_it(run: Run, people: People) -> None:
     content = lines(worked_tree(3, text="<img src=x onerror=alert(1)>"))
     client = people.client("editor")
     sent = {"file": SimpleUploadedFile("<b>their</b>.jsonl", content), "name": ""}
     response = client.post("/p/lab/import", sent)
+    assert response.headers["Location"] == "/p/lab/import"
+    asked = Import.objects.get()
+    worker.work_off(claimed(asked))
     imported = Run.objects.latest("id")
-    assert response.headers["Location"] == f"/r/{imported.id}/trees"
     assert (imported.origin, imported.name) == ("imported", "b>.jsonl".removesuffix(".jsonl"))
-    page = client.get(response.headers["Location"]).content.decode()
+    page = client.get("/p/lab/import").content.decode()
     assert "1 tree with 7 nodes, of 1 step and 1 problem." in page
-    refused = client.post("/p/lab/import", {"file": SimpleUploadedFile("x.jsonl", b"{}"), "name": "n"})
-    assert refused.status_code == 400
-    assert "Line 1: &quot;format&quot; is None" in refused.content.decode()
-    assert client.post("/p/lab/import", {"name": "n"}).status_code == 400
+    assert f"/r/{imported.id}/trees" in page
+    bad = upload(run, people, b'{"format": "<script>"}\n')
+    worker.work_off(claimed(bad))
+    assert (
+        "Line 1: &quot;format&quot; is &#x27;&lt;script&gt;&#x27;"
+        in client.get("/p/lab/import").content.decode()
+    )
+    for refused in ({"name": "n"}, {"file": SimpleUploadedFile("x.jsonl", b""), "name": "n"}):
+        assert client.post("/p/lab/import", refused).status_code == 400
     assert people.client("viewer").post("/p/lab/import", sent).status_code == 403
+
+
+def test_the_api_uploads_watches_and_cancels(run: Run, people: People) -> None:
+    client = people.client("editor")
+    sent = {"file": SimpleUploadedFile("theirs.jsonl", lines(worked_tree())), "name": "by API"}
+    response = client.post("/api/v1/projects/lab/imports", sent)
+    assert response.status_code == 201, response.content
+    asked = response.json()
+    assert (asked["status"], asked["run_name"], asked["run"]) == ("queued", "by API", None)
+    worker.work_off(claimed(Import.objects.get()))
+    done = client.get(f"/api/v1/imports/{asked['id']}").json()
+    assert (done["status"], done["run"]) == ("succeeded", Run.objects.latest("id").id)
+    assert client.get("/api/v1/projects/lab/imports").json()["imports"] == [done]
+    assert client.post(f"/api/v1/imports/{asked['id']}/cancel").status_code == 409
 
 
 def test_the_command_imports_a_file_and_says_what_came_of_it(

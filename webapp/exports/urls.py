@@ -12,7 +12,6 @@ export_urls = [
 
 urlpatterns = [
     path("p/<slug:slug>/export", views.export_new, name="export-new"),
-    path("p/<slug:slug>/import", views.trees_import, name="trees-import"),
     path("exports/", views.export_list, name="export-list"),
     path("exports/<int:export_id>/", include(export_urls)),
 ]

@@ -17,13 +17,12 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from webapp.errors import RequestError
 from webapp.exports import files, services
-from webapp.exports.importing import import_trees, told
 from webapp.exports.kinds import KINDS, Parameters, read_parameters
 from webapp.exports.models import Export, ExportStatus
 from webapp.exports.preview import preview
 from webapp.exports.selection import Selection, read_selection, runs_of
-from webapp.limits import MAX_IMPORT_MEMORY, MAX_UPLOAD_BYTES, PAGE_SIZE
-from webapp.projects.access import Role, exports_for, get_export, get_project, may, require, user_of
+from webapp.limits import PAGE_SIZE
+from webapp.projects.access import Role, exports_for, get_export, get_project, may, user_of
 from webapp.projects.models import Project
 from webapp.runs.models import Run
 from webapp.runs.views import page_cursor
@@ -143,42 +142,6 @@ def _back(project: Project, selection: Selection | None) -> tuple[str, int, str]
     if selection is not None and len(selection.runs) == 1 and not selection.trees:
         return ("run-trees", selection.runs[0], runs_of(project, selection)[0].name)
     return None
-
-
-# ------------------------------------------------------------------------------------------------ import
-
-
-@require_http_methods(["GET", "HEAD", "POST"])
-def trees_import(request: HttpRequest, slug: str) -> HttpResponseBase:
-    """A file of trees becomes a run. For editors."""
-    project = get_project(request, slug)
-    require(request.user, project, Role.EDITOR)
-    problem = ""
-    name = request.POST.get("name", "").strip()
-    if request.method == "POST":
-        uploaded = request.FILES.get("file")
-        if uploaded is None:
-            problem = "Choose a file."
-        elif (uploaded.size or 0) > MAX_UPLOAD_BYTES:
-            problem = f"The file is larger than {MAX_UPLOAD_BYTES:,} bytes."
-        else:
-            file = uploaded.name or "a file"
-            try:
-                done = import_trees(
-                    project,
-                    user_of(request),
-                    uploaded,
-                    name=name or Path(file).stem,
-                    file=file,
-                    most_memory=MAX_IMPORT_MEMORY,
-                )
-            except RequestError as refused:
-                problem = refused.detail
-            else:
-                messages.success(request, told(done))
-                return redirect("run-trees", done.run.id)
-    context = {"project": project, "problem": problem, "name": name, "most_bytes": MAX_UPLOAD_BYTES}
-    return render(request, "exports/import.html", context, status=400 if problem else 200)
 
 
 # ------------------------------------------------------------------------------------------------ mine

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from django_stubs_ext import WithAnnotations
 
     from webapp.exports.models import Export
+    from webapp.imports.models import Import
     from webapp.probes.models import Probe
     from webapp.trees.models import StoredTree
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     ProbeSeen = WithAnnotations[Probe, _WithRole]
     TreeSeen = WithAnnotations[StoredTree, _OfTree]
     ExportSeen = WithAnnotations[Export, _WithRole]
+    ImportSeen = WithAnnotations[Import, _WithRole]
 
 Role = Membership.Role
 _RANK = {Role.VIEWER: 0, Role.EDITOR: 1, Role.ADMIN: 2}
@@ -66,6 +68,13 @@ def exports_for(user: User | AnonymousUser) -> QuerySet[ExportSeen]:
     from webapp.exports.models import Export
 
     return Export.objects.filter(_member(user, "project__")).annotate(role=F("project__memberships__role"))
+
+
+def imports_for(user: User | AnonymousUser) -> QuerySet[ImportSeen]:
+    """The imports of those projects, likewise."""
+    from webapp.imports.models import Import
+
+    return Import.objects.filter(_member(user, "project__")).annotate(role=F("project__memberships__role"))
 
 
 def probes_for(user: User | AnonymousUser) -> QuerySet[ProbeSeen]:
@@ -188,6 +197,14 @@ def get_export(request: HttpRequest, export_id: int) -> ExportSeen:
     if export is None:
         raise Http404
     return export
+
+
+def get_import(request: HttpRequest, import_id: int) -> ImportSeen:
+    """The import with its project and its author, or Http404."""
+    asked = imports_for(request.user).filter(id=import_id).select_related("project", "created_by").first()
+    if asked is None:
+        raise Http404
+    return asked
 
 
 def get_probe(request: HttpRequest, probe_id: int) -> ProbeSeen:

@@ -41,7 +41,7 @@ class WishKind(models.TextChoices):
 
 class RunOrigin(models.TextChoices):
     """Where a run's trees come from. An imported run was never worked on here: its config is no RunConfig but
-    says what was imported (`webapp.exports.importing`), and it has neither attempts nor metrics.
+    says what was imported (`webapp.imports.reading`), and it has neither attempts nor metrics.
     """
 
     TRAINED = "trained"

@@ -8,6 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 
 from webapp.exports.sweeper import sweep_exports
+from webapp.imports.sweeper import sweep_imports
 from webapp.runs.leftovers import end_leftovers
 from webapp.runs.sweeper import sweep, sweep_until
 from webapp.search.indexer import Indexer
@@ -27,6 +28,7 @@ class Command(BaseCommand):
         if options["once"]:
             swept = sweep()
             sweep_exports()
+            sweep_imports()
             end_leftovers()
             self.stdout.write(f"{swept.lost} lost, {swept.sent} sent")
             return
@@ -34,4 +36,4 @@ class Command(BaseCommand):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: leave.set())
         Indexer(leave).start()
-        sweep_until(leave.wait, (sweep_exports, end_leftovers))
+        sweep_until(leave.wait, (sweep_exports, sweep_imports, end_leftovers))

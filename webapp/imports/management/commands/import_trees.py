@@ -8,7 +8,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from webapp.accounts.models import User
 from webapp.embedded.terminal import visible
 from webapp.errors import RequestError
-from webapp.exports.importing import import_trees, told
+from webapp.imports.reading import import_trees, told
 from webapp.projects.models import Membership, Project
 
 
@@ -40,7 +40,8 @@ class Command(BaseCommand):
         except OSError as error:
             raise CommandError(f"{source} cannot be read: {error.strerror}.") from error
         except RequestError as refused:
-            raise CommandError(visible(refused.detail)) from refused
+            others = [f"  {error['message']}" for error in refused.errors[1:]]
+            raise CommandError("\n".join(map(visible, [refused.detail, *others]))) from refused
         self.stdout.write(visible(told(done)))
 
     def _user(self, project: Project, name: str | None) -> User:

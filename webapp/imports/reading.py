@@ -1,14 +1,18 @@
 """Trees that were made elsewhere become a run: one that was imported, says so, and pretends nothing else.
 
-All or nothing: one transaction, from the first line of the file to the last.
+All or nothing: the whole file is read and checked first, into a file of our own beside it, and then stored in
+one transaction.
 """
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import IO
 
+import msgpack
 from django.db import transaction
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -20,6 +24,7 @@ from trainer.tree import RolloutTree
 from trainer.tree_lines import Estimator, Readable, TreeLine, TreeLineError, disagreement, read_lines
 from webapp.accounts.models import User
 from webapp.errors import RequestError
+from webapp.limits import MAX_IMPORT_ERRORS
 from webapp.projects.models import Project
 from webapp.runs.models import Event, Run, RunOrigin, RunStatus
 from webapp.runs.services import N_COLOURS, check_name
@@ -66,25 +71,74 @@ class _Counted:
 
 
 def import_trees(
-    project: Project, user: User, stream: Readable, *, name: str, file: str, most_memory: int | None = None
+    project: Project,
+    user: User,
+    stream: Readable,
+    *,
+    name: str,
+    file: str,
+    most_memory: int | None = None,
+    progress: Callable[[int, int], None] = lambda _size, _trees: None,
+    before_storing: Callable[[], None] = lambda: None,
+    in_the_end: Callable[[Imported], None] = lambda _done: None,
 ) -> Imported:
     """The trees of a JSONL file as a run of their own, called `name`. `file` is what people call it;
     most_memory: bytes that reading one line may take.
 
-    Raises RequestError(400): a bad name, or the first line that cannot be used; then nothing was stored.
+    `progress` is told bytes and trees after each line, outside of any transaction; `before_storing` is called
+    when all lines are good, and `in_the_end` inside the transaction that stores them. What they raise ends
+    the import, and nothing is stored.
+
+    Raises RequestError(400): a bad name, or lines that cannot be used, the first `MAX_IMPORT_ERRORS` of which
+    are its errors; then nothing was stored.
     """
     name = check_name(name)
     file = storable(file)[-MAX_FILE_LETTERS:]
     counted = _Counted(stream)
-    try:
+    with tempfile.TemporaryFile() as space:
+        staged = _Staged(space)
+        told = _read(counted, staged, most_memory, progress)
+        before_storing()
         with transaction.atomic():
-            return _store(project, user, counted, name, file, most_memory)
+            done = _store(project, user, counted, staged, told, name, file)
+            in_the_end(done)
+            return done
+
+
+def _read(
+    stream: _Counted, staged: _Staged, most_memory: int | None, progress: Callable[[int, int], None]
+) -> _Told:
+    """Every line is checked; what is to be stored of it is put by. Raises RequestError(400)."""
+    told = _Told()
+    refused: list[str] = []
+
+    def refuse(error: TreeLineError) -> None:
+        refused.append(str(error)[:1000])
+        if len(refused) >= MAX_IMPORT_ERRORS:
+            raise error
+
+    try:
+        for _, line in read_lines(stream, most_memory, refuse):
+            told.add(line)
+            if not refused:
+                staged.add(line)
+            progress(stream.size, told.trees)
     except TreeLineError as error:
+        if len(refused) < MAX_IMPORT_ERRORS:
+            refused.append(str(error)[:1000])
+    if not told.trees and not refused:
+        refused.append("The file holds no tree.")
+    if refused:
+        more = len(refused) - 1
+        others = f" {_count(more, 'more line')} cannot be used either." if more else ""
+        if len(refused) >= MAX_IMPORT_ERRORS:
+            others = f"{others} Reading stopped there."
         raise RequestError(
             400,
-            f"{str(error)[:1000]} Nothing was imported.",
-            [{"path": "file", "message": str(error)[:1000]}],
-        ) from error
+            f"{refused[0]}{others} Nothing was imported.",
+            [{"path": "file", "message": message} for message in refused],
+        )
+    return told
 
 
 def told(done: Imported) -> str:
@@ -108,36 +162,15 @@ def _count(number: int, noun: str) -> str:
 
 
 def _store(
-    project: Project, user: User, stream: _Counted, name: str, file: str, most_memory: int | None
+    project: Project, user: User, stream: _Counted, staged: _Staged, told: _Told, name: str, file: str
 ) -> Imported:
     last = Run.objects.filter(project=project).order_by("-id").values_list("colour", flat=True).first()
-    run = Run.objects.create(
-        project=project,
-        name=name,
-        config={},
-        config_sha256="",
-        origin=RunOrigin.IMPORTED,
-        preset="",
-        seed=0,
-        colour=(last or 0) % N_COLOURS + 1,
-        created_by=user,
-        status=RunStatus.SUCCEEDED,
-        ended_at=Now(),
-        steps_total=0,
-    )
-    rows = _Rows(run)
-    told = _Told()
-    for _, line in read_lines(stream, most_memory):
-        told.add(line)
-        rows.add(line)
-    rows.flush()
-    if not told.trees:
-        raise TreeLineError("The file holds no tree.")
     estimator = told.estimator
     agrees = estimator is not None and told.plan is not None and not told.disagreement
     words = f"Imported from {file}: {_count(told.trees, 'tree')}."
-    run.last_seq = append_status_event(run.id, 0, RunStatus.SUCCEEDED, words, actor=user.get_username())
-    Run.objects.filter(id=run.id).update(
+    run = Run.objects.create(
+        project=project,
+        name=name,
         config={
             "file": file,
             "sha256": stream.hash.hexdigest(),
@@ -150,15 +183,34 @@ def _store(
             "disagreement": told.disagreement,
         },
         config_sha256=stream.hash.hexdigest(),
-        preset=estimator.preset if agrees and estimator is not None else "",
+        origin=RunOrigin.IMPORTED,
+        preset=(estimator.preset or "") if agrees and estimator is not None else "",
         seed=estimator.seed if estimator is not None else 0,
+        colour=(last or 0) % N_COLOURS + 1,
+        created_by=user,
+        status=RunStatus.SUCCEEDED,
         reason=words,
+        ended_at=Now(),
         step=max(told.steps),
         steps_total=max(told.steps),
     )
+    for trees in staged.batches(run):
+        StoredTree.objects.bulk_create(trees)
+        Event.objects.bulk_create(_event_of(tree) for tree in trees)
+    Run.objects.filter(id=run.id).update(last_seq=told.trees)
+    last_seq = append_status_event(run.id, 0, RunStatus.SUCCEEDED, words, actor=user.get_username())
+    Run.objects.filter(id=run.id).update(last_seq=last_seq)
     run.refresh_from_db()
     return Imported(
         run, told.trees, told.nodes, len(told.steps), len(told.problems), estimator, agrees, told.disagreement
+    )
+
+
+def _event_of(tree: StoredTree) -> Event:
+    """Event n brings tree n, as the recorder writes it."""
+    body = {"index": tree.index, "problem_id": tree.problem_id}
+    return Event(
+        run=tree.run, seq=tree.seq, epoch=0, kind="tree", step=tree.step, at=timezone.now(), body=body
     )
 
 
@@ -193,46 +245,38 @@ class _Told:
             self.runs.add(line.run)
 
 
-class _Rows:
-    """Trees and their events, some at a time. Event n brings tree n, as the recorder writes it."""
+class _Staged:
+    """Rows that wait in a file until it is known that all lines are good."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.seq = 0
-        self.size = 0
-        self.trees: list[StoredTree] = []
-        self.events: list[Event] = []
+    def __init__(self, space: IO[bytes]) -> None:
+        self._space = space
 
     def add(self, line: TreeLine) -> None:
-        self.seq += 1
         tree: RolloutTree = line.tree
-        payload = tree.to_payload()
-        columns: dict[str, Any] = summary_columns(summarise(tree))
-        self.trees.append(
-            StoredTree(
-                run=self.run,
-                seq=self.seq,
-                epoch=0,
-                step=tree.step,
-                index=line.index,
-                problem_id=tree.problem_id,
-                prompt=tree.texts[0][:MAX_PROMPT_LETTERS],
-                payload=payload,
-                **columns,
-            )
-        )
-        body = {"index": line.index, "problem_id": tree.problem_id}
-        self.events.append(
-            Event(
-                run=self.run, seq=self.seq, epoch=0, kind="tree", step=tree.step, at=timezone.now(), body=body
-            )
-        )
-        self.size += len(payload)
-        if len(self.trees) >= BATCH_TREES or self.size >= BATCH_BYTES:
-            self.flush()
+        row = {
+            "step": tree.step,
+            "index": line.index,
+            "problem_id": tree.problem_id,
+            "prompt": tree.texts[0][:MAX_PROMPT_LETTERS],
+            "payload": tree.to_payload(),
+            **summary_columns(summarise(tree)),
+        }
+        packed: bytes = msgpack.packb(row)
+        self._space.write(len(packed).to_bytes(8, "little"))
+        self._space.write(packed)
 
-    def flush(self) -> None:
-        StoredTree.objects.bulk_create(self.trees)
-        Event.objects.bulk_create(self.events)
-        Run.objects.filter(id=self.run.id).update(last_seq=self.seq)
-        self.trees, self.events, self.size = [], [], 0
+    def batches(self, run: Run) -> Iterator[list[StoredTree]]:
+        """All of them in order, as rows of `run`, some at a time."""
+        self._space.seek(0)
+        trees: list[StoredTree] = []
+        size = seq = 0
+        while head := self._space.read(8):
+            packed = self._space.read(int.from_bytes(head, "little"))
+            seq += 1
+            size += len(packed)
+            trees.append(StoredTree(run=run, seq=seq, epoch=0, **msgpack.unpackb(packed)))
+            if len(trees) >= BATCH_TREES or size >= BATCH_BYTES:
+                yield trees
+                trees, size = [], 0
+        if trees:
+            yield trees

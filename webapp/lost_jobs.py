@@ -1,0 +1,77 @@
+"""What a sweeper does for jobs on files, exports and imports alike: those whose worker was lost wait again,
+and workers are told of those that nobody was told of. Anything here may be done twice.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+
+from django.db import connection
+from django.db.models.functions import Now
+
+from webapp import broker
+from webapp.file_jobs import FileJob, JobStatus
+from webapp.limits import FILE_JOB_ATTEMPTS, FILE_JOB_LEASE_SECONDS, RESEND_QUEUED_SECONDS
+
+MAX_AT_ONCE = 100
+
+logger = logging.getLogger(__name__)
+
+
+def is_alone(lock: int) -> bool:
+    """Whether no other process sweeps under this number until the transaction around it ends."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [lock])
+        return bool(cursor.fetchone()[0])
+
+
+def give_up_lost(model: type[FileJob], advice: str) -> None:
+    """Jobs whose lease ran out wait for another worker, or have failed for good: then `advice` says what to
+    do. By the database's clock, and not just after its start: nobody could renew while it was away.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT now() - pg_postmaster_start_time() < make_interval(secs => %s)",
+            [FILE_JOB_LEASE_SECONDS],
+        )
+        if cursor.fetchone()[0]:
+            return
+    rows = model._default_manager
+    expired = rows.filter(status=JobStatus.RUNNING, lease_until__lt=Now())
+    for job in expired.select_for_update(skip_locked=True)[:MAX_AT_ONCE]:
+        mine = rows.filter(pk=job.pk, epoch=job.epoch, status=JobStatus.RUNNING)
+        if job.attempts >= FILE_JOB_ATTEMPTS:
+            mine.update(
+                status=JobStatus.FAILED,
+                ended_at=Now(),
+                lease_until=None,
+                lease_owner="",
+                reason=f"Contact with its worker was lost {job.attempts} times. Look at that machine's "
+                f"memory, disk and log, or {advice}.",
+            )
+        else:
+            mine.update(
+                status=JobStatus.QUEUED,
+                queued_at=Now() - timedelta(seconds=RESEND_QUEUED_SECONDS + 1),  # so it is sent in this round
+                lease_until=None,
+                lease_owner="",
+                reason="Contact with its worker was lost; another one begins anew.",
+            )
+        logger.warning("%s %s: contact with %s was lost.", model._meta.object_name, job.pk, job.lease_owner)
+
+
+def forgotten(model: type[FileJob]) -> list[int]:
+    """Those that have waited so long that perhaps no worker was told of them."""
+    since = Now() - timedelta(seconds=RESEND_QUEUED_SECONDS)
+    waiting = model._default_manager.filter(status=JobStatus.QUEUED, queued_at__lt=since)
+    return list(waiting.order_by("pk").values_list("pk", flat=True)[:MAX_AT_ONCE])
+
+
+def tell_again(ids: list[int], send: Callable[[int], bool]) -> None:
+    # A queue that still holds messages has no free worker, and more of them would only pile up.
+    if ids and broker.waiting(broker.EXPORT_QUEUE) == 0:
+        for job_id in ids:
+            if not send(job_id):
+                break
