@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 MISSING = "-"
@@ -33,6 +34,17 @@ def duration(seconds: float | None) -> str:
     first = next((index for index, (count, _) in enumerate(parts) if count), 3)
     told = [f"{count} {unit}" for count, unit in parts[first : first + 2] if count]
     return " ".join(told) or "0 s"
+
+
+def moment(text: object) -> str:
+    """An ISO 8601 time to the second: `2026-11-27 15:45:02 UTC`."""
+    try:
+        at = datetime.fromisoformat(str(text))
+    except ValueError:
+        return safe(text)
+    if at.tzinfo is not None:
+        at = at.astimezone(UTC)
+    return f"{at:%Y-%m-%d %H:%M:%S}{'' if at.tzinfo is None else ' UTC'}"
 
 
 def number(value: float | None, places: int = 3) -> str:
@@ -85,7 +97,7 @@ def run_facts(run: Mapping[str, Any], url: str) -> Iterator[str]:
     yield f"  {progress(run)}"
     if run["reason"]:
         yield f"  {safe(run['reason'])}"
-    made = f"by {safe(run['created_by'])}, {safe(run['created_at'])}"
+    made = f"by {safe(run['created_by'])}, {moment(run['created_at'])}"
     yield f"  preset {safe(run['preset'])}, seed {run['seed']}, {made}"
     if run["worker"]:
         yield f"  worker {safe(run['worker'])}"

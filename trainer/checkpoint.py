@@ -40,7 +40,7 @@ from trainer.checkpoint_folder import (
 from trainer.config import RunConfig, stored_config
 from trainer.guards import is_full
 from trainer.optim import Optimiser
-from trainer.policy import Policy
+from trainer.policy import Policy, damaged
 
 FORMAT_VERSION = 1
 VALUE_HEAD = "value_head.safetensors"
@@ -282,13 +282,19 @@ def checked_model(path: Path) -> Path:
     return model_folder(path)
 
 
+def _unreadable(file: Path, error: Exception) -> CheckpointError:
+    if isinstance(error, SafetensorError):
+        return CheckpointError(f"{file} {damaged(error)}.")
+    return CheckpointError(f"{file} cannot be read: {error}.")
+
+
 def load_adapter(path: Path, policy: Policy) -> None:
     """Put an adapter's weights back over the base model. Raises CheckpointError when they are missing or
     differ."""
     try:
         saved = load_file(path / ADAPTER)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path / ADAPTER} cannot be read: {error}.") from error
+        raise _unreadable(path / ADAPTER, error) from error
     own = policy.named_parameters()
     if saved.keys() != own.keys():
         raise CheckpointError(f"{path / ADAPTER} holds another adapter than the run's.")
@@ -304,7 +310,7 @@ def load_value_head(path: Path, policy: Policy) -> None:
     try:
         policy.value_head.load_state_dict(load_file(path / VALUE_HEAD))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{path / VALUE_HEAD} cannot be read: {error}.") from error
+        raise _unreadable(path / VALUE_HEAD, error) from error
 
 
 def load_optimiser(path: Path, policy: Policy, optimiser: Optimiser) -> None:
@@ -312,7 +318,7 @@ def load_optimiser(path: Path, policy: Policy, optimiser: Optimiser) -> None:
     try:
         tensors = load_file(path / "optimiser.safetensors")
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path / 'optimiser.safetensors'} cannot be read: {error}.") from error
+        raise _unreadable(path / "optimiser.safetensors", error) from error
     by_name: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, part = key.rpartition("/")

@@ -241,7 +241,7 @@ TROUBLES: dict[str, Trouble] = {
     "lost worker": Trouble(
         "The worker's machine or its main process died, or it was cut off from the database for longer "
         "than a lease.",
-        "Contact with its worker was lost {where}; another one may take it after {seconds} s",
+        "Contact with its worker was lost {where}; a free worker goes on with it after {seconds} s",
         "Nothing: the run goes on from its last checkpoint by itself.",
         "queued again",
     ),

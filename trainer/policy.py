@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
@@ -377,9 +378,7 @@ def load_policy(path: str | Path, device: torch.device | str = "cpu") -> Policy:
     except (
         Exception
     ) as error:  # transformers raises whatever its parsers raise; each means: this folder is no model
-        raise ModelError(
-            f"The model in {folder} did not load: {type(error).__name__}: {_first_line(error)}"
-        ) from error
+        raise ModelError(f"The model in {folder} did not load: {_why(folder, error)}") from error
     try:
         refuse_unsupported(model.config)
     except UnsupportedModelError as error:
@@ -396,6 +395,27 @@ def load_policy(path: str | Path, device: torch.device | str = "cpu") -> Policy:
     model.to(device)
     model.eval()  # no dropout: the sampling policy and the trained policy are one function
     return Policy(model, tokenizer, _end_ids(folder, config, model, tokenizer))
+
+
+def _why(folder: Path, error: Exception) -> str:
+    """The error of a library as a sentence, with the file that it is about where that can be found."""
+    if not isinstance(error, SafetensorError):
+        return f"{type(error).__name__}: {_first_line(error)}"
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError as found:
+            return f"{path.name} {damaged(found)}"
+        except OSError:
+            continue
+    return f"a file of its weights {damaged(error)}"
+
+
+def damaged(error: SafetensorError) -> str:
+    """What a safetensors file is that cannot be read, as the end of a sentence about it."""
+    detail = _first_line(error).removeprefix("Error while deserializing header: ").rstrip(".")
+    return f"is cut off, empty or damaged ({detail})"
 
 
 def load_reference(path: str | Path, device: torch.device | str = "cpu") -> Policy:

@@ -11,6 +11,7 @@ SERVING_WORKER_SECONDS = 30  # heard of so lately, a worker counts as there
 SILENT_WORKER_SECONDS = 15  # as long unheard, its page says so
 LOST_WORKER_SECONDS = 60  # then it says lost
 RESTART_BACKOFF_SECONDS = (10, 30, 90)
+SILENT_TRAINER_SECONDS = 15  # as long without a word after it was asked to leave, a trainer does not answer
 STOP_GRACE_SECONDS = 45  # to save, of a trainer that was asked to stop; people who cannot wait stop it now
 KILL_SECONDS = 15  # a worker that has not ended a run by then that is to stop now is not waited for
 SAME_STEP_DEATHS = 2  # lost attempts at one step before a run fails
@@ -21,7 +22,8 @@ LOGIN_FAILURES_PER_ADDRESS = 20
 LOGIN_WINDOW_SECONDS = 900
 PASSWORD_CHECKS_AT_ONCE = 2  # in one process; each takes 100 MB
 TOKENS_PER_USER = 50  # that are good
-TOKEN_DAYS = 365  # the longest life that the page offers a number for
+TOKEN_DAYS = 90  # the life of a token, unless another one is chosen
+MAX_TOKEN_DAYS = 365  # the longest that there is
 TOKEN_NAME_LETTERS = 80
 
 API_CALLS = 100  # per user and window, that is 20 a second

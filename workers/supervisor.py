@@ -33,6 +33,7 @@ from trainer.schema.training import CheckpointConfig
 from webapp import broker
 from webapp.embedded import leftovers
 from webapp.projects.models import ModelSource
+from webapp.runs.config_form import ConfigError, config_errors
 from webapp.runs.models import Checkpoint, Run, RunStatus, Worker
 from workers import keeping, lease, memory
 from workers.child import TrainerChild
@@ -252,7 +253,9 @@ class _Attempt:
         try:
             config = stored_config(run.config)
         except ValidationError as error:
-            raise CannotStartError("config", error=error) from error
+            raise CannotStartError(
+                "config", error=" ".join(map(_in_words, config_errors(error)[:3]))
+            ) from error
         slug = config.model.path
         source = self._patiently(lambda: ModelSource.objects.filter(slug=slug).first())
         if source is None:
@@ -366,6 +369,10 @@ def _ending(held: Lease, error: Exception) -> tuple[RunStatus, str]:
         return RunStatus.PAUSED, TROUBLES["disk full"].sentence(step, checkpoint, what=what)
     said = f"The worker failed: {type(error).__name__}: {error}"
     return RunStatus.FAILED, told(said, step, checkpoint, "Its log has the traceback. Retry, and report it.")
+
+
+def _in_words(error: ConfigError) -> str:
+    return f"{error.path}: {error.message}" if error.path else error.message
 
 
 def _epoch(folder: Path) -> int:

@@ -207,6 +207,13 @@ test("the status line tells live, catching up, paused, lost, silent and finished
   assert.match(liveWords(now({ connection: "refused" })).text, /log in again/);
 });
 
+test("a trainer that does not answer to a stop is not called live, and when it is ended is told", () => {
+  const stopping = { status: "stopping", progress_age_s: 20 };
+  assert.match(liveWords(now({ state: run(stopping) })).text, /^Live/);
+  assert.deepEqual(liveWords(now({ state: run({ ...stopping, wish_ends_s: 24.2 }) })), { word: "stalled", text: "Trainer does not answer · ended in 25 s" });
+  assert.equal(liveWords(now({ state: run({ ...stopping, wish_ends_s: 0 }) })).text, "Trainer does not answer · being ended");
+});
+
 test("a clock that runs ahead is no claim about the page", () => {
   assert.equal(liveWords(now({ behind: -0.2 })).text, "Live · 0.0 s behind");
   assert.equal(liveWords(now({ behind: -7200 })).text, "Live");
@@ -222,7 +229,7 @@ test("nothing that nobody works on is called live", () => {
   }
   assert.equal(liveWords(now({ state: run({ ...dead, status: "succeeded" }) })).text, "Finished");
   assert.equal(liveWords(now({ state: run({ ...dead, status: "failed" }) })).text, "Finished · failed");
-  assert.match(liveWords(now({ state: run({ ...dead, status: "recovering" }) })).text, /^Waiting for another worker · last data /);
+  assert.match(liveWords(now({ state: run({ ...dead, status: "recovering" }) })).text, /^Waiting for a worker · last data /);
   assert.match(liveWords(now({ state: run({ ...dead, status: "paused" }) })).text, AT);
   assert.equal(liveWords(now({ missing: 5, state: run({ ...dead, status: "stopped" }) })).text, "Catching up · 5 events");
 });

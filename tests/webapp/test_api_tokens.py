@@ -12,7 +12,7 @@ from tests.webapp.material import People
 from tests.webapp.test_access import API, fill
 from webapp.accounts.models import ApiToken, User
 from webapp.accounts.services import create_login_link, create_token, use_login_link
-from webapp.limits import TOKENS_PER_USER
+from webapp.limits import LOGIN_FAILURES_PER_ACCOUNT, TOKENS_PER_USER
 from webapp.live.access import user_of_session
 from webapp.projects.access import Role
 from webapp.projects.models import Membership, Project
@@ -66,6 +66,24 @@ def test_the_page_needs_a_csrf_token_and_revokes_nobody_elses(people: People) ->
     assert people.client("editor").post(f"/settings/tokens/{token.id}/revoke").status_code == 404
     token.refresh_from_db()
     assert token.revoked_at is None
+
+
+def test_who_has_a_password_makes_a_token_with_it_alone_and_every_token_ends(people: People) -> None:
+    people.editor.set_password("a long enough secret")
+    people.editor.save()
+    client = people.client("editor")
+    for wrong in ({}, {"password": "another long secret"}):
+        page = new_token(client, **wrong)
+        assert (page.status_code, "not your password" in page.content.decode()) == (400, True)
+    assert not ApiToken.objects.exists()
+    assert new_token(client, password="a long enough secret", days="0").status_code == 400
+    assert new_token(client, password="a long enough secret", days="365").status_code == 200
+    assert ApiToken.objects.get().expires_at is not None
+    for _ in range(LOGIN_FAILURES_PER_ACCOUNT + 1):
+        page = new_token(client, password="guess")
+    assert "Too many wrong passwords" in page.content.decode()
+    chosen = people.client("viewer").get("/settings/tokens/").content.decode()
+    assert '<option value="90" selected>' in chosen
 
 
 @pytest.mark.parametrize(

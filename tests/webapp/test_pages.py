@@ -410,7 +410,7 @@ def test_a_form_that_met_an_outage_can_be_sent_again_and_holds_no_secret(
     def away(*_: Any, **__: Any) -> None:
         raise OperationalError("no route to the database")
 
-    monkeypatch.setattr("webapp.runs.views.get_project", away)
+    monkeypatch.setattr("webapp.runs.form_views.get_project", away)
     monkeypatch.setattr("webapp.accounts.forms.LoginForm.clean", away)
     client = people.client("editor")
     client.raise_request_exception = False

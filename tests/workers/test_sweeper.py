@@ -53,7 +53,9 @@ def test_lost_run_waits_for_another_worker(sent: list[Any]) -> None:
     assert sweep().lost == 1
     run.refresh_from_db()
     assert (run.status, run.restarts, run.lease_until, run.lease_owner) == ("recovering", 1, None, "")
-    assert run.reason == "Contact with its worker was lost after step 7; another one may take it after 10 s."
+    assert run.reason == (
+        "Contact with its worker was lost after step 7; a free worker goes on with it after 10 s."
+    )
     attempt = Attempt.objects.get(run=run)
     assert (attempt.outcome, attempt.reason) == ("lost", "Contact with dead@host was lost after step 7.")
     assert Event.objects.filter(run=run).latest("seq").body["status"] == "recovering"

@@ -14,7 +14,13 @@ from trainer.text import storable
 from webapp.accounts import limits
 from webapp.accounts.models import ApiToken, User
 from webapp.accounts.services import live_tokens
-from webapp.limits import PASSWORD_CHECKS_AT_ONCE, TOKEN_DAYS, TOKEN_NAME_LETTERS, TOKENS_PER_USER
+from webapp.limits import (
+    MAX_TOKEN_DAYS,
+    PASSWORD_CHECKS_AT_ONCE,
+    TOKEN_DAYS,
+    TOKEN_NAME_LETTERS,
+    TOKENS_PER_USER,
+)
 
 # Argon2 takes its memory for every check under way.
 _CHECKS = threading.BoundedSemaphore(PASSWORD_CHECKS_AT_ONCE)
@@ -50,6 +56,24 @@ class LoginForm(AuthenticationForm):
         return cleaned
 
 
+def _check_password(form: forms.Form, field: str, user: User, address: str | None) -> None:
+    """That `field` holds the user's password; a wrong one counts as a wrong login does. Whoever has none, and
+    logs in with links, is not asked.
+    """
+    if not user.has_usable_password():
+        return
+    tried = limits.begin_try(user.get_username(), address)
+    if tried.refused:
+        minutes = -(-tried.wait_seconds // 60)
+        raise ValidationError(f"Too many wrong passwords were tried. Wait {minutes} minutes.")
+    with _CHECKS:
+        is_right = user.check_password(form.cleaned_data.get(field) or "")
+    if is_right:
+        limits.forget(tried)
+    else:
+        form.add_error(field, "This is not your password now. Letter case counts.")
+
+
 class PasswordForm(forms.Form):
     """A new password, the old one first where there is one. Wrong old ones count as wrong logins do."""
 
@@ -73,25 +97,15 @@ class PasswordForm(forms.Form):
         new, again = self.cleaned_data.get("new"), self.cleaned_data.get("again")
         if new is not None and again is not None and new != again:
             self.add_error("again", "This is not the same as the new password. Type both again.")
-        if not self.errors and self.user.has_usable_password():
-            self._check_old()
+        if not self.errors:
+            _check_password(self, "old", self.user, self.address)
         return self.cleaned_data
-
-    def _check_old(self) -> None:
-        tried = limits.begin_try(self.user.get_username(), self.address)
-        if tried.refused:
-            minutes = -(-tried.wait_seconds // 60)
-            raise ValidationError(f"Too many wrong passwords were tried. Wait {minutes} minutes.")
-        with _CHECKS:
-            is_right = self.user.check_password(self.cleaned_data.get("old") or "")
-        if not is_right:
-            self.add_error("old", "This is not your password now. Letter case counts.")
-        else:
-            limits.forget(tried)
 
 
 class TokenForm(forms.Form):
-    """What a new API token is for and may do."""
+    """What a new API token is for and may do, and until when. It outlives the session that makes it, so the
+    password is asked for: a session that was left open or stolen makes none.
+    """
 
     name = forms.CharField(
         max_length=TOKEN_NAME_LETTERS,
@@ -102,13 +116,21 @@ class TokenForm(forms.Form):
     project = forms.CharField(required=False)
     days = forms.TypedChoiceField(
         coerce=int,
-        choices=[(7, "7 days"), (30, "30 days"), (90, "90 days"), (TOKEN_DAYS, "a year"), (0, "never")],
+        choices=[
+            (7, "7 days"),
+            (30, "30 days"),
+            (TOKEN_DAYS, f"{TOKEN_DAYS} days"),
+            (MAX_TOKEN_DAYS, "a year"),
+        ],
+        initial=TOKEN_DAYS,
         error_messages={"required": "Choose when it ends.", "invalid_choice": "Choose when it ends."},
     )
 
-    def __init__(self, user: User, projects: dict[str, int], data: Any = None) -> None:
+    password = forms.CharField(strip=False, required=False)
+
+    def __init__(self, user: User, projects: dict[str, int], address: str | None, data: Any = None) -> None:
         super().__init__(data)
-        self.user, self.projects = user, projects
+        self.user, self.projects, self.address = user, projects, address
 
     def clean_name(self) -> str:
         name = str(self.cleaned_data["name"])
@@ -129,6 +151,8 @@ class TokenForm(forms.Form):
             raise ValidationError(
                 f"You have {TOKENS_PER_USER} tokens already. Revoke one that is not needed."
             )
+        if not self.errors:
+            _check_password(self, "password", self.user, self.address)
         return self.cleaned_data
 
     def scopes(self) -> list[ApiToken.Scope]:

@@ -64,27 +64,30 @@ def login_link(request: HttpRequest, secret: str) -> HttpResponseBase:
 
 @never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
-@sensitive_variables("secret")
+@sensitive_post_parameters("password")
+@sensitive_variables("secret", "form")
 def tokens(request: HttpRequest) -> HttpResponse:
     """My API tokens; a POST makes one, and its page is the only one that ever shows it."""
     user = user_of(request)
     projects = list(projects_for(user))
     known = {project.slug: project.id for project in projects}
     secret, made = "", None
-    form = TokenForm(user, known, request.POST if request.method == "POST" else None)
+    address = request.META.get("REMOTE_ADDR")
+    form = TokenForm(user, known, address, request.POST if request.method == "POST" else None)
     if request.method == "POST" and form.is_valid():
         data = form.cleaned_data
         secret = services.create_token(
-            user, data["name"], *form.scopes(), days=data["days"] or None, project_id=data["project"]
+            user, data["name"], *form.scopes(), days=data["days"], project_id=data["project"]
         )
         made = services.find_token(secret, note_use=False)
-        form = TokenForm(user, known)
+        form = TokenForm(user, known, address)
     mine = ApiToken.objects.filter(user=user).select_related("project").order_by("-id")[:TOKENS_SHOWN]
     context = {
         "tab": "tokens",
         "form": form,
         "projects": projects,
         "secret": secret,
+        "has_password": user.has_usable_password(),
         "made": made,
         "tokens": mine.annotate(now=Now()),
     }

@@ -19,7 +19,7 @@ from webapp.trees.querysets import tree_row
 MAX_PROMPT_LETTERS = 2000  # of a tree's row in a frame; the tree's own page shows all
 MAX_WATCHED_RUNS = 200
 _TREE_FIELDS = [f for f in StoredTree._meta.concrete_fields if f.name != "payload"]
-_VOLATILE = ("heartbeat_age_s", "progress_age_s", "eta_s", "wish_age_s")
+_VOLATILE = ("heartbeat_age_s", "progress_age_s", "eta_s", "wish_age_s", "wish_ends_s")
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ def give_up_lost() -> int:
         owner="",
         losses=F("losses") + 1,
         queued_at=Now() - timedelta(seconds=RESEND_QUEUED_SECONDS),  # a message may go at once
-        reason="Contact with its worker was lost; another one may take it.",
+        reason="Contact with its worker was lost; a free one takes it.",
     )
     if unwanted or failed or again:
         logger.warning("Probes without a worker: %s queued again, %s failed.", again, failed + unwanted)

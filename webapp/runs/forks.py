@@ -27,6 +27,24 @@ def forkable(run: Run) -> Sequence[Checkpoint]:
     return list(newest.values())
 
 
+def kept_because(config: RunConfig | None, kept: Sequence[Checkpoint]) -> list[tuple[Checkpoint, str]]:
+    """Each of `kept`, which come newest first, with why it is not deleted."""
+    newest = config.checkpoint.keep_last if config is not None else 1
+    told = []
+    for place, one in enumerate(kept):
+        why = []
+        if place < newest:
+            why.append("the newest" if place == 0 else f"one of the newest {newest}")
+        if one.is_pinned:
+            why.append("a fork begins with it")
+        if not why:
+            why.append(
+                "the best evaluated" if config is not None and config.checkpoint.keep_best else "in use"
+            )
+        told.append((one, ", ".join(why)))
+    return told
+
+
 def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`config` with `changes`, whose keys are paths as `training.steps`. Raises RequestError(400) for a path
     that leads nowhere.

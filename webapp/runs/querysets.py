@@ -14,7 +14,12 @@ from django.db.models import Count, Sum
 from django.db.models.functions import Now
 from django.urls import reverse
 
-from webapp.limits import MAX_PAGE_SIZE, SERVING_WORKER_SECONDS
+from webapp.limits import (
+    MAX_PAGE_SIZE,
+    SERVING_WORKER_SECONDS,
+    SILENT_TRAINER_SECONDS,
+    STOP_GRACE_SECONDS,
+)
 from webapp.probes.checkpoints import kept_policies
 from webapp.projects.models import Project
 from webapp.runs.controls import possible
@@ -24,13 +29,14 @@ from webapp.runs.models import (
     LEASED,
     Attempt,
     Event,
+    Point,
     Run,
     RunStatus,
     Series,
     WishKind,
     Worker,
 )
-from webapp.runs.words import ASKED, shown_status, wish_words
+from webapp.runs.words import ASKED, shown_status, told_reason, wish_words
 
 LATEST = (
     "reward/mean",
@@ -48,8 +54,9 @@ def run_states(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """RUNSTATE of each run, in the order given. Two queries, however many runs.
 
     Ages and `eta_s` are by the database's clock; `progress_age_s` is how long ago the trainer was last heard
-    of. The ETA is the wall time of the last 20 steps, evaluation and saving included, times the steps that
-    are left.
+    of. `told` is the reason as it goes on from the word `shown`. `wish_ends_s`: so long a trainer that does
+    not answer to a pause or stop is still waited for. The ETA is the wall time of the last 20 steps,
+    evaluation and saving included, times the steps that are left.
     """
     runs = list(runs)
     if not runs:
@@ -60,13 +67,14 @@ def run_states(runs: Iterable[Run]) -> list[dict[str, Any]]:
     progress_ages: dict[int, float | None] = {}
     wishes: dict[int, dict[str, Any]] = {}
     wish_ages: dict[int, float | None] = {}
+    wish_ends: dict[int, float | None] = {}
     with connection.cursor() as cursor:
         cursor.execute(
             """
             SELECT r.id, extract(epoch FROM now() - r.heartbeat_at)::float8,
                    extract(epoch FROM now() - r.progress_at)::float8, s.name, s.last_value,
                    r.wish, u.username, extract(epoch FROM now() - r.wish_at)::float8,
-                   r.wish_seen_at IS NOT NULL
+                   extract(epoch FROM now() - r.wish_seen_at)::float8
             FROM arborist_run r
             LEFT JOIN arborist_user u ON u.id = r.wish_by_id
             LEFT JOIN arborist_series s ON s.run_id = r.id AND s.name = ANY(%s)
@@ -74,14 +82,17 @@ def run_states(runs: Iterable[Run]) -> list[dict[str, Any]]:
             """,
             [list(LATEST), ids],
         )
-        for run_id, age, progress_age, name, value, wish, by, wish_age, is_seen in cursor.fetchall():
+        for run_id, age, progress_age, name, value, wish, by, wish_age, seen_age in cursor.fetchall():
             ages[run_id], progress_ages[run_id] = age, progress_age
             if wish:
                 wish_ages[run_id] = _rounded(wish_age)
+                is_silent = (progress_age or 0.0) >= SILENT_TRAINER_SECONDS
+                if seen_age is not None and is_silent and wish != WishKind.KILL:
+                    wish_ends[run_id] = _rounded(STOP_GRACE_SECONDS - seen_age)
                 wishes[run_id] = {
                     "kind": wish,
                     "by": by or "somebody",
-                    "is_seen": is_seen,
+                    "is_seen": seen_age is not None,
                     "asked": f"{ASKED[WishKind(wish)]} requested by {by or 'somebody'}",
                 }
             if name is not None:
@@ -94,6 +105,7 @@ def run_states(runs: Iterable[Run]) -> list[dict[str, Any]]:
             "status": run.status,
             "shown": shown_status(run),
             "reason": run.reason,
+            "told": told_reason(run),
             "step": run.step,
             "steps_total": run.steps_total,
             "phase": run.phase if run.is_active or run.status == RunStatus.FAILED else "",
@@ -105,8 +117,11 @@ def run_states(runs: Iterable[Run]) -> list[dict[str, Any]]:
             "stalled": run.status in LEASED and run.stalled_at is not None,
             "eta_s": etas.get(run.id),
             "worker": run.lease_owner if run.status in LEASED else "",
-            "wish": wishes[run.id] | {"words": wish_words(run)} if run.id in wishes else None,
+            "wish": wishes[run.id] | {"words": wish_words(run, is_silent=run.id in wish_ends)}
+            if run.id in wishes
+            else None,
             "wish_age_s": wish_ages.get(run.id),
+            "wish_ends_s": wish_ends.get(run.id),
             "actions": [action.value for action in possible(run)],
             "latest": {name: latest[run.id].get(name) for name in LATEST},
         }
@@ -258,6 +273,14 @@ def resumes_of(run: Run) -> list[int]:
     later = Attempt.objects.filter(run=run).order_by("epoch").values_list(*steps)[1:]
     # One that has done no step yet may still be loading the checkpoint that it goes on from.
     return sorted({start or 0 for start, last in later if start is not None or last is not None})
+
+
+def has_overwritten(run: Run) -> bool:
+    """Whether a later attempt went over steps again that an earlier one had done. Two queries at most."""
+    if run.lease_epoch < 2:
+        return False
+    clock = Series.objects.filter(run=run, name=STEP_CLOCK).first()
+    return clock is not None and Point.objects.filter(series=clock, superseded=True).exists()
 
 
 def _is_served(queue: str) -> bool:

@@ -101,8 +101,7 @@ def give_up(run: Run, what: str = CONTACT_LOST, actor: str = "sweeper") -> None:
     else:
         back_off = RESTART_BACKOFF_SECONDS[min(run.restarts, len(RESTART_BACKOFF_SECONDS) - 1)]
         status = RunStatus.RECOVERING
-        then = "another one may take it" if what == CONTACT_LOST else "a free worker goes on with it"
-        reason = f"{what} {where}; {then} after {back_off} s."
+        reason = f"{what} {where}; a free worker goes on with it after {back_off} s."
         changes["not_before"] = Now() + timedelta(seconds=back_off)
     lost = f"Contact with {run.lease_owner} was lost" if what == CONTACT_LOST else what
     _end_attempt(run, status, reason, f"{lost} {where}.", actor=actor, **changes)

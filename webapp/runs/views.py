@@ -20,11 +20,11 @@ from webapp.limits import PAGE_SIZE
 from webapp.projects.access import Role, get_project, get_run, may, require, runs_for, user_of
 from webapp.runs.controls import Action, control, done_words
 from webapp.runs.events import packing_check, told_events
-from webapp.runs.forks import forkable
+from webapp.runs.forks import forkable, kept_because
 from webapp.runs.models import Run
 from webapp.runs.origin import config_of, imported, method_of_run
 from webapp.runs.panels import panels
-from webapp.runs.querysets import attempts_of, outcome_of, resumes_of, run_states, runs_page
+from webapp.runs.querysets import attempts_of, has_overwritten, outcome_of, resumes_of, run_states, runs_page
 
 FIRST_PRESETS = ("treerpo-tiny", "grpo-tiny", "treepo-tiny")  # what an empty project offers
 MAX_OVERLAYS = 9
@@ -83,6 +83,7 @@ def run_detail(request: HttpRequest, run_id: int) -> HttpResponse:
     context = run_context(request, run_id, "curves")
     context["catalogue"] = panels()
     context["resumes"] = resumes_of(context["run"])
+    context["has_overwritten"] = has_overwritten(context["run"])
     context["overlay_runs"] = _overlays(request, context["run"])
     return render(request, "runs/detail.html", context)
 
@@ -143,7 +144,9 @@ def run_attempts(request: HttpRequest, run_id: int) -> HttpResponse:
     context = run_context(request, run_id, "attempts")
     run = context["run"]
     context["attempts"] = attempts_of(run)
-    context["checkpoints"] = forkable(run)
+    config = config_of(run)
+    context["checkpoints"] = kept_because(config, forkable(run))
+    context["keep"] = None if config is None else config.checkpoint
     return render(request, "runs/attempts.html", context)
 
 

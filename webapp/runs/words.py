@@ -16,14 +16,28 @@ def shown_status(run: Run) -> str:
     return str(run.status)
 
 
-def wish_words(run: Run) -> str:
-    """How far what somebody asked for has got: the part after "Pause requested by ada 2 s ago · "."""
+def told_reason(run: Run) -> str:
+    """The run's reason as it goes on from the word of its status: "Paused", "by ada after step 3."."""
+    word = shown_status(run)
+    if word == "stalled":
+        return "Its worker lives, its trainer does not get on. If it hangs, stop it now and retry it."
+    first, _, rest = run.reason.partition(" ")
+    return rest if first.lower() == word else run.reason
+
+
+def wish_words(run: Run, *, is_silent: bool) -> str:
+    """How far what somebody asked for has got: the part after "Pause requested by ada 2 s ago · ".
+    `is_silent`: its trainer does not answer; the page adds when it is ended.
+    """
     if run.status not in LEASED or not run.wish:
         return ""
     if run.wish_seen_at is None:
         return "waiting for the worker"
     if run.wish == WishKind.KILL:
         return "acknowledged · ending the trainer"
+    if is_silent:
+        return "acknowledged · the trainer does not answer"
     if run.phase == "saving":
         return f"acknowledged · saving the checkpoint of step {run.step}"
-    return f"acknowledged · leaving step {run.step + 1}, then saving step {run.step}"
+    # A step whose update has begun is finished, any other is given up.
+    return f"acknowledged · leaving step {run.step + 1}, or finishing it if it is nearly done, then saving"

@@ -10,6 +10,8 @@ interface RunState {
   /** The word and colour for it. */
   shown: ShownStatus;
   reason: string;
+  /** The reason as it goes on from the word of `shown`. */
+  told: string;
   step: number;
   steps_total: number;
   phase: string;
@@ -26,6 +28,8 @@ interface RunState {
   /** How what somebody asked for is told: `asked` 2 s ago · `words`. */
   wish: { kind: "pause" | "stop" | "kill"; by: string; is_seen: boolean; asked: string; words: string } | null;
   wish_age_s: number | null;
+  /** So long a trainer that does not answer to it is still waited for. */
+  wish_ends_s?: number | null;
   /** What may be asked of the run now. */
   actions: ("pause" | "resume" | "stop" | "stop-now" | "retry")[];
   latest: Record<string, number | null>;

@@ -6,6 +6,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from webapp.accounts.models import ApiToken, User
 from webapp.accounts.services import create_token
+from webapp.limits import MAX_TOKEN_DAYS, TOKEN_DAYS
 from webapp.projects.access import projects_for
 
 
@@ -23,9 +24,8 @@ class Command(BaseCommand):
         )
         parser.add_argument("--project", help="slug; the token is good for this project alone")
         parser.add_argument("--name", default="command line", help="what it is for, to tell tokens apart")
-        parser.add_argument(
-            "--days", type=int, default=None, help="it ends after so many days (default: never)"
-        )
+        told = f"it ends after so many days, {MAX_TOKEN_DAYS} at most (default: {TOKEN_DAYS})"
+        parser.add_argument("--days", type=int, default=TOKEN_DAYS, help=told)
 
     def handle(self, *_args: Any, **options: Any) -> None:
         user = User.objects.filter(username=options["user"], is_active=True).first()
@@ -33,8 +33,8 @@ class Command(BaseCommand):
             raise CommandError(
                 f"There is no active user {options['user']!r}. `manage.py create_user` makes one."
             )
-        if options["days"] is not None and options["days"] < 1:
-            raise CommandError(f"--days {options['days']} is in the past. Use 1 or more.")
+        if not 1 <= options["days"] <= MAX_TOKEN_DAYS:
+            raise CommandError(f"--days is {options['days']}. Use 1 to {MAX_TOKEN_DAYS}.")
         if not 0 < len(options["name"]) <= 80:
             raise CommandError(f"--name has {len(options['name'])} letters. Use 1 to 80.")
         project = None

@@ -4,6 +4,7 @@ import { ApiError, post } from "../core/api.js";
 import { byId, setText } from "../core/dom.js";
 import { duration, statusGlyph, statusWord } from "../core/format.js";
 import { load } from "../core/regions.js";
+import { endedIn } from "./words.js";
 
 const UNANSWERED_SECONDS = 30;
 
@@ -32,7 +33,7 @@ export class RunHead {
     const part = (/** @type {string} */ name) => this.#root.querySelector(`[data-state="${name}"]`);
     setText(part("glyph"), statusGlyph(state.shown));
     setText(part("word"), statusWord(state.shown));
-    setText(part("reason"), state.reason);
+    setText(part("reason"), state.told);
     setText(part("step"), String(state.step));
     setText(part("eta"), duration(state.eta_s));
     setText(part("phase"), state.phase && state.worker ? `${state.phase}${state.phase_total ? ` ${state.phase_done} of ${state.phase_total}` : ""}` : "");
@@ -46,7 +47,7 @@ export class RunHead {
     if (worker?.parentElement) worker.parentElement.hidden = !state.worker;
     const actions = state.actions.join(" ");
     if (state.status !== this.#status || actions !== this.#actions) {
-      if (state.status !== this.#status) announce(`${state.name}: ${statusWord(state.shown)}. ${state.reason}`);
+      if (state.status !== this.#status) announce(`${state.name}: ${statusWord(state.shown)} ${state.told}`);
       [this.#status, this.#actions] = [state.status, actions];
       // What may be asked now, and how it ended, as the server writes it.
       load(location.href, ["run-controls", "run-outcome", "active-runs"]).catch((error) => this.#say(String(error.message)));
@@ -92,7 +93,8 @@ export class RunHead {
     }
     const waited = (state.wish_age_s ?? 0) + (performance.now() - this.#heardAt) / 1000;
     const slow = !wish.is_seen && waited >= UNANSWERED_SECONDS;
-    const hint = !slow ? "" : wish.kind === "kill" ? " It ends without it in a moment." : " It has not answered; Stop now does not wait for it.";
+    const left = state.wish_ends_s == null ? null : state.wish_ends_s - (performance.now() - this.#heardAt) / 1000;
+    const hint = left !== null ? `; ${endedIn(left)}. What came after its last checkpoint is made again.` : !slow ? "" : wish.kind === "kill" ? " It ends without it in a moment." : " It has not answered; Stop now does not wait for it.";
     this.#say(`${wish.asked} ${duration(Math.round(waited))} ago · ${wish.words}${slow ? "." : ""}${hint}`);
   }
 }

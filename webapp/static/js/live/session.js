@@ -268,7 +268,8 @@ export class Session {
       // Ages go on growing while nothing is heard.
       const more = (performance.now() - this.#stateAt) / 1000;
       const older = (/** @type {number | null | undefined} */ age) => (age == null ? null : age + more);
-      state = { ...state, heartbeat_age_s: older(state.heartbeat_age_s), progress_age_s: older(state.progress_age_s) };
+      const sooner = (/** @type {number | null | undefined} */ left) => (left == null ? null : Math.max(left - more, 0));
+      state = { ...state, heartbeat_age_s: older(state.heartbeat_age_s), progress_age_s: older(state.progress_age_s), wish_ends_s: sooner(state.wish_ends_s) };
     }
     return {
       connection: this.#connection === "polling" && this.#pollFailed ? "reconnecting" : this.#connection,

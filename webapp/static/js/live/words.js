@@ -26,6 +26,9 @@ export const isServerSilent = (now) =>
 /** @param {string} text @param {number | null} at browser milliseconds */
 const since = (text, at) => (at === null ? text : `${text} · last data ${clock(at)}`);
 
+/** When a trainer that does not answer is ended. @param {number} seconds */
+export const endedIn = (seconds) => (seconds > 0 ? `ended in ${duration(Math.ceil(seconds))}` : "being ended");
+
 /** @param {Situation} now @returns {{word: string, text: string}} `word` for style, `text` for people */
 export function liveWords(now) {
   const state = now.state;
@@ -43,10 +46,11 @@ export function liveWords(now) {
   // Nobody works on it, so nothing here is live but the wait.
   const spoke = state.progress_age_s == null ? null : Date.now() - 1000 * state.progress_age_s;
   if (state.status === "queued") return { word: "waiting", text: "Waiting for a worker" };
-  if (state.status === "recovering") return { word: "waiting", text: since("Waiting for another worker", spoke) };
+  if (state.status === "recovering") return { word: "waiting", text: since("Waiting for a worker", spoke) };
   if (state.status === "paused") return { word: "waiting", text: since("Run paused", spoke) };
   const silent = state.heartbeat_age_s ?? 0;
   if (silent >= SILENT_WORKER_SECONDS) return { word: "silent", text: `Worker silent for ${duration(Math.round(silent))}` };
+  if (state.wish_ends_s != null) return { word: "stalled", text: `Trainer does not answer · ${endedIn(state.wish_ends_s)}` };
   if (state.stalled) return { word: "stalled", text: `Stalled · no progress for ${duration(Math.round(state.progress_age_s ?? 0))}` };
   // A worker whose clock runs ahead makes events that are not yet; that says nothing about the page.
   if (now.behind === null || now.behind < -1) return { word: "live", text: "Live" };

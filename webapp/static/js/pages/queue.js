@@ -20,7 +20,7 @@ function tell(word, text) {
 
 async function look() {
   // What is being chosen is not taken away from under the pointer.
-  if (document.hidden || paused || document.querySelector("#live-region :is(button, a):active")) return later(SECONDS);
+  if (document.hidden || paused || document.querySelector("#live-region :is(button, a):active, #live-region details[open]")) return later(SECONDS);
   const problem = byId("live-problem");
   try {
     await load(location.pathname, ["live-region", "active-runs"]);

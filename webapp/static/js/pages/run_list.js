@@ -49,9 +49,13 @@ if (table) {
     const cell = (/** @type {string} */ name) => /** @type {HTMLElement} */ (row.querySelector(`[data-cell="${name}"]`));
     const status = cell("status");
     status.className = `status status-${state.shown}`;
-    status.title = state.wish ? `${state.wish.asked}; ${state.wish.words}` : state.reason;
-    setText(status.firstElementChild, statusGlyph(state.shown));
-    setText(status.lastElementChild, statusWord(state.shown));
+    setText(status.querySelector("[data-part=glyph]"), statusGlyph(state.shown));
+    setText(status.querySelector("[data-part=word]"), statusWord(state.shown));
+    const told = status.querySelector("[data-part=told]");
+    if (told instanceof HTMLElement) {
+      told.title = state.wish ? `${state.wish.asked}; ${state.wish.words}` : state.told;
+      setText(told, state.status === "succeeded" ? "" : told.title);
+    }
     cell("step").querySelector("progress")?.setAttribute("value", String(state.step));
     setText(cell("step").querySelector(".figures"), `${state.step}/${state.steps_total}`);
     setText(cell("eta"), duration(state.eta_s));
@@ -65,7 +69,7 @@ if (table) {
       before.spark = [...before.spark, reward].slice(-SPARK_POINTS);
       drawSpark(state.id);
     }
-    if (state.status !== before.status && hasEnded(state.status)) announce(`${state.name}: ${statusWord(state.status)}. ${state.reason}`);
+    if (state.status !== before.status && hasEnded(state.status)) announce(`${state.name}: ${statusWord(state.status)} ${state.told}`);
     if (state.status !== before.status) load(location.href, ["active-runs"]).catch(() => {}); // the next change brings it
     row.dataset.status = state.status;
     const actions = state.actions.join(" ");

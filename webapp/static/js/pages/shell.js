@@ -1,4 +1,5 @@
 // On every page: shows what needs a script, switches the theme, makes hidden characters visible.
+import { announce } from "../core/announce.js";
 import { revealScripted, setText, typed } from "../core/dom.js";
 import { guardForms } from "../core/forms.js";
 import { ago } from "../core/format.js";
@@ -36,15 +37,34 @@ setInterval(() => {
 }, 10_000);
 
 // Menus close when the reader goes elsewhere.
-const menus = /** @type {NodeListOf<HTMLDetailsElement>} */ (document.querySelectorAll("details.menu"));
+const menus = () => /** @type {NodeListOf<HTMLDetailsElement>} */ (document.querySelectorAll("details.menu[open]"));
 document.addEventListener("click", (event) => {
-  for (const menu of menus) if (!menu.contains(/** @type {Node} */ (event.target))) menu.open = false;
+  for (const menu of menus()) if (!menu.contains(/** @type {Node} */ (event.target))) menu.open = false;
 });
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape") return;
-  for (const menu of menus) {
-    if (menu.open && menu.contains(document.activeElement)) menu.querySelector("summary")?.focus();
+  for (const menu of menus()) {
+    if (menu.contains(document.activeElement)) menu.querySelector("summary")?.focus();
     menu.open = false;
   }
 });
 document.getElementById("form-problem")?.focus();
+
+// What is shown once can be copied with one press.
+document.addEventListener("click", (event) => {
+  const copy = /** @type {Element} */ (event.target).closest("[data-copy]");
+  const field = copy instanceof HTMLElement && document.getElementById(copy.dataset.copy ?? "");
+  if (copy && field instanceof HTMLInputElement) void copyField(copy, field);
+});
+
+/** Without a right to the clipboard the text is selected, ready to be copied by hand. @param {Element} button @param {HTMLInputElement} field */
+async function copyField(button, field) {
+  field.select();
+  try {
+    await navigator.clipboard.writeText(field.value);
+    setText(button, "Copied");
+  } catch {
+    setText(button, "Selected: copy it with the keyboard");
+  }
+  announce(button.textContent ?? "");
+}
