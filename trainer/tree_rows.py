@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -49,13 +49,17 @@ NODE_COLUMNS: Final[Mapping[str, type]] = {
 }
 
 
-def node_rows(tree: RolloutTree, where: Where) -> Iterator[Row]:
-    """Every node, the prompt included, in breadth-first order. None: no such number."""
+def node_rows(tree: RolloutTree, where: Where, only: Container[str] | None = None) -> Iterator[Row]:
+    """Every node, the prompt included, or those with the names `only`, in breadth-first order. None: no such
+    number.
+    """
     names = node_names(tree)
     depths, leaves, answers = tree.depths(), tree.leaf_counts(), tree.answer_counts()
     correct = tree.sum_over_leaves(np.where(tree.verdict == Verdict.CORRECT, tree.copies, 0).astype(float))
     offsets = tree.token_offsets.tolist()
     for node in range(tree.n_nodes):
+        if only is not None and names[node] not in only:
+            continue
         own = slice(offsets[node], offsets[node + 1])
         sampled = node != ROOT and tree.finish[node] != FinishReason.GIVEN and own.stop > own.start
         yield {

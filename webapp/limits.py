@@ -76,6 +76,7 @@ EXPORTS_AT_ONCE = 3  # of one user that wait or are worked on
 EXPORT_KEEP_SECONDS = 7 * 86_400  # then the file is deleted
 EXPORT_FORGET_SECONDS = 30 * 86_400  # then the row is
 MAX_EXPORT_TREES = 200_000
+MAX_EXPORT_NODES = 1_000_000  # that a search may find for one
 MAX_EXPORT_BYTES = 8 * 2**30
 MAX_EXPORT_BYTES_PER_USER = 16 * 2**30
 PREVIEW_ROWS = 3

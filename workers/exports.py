@@ -14,12 +14,13 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from webapp.exports import files
+from webapp.exports.found import look
 from webapp.exports.kinds import NodesExport, PageExport, Parameters, read_parameters
 from webapp.exports.models import Export, ExportStatus
 from webapp.exports.page import page_of
 from webapp.exports.rows import RowMaker
-from webapp.exports.selection import places, read_trees, stored_selection, trees_of
-from webapp.limits import EXPORT_KEEP_SECONDS, MAX_EXPORT_BYTES, MAX_EXPORT_TREES
+from webapp.exports.selection import Selection, places, read_trees, stored_selection, trees_of
+from webapp.limits import EXPORT_KEEP_SECONDS, MAX_EXPORT_BYTES, MAX_EXPORT_NODES, MAX_EXPORT_TREES
 from workers import file_jobs
 from workers.export_files import Csv, JsonLines, Parquet, Writer
 from workers.file_jobs import LEASE, Held, JobFailedError
@@ -79,9 +80,10 @@ def _fill(
 ) -> tuple[int, dict[str, int]]:
     """How many rows there are, and what was left out."""
     selection = stored_selection(export.selection)
-    maker = RowMaker(parameters)
+    found = _found(held, export, selection) if selection.search else None
+    maker = RowMaker(parameters, found)
     wanted = places(
-        trees_of(export.project, selection), by_problem=maker.by_problem, most=MAX_EXPORT_TREES + 1
+        trees_of(export.project, selection, found), by_problem=maker.by_problem, most=MAX_EXPORT_TREES + 1
     )
     if len(wanted) > MAX_EXPORT_TREES:
         raise JobFailedError(f"More than {MAX_EXPORT_TREES:,} trees match by now. Choose fewer steps.")
@@ -110,6 +112,20 @@ def _fill(
         rows += 1
     writer.close()
     return rows, {reason: count for reason, count in maker.left_out.items() if count}
+
+
+def _found(held: Held[Export], export: Export, selection: Selection) -> dict[int, set[str]]:
+    """All that its search finds, told on the way."""
+
+    def goes_on(looked: int, n_nodes: int) -> bool:
+        held.report(reason=f"Looking for nodes: {min(looked / max(n_nodes, 1), 1):.0%} of {n_nodes:,}.")
+        return True
+
+    found = look(export.project, selection.search, goes_on=goes_on)
+    if not found.is_complete:
+        raise JobFailedError(f"More than {MAX_EXPORT_NODES:,} nodes match. Narrow the search.")
+    held.update(reason="")
+    return found.nodes
 
 
 def _fill_page(held: Held[Export], tree_id: int | None, stream: BinaryIO) -> tuple[int, dict[str, int]]:

@@ -65,7 +65,7 @@ class Held(Generic[J]):
         if not mine.update(**changes):
             raise JobLostError(f"it is not held in epoch {self.epoch} any more")
 
-    def report(self, **progress: int) -> None:
+    def report(self, **progress: int | str) -> None:
         """Tell how far it is and keep the lease, at most once a second. Raises JobLostError and
         JobGivenBackError.
         """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import time
@@ -17,6 +19,7 @@ from django.test import Client
 from tests.webapp.material import People, add_tree, worked_tree
 from webapp.errors import RequestError
 from webapp.exports import files, services
+from webapp.exports.found import Found
 from webapp.exports.kinds import TreesExport, read_parameters
 from webapp.exports.models import Export, ExportStatus
 from webapp.exports.selection import read_selection
@@ -24,6 +27,7 @@ from webapp.exports.sweeper import sweep_exports
 from webapp.limits import EXPORTS_AT_ONCE, FILE_JOB_ATTEMPTS
 from webapp.projects.models import Project
 from webapp.runs.models import Run
+from webapp.search import indexer
 from workers import exports as worker
 from workers import file_jobs
 
@@ -346,6 +350,43 @@ def test_the_page_counts_shows_three_rows_and_starts(run: Run, people: People) -
     listed = client.get("/exports/").content.decode()
     assert f"/exports/{export.id}/file" in listed
     assert "No exports yet" in people.client("editor").get("/exports/").content.decode()
+
+
+def test_what_a_search_finds_is_exported_node_by_node_or_as_whole_trees(
+    run: Run, people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_tree(run, 3, worked_tree(3, problem_id="p-9", text="an unusual wombat"), index=4)
+    indexer.index_all()
+    monkeypatch.setattr("webapp.exports.found.NODES_AT_ONCE", 2)  # several pages of the search
+    wanted = {"search": "verdict:incorrect step:2..3"}
+    found = list(csv.DictReader(io.StringIO(written(asked(run, people, "nodes", selection=wanted)).decode())))
+    every = list(csv.DictReader(io.StringIO(written(asked(run, people, "nodes")).decode())))
+    assert found == [row for row in every if row["verdict"] == "incorrect" and row["step"] in ("2", "3")]
+    assert len(found) > 2
+    trees = written(asked(run, people, "trees", selection={"search": "wombat"})).splitlines()
+    assert [json.loads(line)["problem_id"] for line in trees] == ["p-9"]
+
+    client = people.client("viewer")
+    page = client.get("/p/lab/export?search=verdict:incorrect+step:2..3").content.decode()
+    assert f'<strong class="figures">{len(found)}</strong> nodes' in page
+    assert "/p/lab/export?search=wombat" in client.get("/p/lab/search?q=wombat").content.decode()
+    assert "There is no run x" in client.get("/p/lab/export?search=run:x").content.decode()
+    assert "No node matches" in client.get("/p/lab/export?search=walrus").content.decode()
+    with pytest.raises(RequestError, match="nothing to export"):
+        asked(run, people, "nodes", selection={"search": "walrus"})
+    with pytest.raises(RequestError, match="says itself which runs"):
+        asked(run, people, "nodes", selection={"search": "wombat", "runs": [run.id]})
+    # Another project's search finds nothing of this one.
+    elsewhere = people.client("stranger").get("/p/elsewhere/export?search=wombat").content.decode()
+    assert "No node matches" in elsewhere
+
+    many = asked(run, people, "nodes", selection={"search": "depth:>=0"})
+    monkeypatch.setattr("workers.exports.look", lambda *_, **__: Found({}, 3, is_complete=False))
+    held = worker.claim(many.id, "worker-1", lambda: False)
+    assert held is not None
+    worker.work_off(held)
+    many.refresh_from_db()
+    assert (many.status, many.reason.endswith("nodes match. Narrow the search.")) == ("failed", True)
 
 
 def test_a_file_is_for_members_and_is_saved_not_shown(

@@ -23,8 +23,8 @@ router = Router(tags=["exports"])
 
 
 class NewExport(Schema):
-    """`selection`: {"runs": [1], "from_step": 0, "to_step": 9, "q": ""} or {"trees": [5]}; `parameters`: of
-    the kind, and what is left out has its default.
+    """`selection`: {"runs": [1], "from_step": 0, "to_step": 9, "q": ""} or {"trees": [5]} or
+    {"search": "adv:<-1"}; `parameters`: of the kind, and what is left out has its default.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -13,7 +13,7 @@ from trainer.tree_rows import Row
 from webapp.exports.kinds import NodesExport, PageExport, Parameters, TreesExport
 from webapp.exports.rows import RowMaker
 from webapp.exports.selection import Place, Selection, places, read_trees, trees_of
-from webapp.exports.services import count_trees
+from webapp.exports.services import count_trees, first_found
 from webapp.limits import PREVIEW_BYTES, PREVIEW_ROWS, PREVIEW_SECONDS, PREVIEW_TREES
 from webapp.projects.models import Project
 
@@ -33,39 +33,45 @@ class Preview:
     rows: list[list[tuple[str, str, int]]]
     left_out: dict[str, int]
     is_cut: bool = False  # they have more rows than there was time to make
+    at_least: bool = False  # a search was not done; there may be more trees, and more nodes
 
 
 def preview(project: Project, selection: Selection, parameters: Parameters) -> Preview:
     """Reads at most 20 trees and 2 MB. Raises RequestError as `count_trees` does."""
-    n_trees = count_trees(project, selection, parameters)
-    trees = trees_of(project, selection)
+    found = first_found(project, selection) if selection.search else None
+    nodes = None if found is None else found.nodes
+    at_least = found is not None and not found.is_complete
+    n_trees = count_trees(project, selection, parameters, nodes)
+    trees = trees_of(project, selection, nodes)
     n_rows: int | None = None
     if isinstance(parameters, TreesExport | PageExport):
         n_rows = n_trees
+    elif found is not None and isinstance(parameters, NodesExport):
+        n_rows = found.n_nodes
     elif isinstance(parameters, NodesExport):
         n_rows = trees.aggregate(sum=Sum("n_nodes"))["sum"] or 0
     if isinstance(parameters, PageExport):
         return Preview(n_trees, n_rows, 0, 0, [], {})
-    maker = RowMaker(parameters)
+    maker = RowMaker(parameters, nodes)
     few = _few(places(trees, by_problem=maker.by_problem, most=PREVIEW_TREES))
-    found: list[Row] = []
+    shown: list[Row] = []
     rows_read = 0
     is_cut = False
     until = time.thread_time() + PREVIEW_SECONDS
     for stored in read_trees(few):
         for row in maker.of(stored) if stored is not None else ():
             rows_read += 1
-            if len(found) < PREVIEW_ROWS:
-                found.append(row)
+            if len(shown) < PREVIEW_ROWS:
+                shown.append(row)
             is_cut = time.thread_time() > until  # one tree may have a hundred thousand long rows
             if is_cut:
                 break
-        if is_cut or (n_rows is not None and len(found) == PREVIEW_ROWS):
+        if is_cut or (n_rows is not None and len(shown) == PREVIEW_ROWS):
             break
     for row in maker.rest():
         rows_read += 1
-        if len(found) < PREVIEW_ROWS:
-            found.append(row)
+        if len(shown) < PREVIEW_ROWS:
+            shown.append(row)
     if len(few) == n_trees and not is_cut:  # so these are all
         n_rows = rows_read if n_rows is None else n_rows
     return Preview(
@@ -73,9 +79,10 @@ def preview(project: Project, selection: Selection, parameters: Parameters) -> P
         n_rows,
         len(few),
         rows_read,
-        [_shown(row) for row in found],
+        [_shown(row) for row in shown],
         {reason: count for reason, count in maker.left_out.items() if count},
         is_cut,
+        at_least,
     )
 
 

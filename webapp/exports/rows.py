@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from trainer.tree import RolloutTree
 from trainer.tree_lines import Estimator, TreeLine, tree_object
@@ -26,8 +26,10 @@ class RowMaker:
     no row, by reason.
     """
 
-    def __init__(self, parameters: Parameters) -> None:
+    def __init__(self, parameters: Parameters, only: Mapping[int, set[str]] | None = None) -> None:
+        """`only`: of nodes, those with these names, tree by tree."""
         self.parameters = parameters
+        self._only = only
         self.left_out: Counter[str] = Counter()
         self._runs: dict[int, tuple[str, Estimator | None]] = {}
         self._problem = ""
@@ -58,7 +60,8 @@ class RowMaker:
             case TreesExport():
                 yield tree_object(TreeLine(run, stored.index, estimator, tree))
             case NodesExport():
-                yield from node_rows(tree, where)
+                names = None if self._only is None else self._only.get(stored.id, set())
+                yield from node_rows(tree, where, names)
             case PairsExport(gap=gap, answers=answers, most=most):
                 yield from preference_pairs(
                     tree, where, gap=gap, answers=answers, most=most, left_out=self.left_out

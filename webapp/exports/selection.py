@@ -1,13 +1,14 @@
-"""Which trees an export is of: runs, steps and a filter, or single trees."""
+"""Which trees an export is of: runs, steps and a filter; single trees; or those with what a search finds."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
-from django.db.models import F, Func, IntegerField, Q, QuerySet
+from django.db.models import BooleanField, F, Func, IntegerField, Q, QuerySet
+from django.db.models.expressions import RawSQL
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from webapp.errors import RequestError
@@ -24,8 +25,9 @@ GATHERED_BYTES = 4 * 2**20  # ... or fewer where they are large
 
 
 class Selection(BaseModel):
-    """`trees`, where there are any, are all that is meant. Otherwise all trees of `runs` that were kept, from
-    one step to another, that `q` finds.
+    """`trees`, where there are any, are all that is meant; or all trees with a node that `search` finds, and
+    where nodes are exported, those nodes alone. Otherwise all trees of `runs` that were kept, from one step
+    to another, that `q` finds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,11 +37,16 @@ class Selection(BaseModel):
     from_step: int | None = Field(None, ge=0, le=2**63 - 1)
     to_step: int | None = Field(None, ge=0, le=2**63 - 1)
     q: str = Field("", max_length=1000)
+    search: str = Field("", max_length=1000)
 
     @model_validator(mode="after")
     def _says_what(self) -> Self:
-        if not self.runs and not self.trees:
-            raise ValueError("Name a run or a tree.")
+        if not (self.runs or self.trees or self.search):
+            raise ValueError("Name a run or a tree, or search for nodes.")
+        if self.search and (
+            self.runs or self.trees or self.q or (self.from_step, self.to_step) != (None, None)
+        ):
+            raise ValueError("A search says itself which runs and steps: run:… step:… in its text.")
         if any(not 0 < number < 2**63 for number in (*self.runs, *self.trees)):
             raise ValueError("Runs and trees are named by their numbers.")
         if self.from_step is not None and self.to_step is not None and self.from_step > self.to_step:
@@ -73,9 +80,16 @@ def runs_of(project: Project, selection: Selection) -> list[Run]:
     return [found[number] for number in dict.fromkeys(selection.runs)]
 
 
-def trees_of(project: Project, selection: Selection) -> QuerySet[StoredTree]:
-    """The trees, without an order. Raises RequestError(400) for a filter that cannot be read."""
+def trees_of(
+    project: Project, selection: Selection, found: Collection[int] | None = None
+) -> QuerySet[StoredTree]:
+    """The trees, without an order. `found`: of a search, those that hold a match. Raises RequestError(400)
+    for a filter that cannot be read.
+    """
     trees = StoredTree.objects.filter(run__project=project)
+    if selection.search:
+        among = RawSQL("arborist_tree.id = ANY(%s)", [list(found or ())], BooleanField())
+        return trees.filter(among, superseded=False)
     if selection.trees:
         return trees.filter(id__in=selection.trees)
     trees = trees.filter(run_id__in=selection.runs, superseded=False)
@@ -90,10 +104,10 @@ def trees_of(project: Project, selection: Selection) -> QuerySet[StoredTree]:
             raise RequestError(
                 400, f"q: {error.message}", [{"path": "q", "message": error.message}]
             ) from error
-        found = Q(pk__in=())
+        either = Q(pk__in=())
         for run in runs_of(project, selection):  # a problem's words are looked for run by run
-            found |= Q(pk__in=matching(trees.filter(run=run), wanted, run).values("pk"))
-        trees = trees.filter(found)
+            either |= Q(pk__in=matching(trees.filter(run=run), wanted, run).values("pk"))
+        trees = trees.filter(either)
     return trees
 
 

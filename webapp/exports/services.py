@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from django.db import connection, transaction
@@ -13,22 +14,33 @@ from webapp import broker
 from webapp.accounts.models import User
 from webapp.errors import RequestError
 from webapp.exports import files
+from webapp.exports.found import Found, look
 from webapp.exports.kinds import KINDS, PageExport, Parameters
 from webapp.exports.models import UNFINISHED, Export, ExportStatus
 from webapp.exports.selection import Selection, runs_of, trees_of
-from webapp.limits import EXPORTS_AT_ONCE, MAX_EXPORT_BYTES_PER_USER, MAX_EXPORT_TREES
+from webapp.limits import EXPORTS_AT_ONCE, MAX_EXPORT_BYTES_PER_USER, MAX_EXPORT_TREES, PREVIEW_SECONDS
 from webapp.projects.models import Project
 from webapp.trees.models import StoredTree
 
 MAX_TITLE = 300
 
 
-def count_trees(project: Project, selection: Selection, parameters: Parameters) -> int:
-    """How many trees an export would read. Raises RequestError: 404 for runs and trees of another project,
-    400 where the kind does not go with so many.
+def first_found(project: Project, selection: Selection) -> Found:
+    """What a search finds within a short while: enough to tell whether it finds anything. Raises
+    RequestError(400).
+    """
+    until = time.monotonic() + PREVIEW_SECONDS
+    return look(project, selection.search, goes_on=lambda _looked, _of: time.monotonic() < until)
+
+
+def count_trees(
+    project: Project, selection: Selection, parameters: Parameters, found: Collection[int] | None = None
+) -> int:
+    """How many trees an export would read; of a search, how many of those `found`. Raises RequestError: 404
+    for runs and trees of another project, 400 where the kind does not go with so many.
     """
     runs_of(project, selection)
-    count = trees_of(project, selection).count()
+    count = trees_of(project, selection, found).count()
     if selection.trees and count < len(set(selection.trees)):
         raise RequestError(404, f"Not all of these trees are in {project.name}.")
     if count > MAX_EXPORT_TREES:
@@ -50,6 +62,8 @@ def title_of(project: Project, selection: Selection) -> str:
         tree = StoredTree.objects.filter(id__in=selection.trees, run__project=project)
         found = tree.values_list("run__name", "step", "problem_id").first()
         return "" if found is None else f"{found[0]}, step {found[1]}, {found[2]}"[:MAX_TITLE]
+    if selection.search:
+        return f"search: {selection.search}"[:MAX_TITLE]
     names = [run.name for run in runs_of(project, selection)]
     words = names[0] if len(names) == 1 else f"{len(names)} runs"
     low, high = selection.from_step, selection.to_step
@@ -68,7 +82,10 @@ def create_export(project: Project, user: User, selection: Selection, parameters
     Raises RequestError: 400 and 404 as `count_trees`, 400 for no trees, 409 for too many exports of this user
     at once or too many bytes of earlier ones.
     """
-    if not count_trees(project, selection, parameters):
+    found = first_found(project, selection) if selection.search else None
+    n_trees = count_trees(project, selection, parameters, None if found is None else found.nodes)
+    # A search that was not done in that while may still find something.
+    if not n_trees and (found is None or found.is_complete):
         raise RequestError(400, "No tree matches, so there is nothing to export. Choose other steps.")
     with transaction.atomic():
         # Two requests of one user count one after the other.

@@ -36,7 +36,7 @@ def export_new(request: HttpRequest, slug: str) -> HttpResponseBase:
     """The choice of what to export, with its preview; a POST asks for it. The address holds the choice."""
     project = get_project(request, slug)
     sent = request.POST if request.method == "POST" else request.GET
-    kind = sent.get("kind", "page" if sent.get("tree") and "," not in sent["tree"] else "trees")
+    kind = sent.get("kind") or _usual_kind(sent)
     errors: list[Mapping[str, str]] = []
     selection: Selection | None = None
     parameters: Parameters | None = None
@@ -76,11 +76,18 @@ def export_new(request: HttpRequest, slug: str) -> HttpResponseBase:
         "back": _back(project, selection),
         "sent": sent,
         "step_error": next((e["message"] for e in errors if e["path"] in ("from_step", "to_step")), ""),
+        "search_error": next((e["message"] for e in errors if e["path"] == "search"), ""),
         "filter_error": next((e["message"] for e in errors if e["path"] == "q"), ""),
         "problem": problem,
         "preview": shown,
     }
     return render(request, "exports/new.html", context, status=400 if request.method == "POST" else 200)
+
+
+def _usual_kind(sent: QueryDict) -> str:
+    if sent.get("search"):
+        return "nodes"
+    return "page" if sent.get("tree") and "," not in sent["tree"] else "trees"
 
 
 def _selection(sent: QueryDict) -> dict[str, Any]:
@@ -93,8 +100,9 @@ def _selection(sent: QueryDict) -> dict[str, Any]:
     for name, key in (("from", "from_step"), ("to", "to_step")):
         if text := sent.get(name, "").strip():
             given[key] = int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else text
-    if sent.get("q"):
-        given["q"] = sent["q"]
+    for name in ("q", "search"):
+        if sent.get(name):
+            given[name] = sent[name]
     return given
 
 
@@ -126,7 +134,7 @@ def _title(project: Project, selection: Selection) -> str:
 
 def _offered_runs(project: Project, selection: Selection | None) -> list[dict[str, Any]]:
     """The newest runs, and those that are chosen; none where single trees are meant."""
-    if selection is not None and selection.trees:
+    if selection is not None and (selection.trees or selection.search):
         return []
     chosen = set(selection.runs if selection is not None else ())
     newest = Run.objects.filter(project=project).order_by("-id").only("id", "name", "colour")
