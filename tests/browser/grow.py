@@ -60,7 +60,8 @@ def main() -> None:
             step = int(line)
             Run.objects.filter(id=run.id).update(step=step)
             for index in range(3):
-                add_tree(run, step, worked_tree(step, problem_id=f"p-{step}-{index}"), index)
+                problem = "again" if index == 2 else f"p-{step}-{index}"
+                add_tree(run, step, worked_tree(step, problem_id=problem), index)
             last = add_metrics(run, step, {"reward/mean": 0.25})
             poke(run.id, run.project_id, last)
             print("ok", flush=True)  # noqa: T201  # read by the test

@@ -213,3 +213,28 @@ def test_a_growing_tree_keeps_its_places_and_becomes_the_recorded_one(
     expect(page.locator("h1")).to_have_text("2·p-2-0")
     page.goto(address.replace("p-2-0", "p-9"))
     expect(page.get_by_text("No tree of this problem was recorded at step 2")).to_be_visible()
+
+
+def test_a_problem_of_a_run_at_work_brings_newer_trees_or_offers_them(growing: Growing, page: Page) -> None:
+    growing.step(1)
+    page.goto("/p/lab/prompts/again?runs=" + str(growing.run))
+    expect(page.locator("#problem-history[data-ready]")).to_be_visible()
+    expect(page.locator("#newer")).to_contain_text("newer trees appear here")
+    page.mouse.move(5, 5)
+    growing.step(2)
+    expect(page.locator("#step-now")).to_have_text("step 2")
+    expect(page.locator(".frame")).to_have_count(2)
+    expect(page.locator(".frame-now")).to_have_attribute("data-step", "2")
+    # Keys work once, not once for each time that the page was made anew.
+    page.keyboard.press("[")
+    expect(page.locator("#step-now")).to_have_text("step 1")
+    # Who looks at another step is left there.
+    growing.step(3)
+    offer = page.get_by_role("button", name="Show 1 newer tree")
+    expect(offer).to_be_visible()
+    expect(page.locator(".frame")).to_have_count(2)
+    expect(page.locator("#step-now")).to_have_text("step 1")
+    offer.click()
+    expect(page.locator(".frame")).to_have_count(3)
+    expect(page.locator("#step-now")).to_have_text("step 1")
+    expect(page.locator("#step-slider")).to_be_focused()

@@ -4,6 +4,7 @@ import { test } from "node:test";
 import { atOrBefore, lineOfPoints, nearestPlace, stacked, tones } from "../../webapp/static/js/problems/film.js";
 import { ancestorNamed, linked } from "../../webapp/static/js/problems/linked.js";
 import { mergedAt, mergedLayout, wayTo } from "../../webapp/static/js/problems/merged.js";
+import { newer } from "../../webapp/static/js/problems/newer.js";
 import { colourScale } from "../../webapp/static/js/tree/colour.js";
 import { layout } from "../../webapp/static/js/tree/layout.js";
 import { nameOf } from "../../webapp/static/js/tree/walk.js";
@@ -73,4 +74,17 @@ test("merged nodes lie under their parents, and what ended early leaves room", (
   assert.deepEqual([0, 5.9, 6, 7.9].map((x) => mergedAt(merged, places, 0, x)), [1, 1, 2, 2]);
   assert.deepEqual([2.9, 3, 5, 7].map((x) => mergedAt(merged, places, 1, x)), [3, 4, -1, -1]);
   assert.deepEqual(wayTo(merged, 4), [7, 10]);
+});
+
+test("newer trees are those of the runs on the page, and of runs that began since", () => {
+  const known = { 3: 10, 5: 2 };
+  const now = [
+    { id: 7, n_trees: 1, is_growing: true },
+    { id: 5, n_trees: 4, is_growing: false },
+    { id: 3, n_trees: 9, is_growing: false }, // an attempt's trees were superseded
+    { id: 2, n_trees: 50, is_growing: true }, // one of many older runs, which the page leaves out
+  ];
+  assert.deepEqual(newer(now, known, false), { count: 3, isGrowing: true });
+  assert.deepEqual(newer(now, known, true), { count: 2, isGrowing: false });
+  assert.deepEqual(newer([{ id: 3, n_trees: 10, is_growing: false }], known, false), { count: 0, isGrowing: false });
 });

@@ -90,6 +90,7 @@ API = {
     "GET /api/v1/projects": (401, 200, 200, 200),
     "GET /api/v1/projects/{slug}/problems": (401, 404, 200, 200),
     "GET /api/v1/projects/{slug}/problem": (401, 404, 200, 200),
+    "GET /api/v1/projects/{slug}/problem/runs": (401, 404, 200, 200),
     "GET /api/v1/projects/{slug}/runs": (401, 404, 200, 200),
     "POST /api/v1/projects/{slug}/runs": (401, 404, 403, 201),
     "GET /api/v1/runs/{run_id}": (401, 404, 200, 200),
@@ -261,7 +262,7 @@ def test_page_by_role(name: str, run: Run, people: People) -> None:
 # What some operations cannot do without.
 QUERIES = {
     "icicles": "?trees=1", "texts": "?blocks=0", "find": "?q=books", "difference": "?under=grpo",
-    "problem": "?problem_id=p-1", "search": "?q=books", "counts": "?q=books",
+    "problem": "?problem_id=p-1", "runs": "?problem_id=p-1", "search": "?q=books", "counts": "?q=books",
 }  # fmt: skip
 
 

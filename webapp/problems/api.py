@@ -11,6 +11,7 @@ from pydantic import Field
 from webapp.problems import querysets
 from webapp.projects.access import get_project
 from webapp.runs.api import Limit
+from webapp.runs.models import ACTIVE
 from webapp.trees.api import Step
 
 MAX_LETTERS = 200
@@ -57,4 +58,21 @@ def read_problem(
             {("trees" if name == "rows" else name): value for name, value in run.items()} for run in runs
         ],
         "n_runs": len(known),
+    }
+
+
+@router.get("/projects/{slug:slug}/problem/runs", summary="Which runs have trees of a problem, and how many")
+def read_problem_runs(request: HttpRequest, slug: str, problem_id: Text) -> Any:
+    """The newest first. `is_growing`: more may come. So that a page need not read everything to see whether
+    there is something new.
+    """
+    project = get_project(request, slug)
+    known = [] if "\0" in problem_id else querysets.runs_with_problem(project, problem_id)
+    if not known:
+        raise Http404
+    names = ("id", "status", "n_trees", "first", "last")
+    return {
+        "runs": [
+            {**{name: run[name] for name in names}, "is_growing": run["status"] in ACTIVE} for run in known
+        ]
     }

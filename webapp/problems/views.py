@@ -110,7 +110,14 @@ def problem_history(request: HttpRequest, slug: str, problem: str) -> HttpRespon
         "max_bands": MAX_BANDS,
         "n_openings": read["n_openings"],
         "steps": steps,
-        "history": {"runs": [_for_script(run) for run in runs], "steps": steps},
+        "history": {
+            "slug": project.slug,
+            "problem": problem,
+            "is_chosen": "runs" in request.GET,
+            "known": {run["id"]: run["n_trees"] for run in chosen},
+            "runs": [_for_script(run) for run in runs],
+            "steps": steps,
+        },
     }
     return render(request, "problems/detail.html", context)
 

@@ -75,6 +75,12 @@ export class PanelView {
     this.#chart?.resize();
   }
 
+  /** It is taken off the page. */
+  leave() {
+    this.#chart?.destroy();
+    this.#chart = null;
+  }
+
   /** @param {Line} line */
   #label(line) {
     const parts = [];

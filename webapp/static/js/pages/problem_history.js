@@ -1,14 +1,19 @@
 // One problem over training: the player moves one step through curves, trees and answers at once. Every number is on the
-// page already; this only draws, and moves.
+// page already; this only draws, and moves. While a run is not over, the page looks for newer trees: they come by
+// themselves while somebody watches the last step, and are offered while something else is being looked at.
 import { PanelView } from "../charts/panel.js";
 import { stylesOf } from "../charts/styles.js";
-import { byId, data, make, setText, typed } from "../core/dom.js";
+import { json } from "../core/api.js";
+import { byId, data, make, revealScripted, setText, typed } from "../core/dom.js";
 import { number, percent } from "../core/format.js";
 import { onKeys } from "../core/keys.js";
+import { load } from "../core/regions.js";
+import { revealHidden } from "../core/text.js";
 import { colour, onTheme, theme } from "../core/theme.js";
 import { read, write } from "../core/url_state.js";
 import { announce } from "../core/announce.js";
 import { atOrBefore, lineOfPoints, nearestPlace, stacked, tones } from "../problems/film.js";
+import { newer } from "../problems/newer.js";
 import { colourScale } from "../tree/colour.js";
 import { commonLimit, commonValues, drawMini } from "../tree/mini.js";
 import { hatch, sized } from "../tree/paint.js";
@@ -20,19 +25,79 @@ const FRAME = 44;
 const STAGE = 132;
 const BANDS = 84;
 const LINE = 2;
+const still = matchMedia("(prefers-reduced-motion: reduce)");
 
-/** @type {{runs: FilmRun[], steps: number[]}} */
-const { runs: every, steps } = document.getElementById("history-data") ? data("history-data") : { runs: [], steps: [] };
-const runs = every.filter((run) => run.frames.length);
-/** @type {(number | null)[][]} */
-const openingShares = document.getElementById("opening-data") ? data("opening-data") : [];
+const LOOK_SECONDS = 4;
 
-if (runs.length) start();
+/** @typedef {{slug: string, problem: string, is_chosen: boolean, known: Record<string, number>, runs: FilmRun[], steps: number[]}} History */
+/** @typedef {{move: (by: number) => void, stop: () => void, toggle: () => void, draw: () => void, redraw: () => void, follows: () => boolean, ticked: () => void, leave: () => void}} Shown */
 
+/** @type {Shown | null} */
+let shown = document.getElementById("history-data") ? start() : null;
+if (shown) {
+  onKeys({ "[": () => (shown?.stop(), shown?.move(-1)), "]": () => (shown?.stop(), shown?.move(1)) });
+  document.addEventListener("keydown", (event) => {
+    // The space bar belongs to whatever can be pressed.
+    if (event.key !== " " || event.ctrlKey || event.metaKey || event.altKey || still.matches) return;
+    if (/** @type {Element} */ (event.target).closest("a, button, input:not([type=range]), select, textarea, summary, [contenteditable]")) return;
+    event.preventDefault();
+    shown?.toggle();
+  });
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) shown?.stop();
+  });
+  // Back: the browser restores ticks after this ran.
+  window.addEventListener("pageshow", () => shown?.ticked());
+  onTheme(() => shown?.redraw());
+  later();
+}
+
+function later() {
+  if ("growing" in byId("problem-history").dataset) setTimeout(() => void look(), 1000 * LOOK_SECONDS);
+}
+
+async function look() {
+  if (document.hidden || !shown) return later();
+  const { slug, problem, is_chosen, known } = /** @type {History} */ (data("history-data"));
+  try {
+    const { runs } = await json(`/projects/${slug}/problem/runs?problem_id=${encodeURIComponent(problem)}`);
+    const { count, isGrowing } = newer(runs, known, is_chosen);
+    if (count && shown.follows()) await renew();
+    else if (count) offer(count);
+    else if (isGrowing) setText(byId("newer"), "A run is not over yet; newer trees appear here.");
+    else if (shown.follows()) await renew();
+    else setText(byId("newer"), "All its trees are here.");
+  } catch (error) {
+    setText(byId("newer"), `What is shown may be old. ${/** @type {Error} */ (error).message}`);
+  }
+  later();
+}
+
+/** @param {number} count */
+function offer(count) {
+  const button = make("button", { type: "button", class: "quiet", id: "show-newer" }, `Show ${count} newer tree${count === 1 ? "" : "s"}`);
+  button.addEventListener("click", () => void renew().then(() => byId("step-slider").focus()));
+  if (document.getElementById("show-newer")?.textContent !== button.textContent) byId("newer").replaceChildren(button);
+}
+
+/** The page as it is now. A step that was chosen stays chosen, since it stands in the address. */
+async function renew() {
+  if (!(await load(location.pathname + location.search, ["problem-history"]))) return;
+  shown?.leave();
+  revealScripted(byId("problem-history"));
+  revealHidden(byId("problem-history"));
+  shown = start();
+}
+
+/** @returns {Shown | null} null: no tree has a picture or answer to draw */
 function start() {
+  const { runs: every, steps } = /** @type {History} */ (data("history-data"));
+  const runs = every.filter((run) => run.frames.length);
+  /** @type {(number | null)[][]} */
+  const openingShares = document.getElementById("opening-data") ? data("opening-data") : [];
+  if (!runs.length) return null;
   const slider = typed("step-slider", HTMLInputElement);
   const play = typed("play", HTMLButtonElement);
-  const still = matchMedia("(prefers-reduced-motion: reduce)");
   const icicles = runs.flatMap((run) => run.frames.flatMap((frame) => frame.icicle ?? []));
   const limit = commonLimit(icicles);
   const values = commonValues(icicles);
@@ -60,7 +125,7 @@ function start() {
     byId("history-curves").append(view.element);
     return { name, view };
   });
-  const shown = new Map(runs.map(({ id, name }) => [id, { id, name }]));
+  const byRun = new Map(runs.map(({ id, name }) => [id, { id, name }]));
   const ends = /** @type {[number, number]} */ ([steps[0] ?? 0, Math.max(steps.at(-1) ?? 1, (steps[0] ?? 0) + 1)]);
 
   // The last tree's column is as wide as the mean one.
@@ -76,7 +141,7 @@ function start() {
         return { ...style, sparse: line.raw.length < 60 };
       });
       view.rest = /** @type {number} */ (steps[place]);
-      view.draw({ lines, looks: styles, window: ends, marks: [...marks, { x: /** @type {number} */ (steps[place]), kind: "now" }] }, shown, afresh);
+      view.draw({ lines, looks: styles, window: ends, marks: [...marks, { x: /** @type {number} */ (steps[place]), kind: "now" }] }, byRun, afresh);
     }
   }
 
@@ -225,7 +290,8 @@ function start() {
     play.disabled = still.matches;
     play.title = still.matches ? "Your system asks for less motion; the keys [ and ] go step by step." : "";
   }
-  still.addEventListener("change", motion);
+  const left = new AbortController();
+  still.addEventListener("change", motion, { signal: left.signal });
   motion();
 
   for (const element of /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll(".player"))) element.hidden = steps.length < 2;
@@ -238,17 +304,6 @@ function start() {
   play.addEventListener("click", toggle);
   byId("step-back").addEventListener("click", () => (stop(), move(-1)));
   byId("step-forward").addEventListener("click", () => (stop(), move(1)));
-  onKeys({ "[": () => (stop(), move(-1)), "]": () => (stop(), move(1)) });
-  document.addEventListener("keydown", (event) => {
-    // The space bar belongs to whatever can be pressed.
-    if (event.key !== " " || event.ctrlKey || event.metaKey || event.altKey || still.matches) return;
-    if (/** @type {Element} */ (event.target).closest("a, button, input:not([type=range]), select, textarea, summary, [contenteditable]")) return;
-    event.preventDefault();
-    toggle();
-  });
-  document.addEventListener("visibilitychange", () => {
-    if (document.hidden) stop();
-  });
 
   // ---- two frames
 
@@ -262,8 +317,6 @@ function start() {
   }
   byId("film-form").addEventListener("change", ticked);
   ticked();
-  // Back: the browser restores ticks after this ran.
-  window.addEventListener("pageshow", ticked);
 
   function draw() {
     film();
@@ -271,15 +324,31 @@ function start() {
     shares();
     for (const { view } of panels) view.resize();
   }
-  onTheme(() => {
+  function redraw() {
     draw();
     curves(true);
-  });
+  }
   let width = 0;
-  new ResizeObserver(([entry]) => {
+  const watcher = new ResizeObserver(([entry]) => {
     if (!entry || entry.contentRect.width === width) return;
     width = entry.contentRect.width;
     draw();
-  }).observe(byId("problem-history"));
+  });
+  watcher.observe(byId("problem-history"));
   byId("problem-history").dataset.ready = "";
+
+  /** Whether the newest step is being watched, and nothing else: then a newer one may take its place. */
+  function follows() {
+    const focused = document.activeElement;
+    const isBusy = focused instanceof Element && focused !== document.body && focused.closest("#film-form, .answers, .openings, .range-form, #newer, details") !== null;
+    const isPointed = document.querySelector("#film-form:hover, .answers:hover, .openings:hover, .problem-head:hover") !== null;
+    return place === steps.length - 1 && timer === undefined && !isBusy && !isPointed && ![...boxes].some((box) => box.checked);
+  }
+  function leave() {
+    stop();
+    left.abort();
+    watcher.disconnect();
+    for (const { view } of panels) view.leave();
+  }
+  return { move, stop, toggle, draw, redraw, follows, ticked, leave };
 }
