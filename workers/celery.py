@@ -50,6 +50,7 @@ app.conf.update(
     worker_cancel_long_running_tasks_on_connection_loss=False,
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
+    broker_channel_error_retry=True,  # a broker out of memory: without this the worker ends
     broker_transport_options={"socket_keepalive": True, "health_check_interval": 10},
     worker_enable_remote_control=False,
     worker_send_task_events=False,

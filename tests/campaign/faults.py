@@ -20,6 +20,7 @@ from webapp.embedded.processes import Identity
 
 if TYPE_CHECKING:
     from tests.campaign.driver import Campaign
+    from tests.campaign.watching import RunSeen
 
 
 MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
@@ -116,6 +117,48 @@ class WorkerFault(Fault):
     def prepare(self) -> None:
         self.worker = self.rng.choice(WORKERS)
         self.touches = (self.worker,)
+
+
+class HolderFault(WorkerFault):
+    """Hits a worker that holds a run which has come so far that there is something to lose."""
+
+    touches = WORKERS
+    patience = 15.0
+
+    def prepare(self) -> None:
+        self.worker = ""
+
+    def holders(self) -> list[str]:
+        found = {worker: self.campaign.run(self.campaign.run_of(worker)) for worker in WORKERS}
+        trained = {(run, epoch) for run, epoch, _ in self.campaign.watcher.trainers}
+        return [
+            worker
+            for worker, run in found.items()
+            if (run.id, run.epoch) in trained and self.is_far_enough(run)
+        ]
+
+    def is_far_enough(self, run: RunSeen) -> bool:
+        return run.status == "running" and run.step > 0
+
+    def is_moment(self) -> bool:
+        return bool(self.holders())
+
+    def inject(self) -> str:
+        if not (holders := self.holders()):
+            return "nobody held a run that had come far enough"
+        self.worker = self.rng.choice(holders)
+        return self.strike_at(self.worker)
+
+    def strike_at(self, worker: str) -> str:
+        raise NotImplementedError
+
+    def is_over(self) -> bool:
+        return not self.worker
+
+    def heal(self) -> None:
+        if self.worker:
+            self.system.reconnect(self.worker)
+            self.system.launch(self.worker)
 
 
 class WorkerKilled(WorkerFault):
@@ -303,18 +346,17 @@ class FileSizeLimit(Fault):
             resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
 
-class CheckpointDamaged(WorkerFault):
+class CheckpointDamaged(HolderFault):
     """The newest checkpoint is damaged and its worker killed, so that it is what would be resumed from."""
 
     name, what = "F14", "checkpoint damaged on disk"
     moments = "R"
-    patience = 10.0
 
-    def is_moment(self) -> bool:
-        return self.campaign.run(self.campaign.run_of(self.worker)).checkpoint is not None
+    def is_far_enough(self, run: RunSeen) -> bool:
+        return run.checkpoint is not None
 
-    def inject(self) -> str:
-        run = self.campaign.run_of(self.worker)
+    def strike_at(self, worker: str) -> str:
+        run = self.campaign.run_of(worker)
         found = sorted(
             (
                 path
@@ -343,16 +385,12 @@ class CheckpointDamaged(WorkerFault):
             f"{file.name} of {path.parent.parent.name}/{path.name} of run {run} {how}; {self.worker} killed"
         )
 
-    def heal(self) -> None:
-        self.system.launch(self.worker)
 
-
-class KilledWhileSaving(WorkerFault):
+class KilledWhileSaving(HolderFault):
     """A trainer, or everything of its worker, dies in one of the moments around a checkpoint."""
 
     name, what = "F15", "killed during a checkpoint"
     moments = "C"
-    patience = 10.0
     hold = 25.0
     ends_by_itself = True
     SEAMS: ClassVar[dict[str, str]] = {  # where the trainer stands still: what dies there has done
@@ -369,22 +407,20 @@ class KilledWhileSaving(WorkerFault):
         self.seam = self.rng.choice(sorted(self.SEAMS))
         self.with_worker = self.seam in ("told", "listed") or self.rng.random() < 0.5
         self.trainer = self.run = self.pointer = 0
+        self.file: Path | None = None
         self.is_done = False
 
     def impossible(self) -> str:
         return "" if self.system.seams else "no C compiler"
 
-    def is_moment(self) -> bool:
-        return self.campaign.run(self.campaign.run_of(self.worker)).step > 0
-
-    def inject(self) -> str:
+    def strike_at(self, worker: str) -> str:
         who = f"{self.worker} and its trainer" if self.with_worker else f"the trainer of {self.worker}"
         self.file = self.system.seams[self.worker]
         self.file.write_text("named" if self.seam in ("told", "listed") else self.seam)
         return f"{who} to be killed at its next checkpoint: {self.SEAMS[self.seam]}"
 
     def go_on(self) -> None:
-        if self.is_done or self.file.exists():
+        if self.is_done or self.file is None or self.file.exists():
             return
         if not self.trainer:
             self.run = self.campaign.run_of(self.worker)
@@ -417,13 +453,13 @@ class KilledWhileSaving(WorkerFault):
         self.campaign.hits[f"F15 {self.SEAMS[self.seam]}"] += 1
 
     def is_over(self) -> bool:
-        return self.is_done
+        return self.is_done or super().is_over()
 
     def heal(self) -> None:
-        self.file.unlink(missing_ok=True)
+        if self.file is not None:
+            self.file.unlink(missing_ok=True)
         kill(self.trainer, signal.SIGCONT)
-        self.system.reconnect(self.worker)
-        self.system.launch(self.worker)
+        super().heal()
 
 
 class WebKilled(Fault):
@@ -814,7 +850,7 @@ class AnswerLost(WorkerFault):
         self.system.history.add("note", text=f"{proxy.cuts} answers to {self.worker} were lost so far")
 
 
-class SpoolTorn(WorkerFault):
+class SpoolTorn(HolderFault):
     """Records wait in the spool, for the way to the database is cut off, when its worker dies and the machine
     with it, so that the end of the file is lost.
     """
@@ -822,24 +858,20 @@ class SpoolTorn(WorkerFault):
     name, what = "F36", "spool torn at its end"
     moments = "R"
     hold = 12.0
-    patience = 10.0
     ends_by_itself = True
 
     def prepare(self) -> None:
         super().prepare()
         self.is_done = False
 
-    def is_moment(self) -> bool:
-        return self.campaign.run(self.campaign.run_of(self.worker)).step > 0
-
-    def inject(self) -> str:
-        self.run = self.campaign.run_of(self.worker)
+    def strike_at(self, worker: str) -> str:
+        self.run = self.campaign.run_of(worker)
         self.epoch = self.campaign.run(self.run).epoch
         self.system.cut_off(self.worker)
         return f"{self.worker} to be killed with events of run {self.run} in its spool, and the end cut off"
 
     def go_on(self) -> None:
-        if not self.is_done and self.campaign.watcher.waiting(self.run, self.epoch) >= 2:
+        if self.worker and not self.is_done and self.campaign.watcher.waiting(self.run, self.epoch) >= 2:
             self.strike()
 
     def strike(self) -> None:
@@ -858,11 +890,7 @@ class SpoolTorn(WorkerFault):
         self.campaign.hits["F36 records waited, the last one was torn"] += 1
 
     def is_over(self) -> bool:
-        return self.is_done
-
-    def heal(self) -> None:
-        self.system.reconnect(self.worker)
-        self.system.launch(self.worker)
+        return self.is_done or super().is_over()
 
 
 class ClockJumps(Fault):
@@ -920,6 +948,7 @@ class VerifierHangs(Fault):
 
     name, what = "F40", "verifier hangs or dies"
     hold = 12.0
+    patience = 10.0
 
     def prepare(self) -> None:
         self.is_killed = self.rng.random() < 0.5

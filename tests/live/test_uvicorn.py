@@ -22,10 +22,14 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 
 from tests.live.page import cookie_of
-from tests.workers.factories import log, metrics, numbered, started
+from tests.webapp.material import worked_tree
+from tests.workers.factories import log, make_user, metrics, numbered, started
+from trainer.tree_lines import TreeLine, write_line
 from webapp.accounts.models import User
 from webapp.embedded import processes
-from webapp.runs.models import Run
+from webapp.embedded.stack import WEB_LEAVE_SECONDS
+from webapp.projects.models import Project
+from webapp.runs.models import Event, Run
 from workers import lease
 from workers.recorder import Recorder
 
@@ -62,7 +66,7 @@ def site(database_url: str, tmp_path: Path) -> Iterator[Site]:
     port = free_port()
     argv = [sys.executable, "-m", "uvicorn", "webapp.asgi:application", "--host", "127.0.0.1"]
     argv += ["--port", str(port), "--no-access-log", "--ws-max-size", "65536"]
-    argv += ["--timeout-graceful-shutdown", "3"]
+    argv += ["--timeout-graceful-shutdown", str(WEB_LEAVE_SECONDS)]
     environment = os.environ | {"ARBORIST_DATABASE_URL": database_url, "ARBORIST_DATA_DIR": str(tmp_path)}
     log_path = tmp_path / "web.log"
     with log_path.open("ab") as output:
@@ -168,3 +172,49 @@ async def test_reader_that_takes_nothing_costs_no_memory_and_nobody_else(
         assert max(delays) < 2
         assert site.resident_bytes() - before < 15_000_000
     stuck.close()
+
+
+def uploading(site: Site, project: Project, cookie: str, name: str) -> tuple[socket.socket, bytes]:
+    """An upload of a file of trees that is half there, and its other half."""
+    trees = b"".join(write_line(TreeLine(name, n, None, worked_tree(n + 1))) for n in range(20))
+    fields = {"csrfmiddlewaretoken": "c" * 32, "name": name}
+    body = b"".join(
+        f'--x\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n'.encode()
+        for key, value in fields.items()
+    )
+    body += b'--x\r\nContent-Disposition: form-data; name="file"; filename="trees.jsonl"\r\n\r\n'
+    body += trees + b"\r\n--x--\r\n"
+    head = (
+        f"POST /p/{project.slug}/import HTTP/1.1\r\nHost: 127.0.0.1:{site.port}\r\n"
+        f"Cookie: {settings.SESSION_COOKIE_NAME}={cookie}; csrftoken={'c' * 32}\r\n"
+        f"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    half = len(body) // 2
+    link = socket.create_connection(("127.0.0.1", site.port), timeout=15)
+    link.sendall(head.encode() + body[:half])
+    return link, body[half:]
+
+
+def test_a_web_process_that_leaves_ends_the_uploads_it_can_and_leaves_nothing_of_the_others(
+    site: Site, project: Project
+) -> None:
+    """As in a deployment: one file comes to its end in time, another one never does."""
+    cookie = cookie_of(make_user("editor", project))
+    quick, rest = uploading(site, project, cookie, "quick")
+    stuck, _ = uploading(site, project, cookie, "stuck")
+    time.sleep(0.5)
+    told = time.monotonic()
+    site.popen.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    quick.sendall(rest)
+    answer = quick.recv(1000)
+    assert answer.startswith(b"HTTP/1.1 302"), answer
+    site.popen.wait(10)
+    assert time.monotonic() - told < 10
+    said = b""
+    with contextlib.suppress(ConnectionError):
+        said = stuck.recv(1000)
+    assert not said or said.startswith(b"HTTP/1.1 503"), said
+    (imported,) = Run.objects.all()
+    assert (imported.name, imported.status, imported.trees.count()) == ("quick", "succeeded", 20)
+    assert not Event.objects.exclude(run=imported).exists()

@@ -365,8 +365,17 @@ def test_worker_consumes_again_after_the_broker_was_killed_frozen_emptied_and_fu
         link.config_set("maxmemory", "1")
         assert not broker.send_train_run(run.id, "cpu")
         link.config_set("maxmemory", "0")
-        link.close()
         consumes(10**9 + 3)
+        # Full just when the worker takes a message, which it has to note down in the broker.
+        one.popen.send_signal(signal.SIGSTOP)
+        assert broker.send_train_run(run.id, "cpu")
+        link.config_set("maxmemory", "1")
+        one.popen.send_signal(signal.SIGCONT)
+        until(lambda: one.said("command not allowed when used memory"))
+        link.config_set("maxmemory", "0")
+        link.close()
+        consumes(10**9 + 4)
+        assert one.popen.poll() is None
     finally:
         child.signal(signal.SIGCONT)
         server.stop(child)

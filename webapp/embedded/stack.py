@@ -36,6 +36,7 @@ FIRST_PORT = 8000
 PORTS_TRIED = 20
 SOCKET_MESSAGE_BYTES_MAX = 64 * 1024
 PROGRAM_START_SECONDS = 90.0
+WEB_LEAVE_SECONDS = 7  # to answer what was asked before: a statement may take 5 s, an upload some
 TICK_SECONDS = 0.2
 BACK_OFF_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 # After this long a restart counts as a success, and the back-off begins anew.
@@ -288,8 +289,10 @@ class Stack:
         # h11 bounds a request's headers, httptools does not. No proxy stands before us, so what a request
         # says of addresses is nothing.
         argv += ["--http", "h11", "--h11-max-incomplete-event-size", "65536", "--no-proxy-headers"]
-        argv += ["--ws-max-size", str(SOCKET_MESSAGE_BYTES_MAX), "--timeout-graceful-shutdown", "3"]
-        return Program("web", argv, self.folder.logs / "web.log", env, 8.0, ready=lambda: answers(port))
+        argv += ["--ws-max-size", str(SOCKET_MESSAGE_BYTES_MAX)]
+        argv += ["--timeout-graceful-shutdown", str(WEB_LEAVE_SECONDS)]
+        log, patience = self.folder.logs / "web.log", WEB_LEAVE_SECONDS + 3.0
+        return Program("web", argv, log, env, patience, ready=lambda: answers(port))
 
     def _sweeper(self, env: dict[str, str]) -> Program:
         argv = [sys.executable, "manage.py", "sweep"]
