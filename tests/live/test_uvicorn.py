@@ -28,8 +28,9 @@ from trainer.tree_lines import TreeLine, write_line
 from webapp.accounts.models import User
 from webapp.embedded import processes
 from webapp.embedded.stack import WEB_LEAVE_SECONDS
+from webapp.imports.models import Import
 from webapp.projects.models import Project
-from webapp.runs.models import Event, Run
+from webapp.runs.models import Run
 from workers import lease
 from workers.recorder import Recorder
 
@@ -196,7 +197,7 @@ def uploading(site: Site, project: Project, cookie: str, name: str) -> tuple[soc
 
 
 def test_a_web_process_that_leaves_ends_the_uploads_it_can_and_leaves_nothing_of_the_others(
-    site: Site, project: Project
+    site: Site, project: Project, tmp_path: Path
 ) -> None:
     """As in a deployment: one file comes to its end in time, another one never does."""
     cookie = cookie_of(make_user("editor", project))
@@ -215,6 +216,9 @@ def test_a_web_process_that_leaves_ends_the_uploads_it_can_and_leaves_nothing_of
     with contextlib.suppress(ConnectionError):
         said = stuck.recv(1000)
     assert not said or said.startswith(b"HTTP/1.1 503"), said
-    (imported,) = Run.objects.all()
-    assert (imported.name, imported.status, imported.trees.count()) == ("quick", "succeeded", 20)
-    assert not Event.objects.exclude(run=imported).exists()
+    (taken,) = Import.objects.all()
+    assert (taken.run_name, taken.status) == ("quick", "queued")
+    # And nothing lies about of the other one.
+    assert [file.stat().st_size for file in (tmp_path / "exports" / "uploads").iterdir()] == [
+        taken.size_bytes
+    ]
