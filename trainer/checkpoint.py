@@ -3,6 +3,7 @@
     step-25/
       model/               a model folder like any other: config, tokenizer, safetensors weights
       optimiser.safetensors   AdamW's tensors by parameter name
+      batch.msgpack        the next step's trees, where sampling overlaps training (`overlap`)
       state.json           counters; randomness needs no state, it has names (`seeding`)
       config.json          the run's complete config
       manifest.json        size and SHA-256 of every file above; written last
@@ -17,7 +18,7 @@ import os
 import platform
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import file_digest
 from importlib.metadata import version
@@ -102,12 +103,13 @@ def save_checkpoint(
     keep_last: int,
     keep_best: bool = False,
     accuracy: float | None = None,
+    more: Mapping[str, bytes] | None = None,
 ) -> SavedCheckpoint:
     """Write `checkpoints/step-N` and delete all but the last `keep_last` up to it, and with `keep_best` the
     one with the best accuracy. Raises CheckpointError, DiskFullError among them; then no checkpoint is lost
     and nothing is left behind, but what the policy would delete may be gone already.
 
-    accuracy: of an evaluation at this very step, None without one.
+    accuracy: of an evaluation at this very step, None without one. more: further files, by name.
 
     Everything is written under a temporary name and synced to disk before the folder takes its name.
     """
@@ -118,9 +120,13 @@ def save_checkpoint(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _make_room(
-            folder, _bytes_needed(policy), lambda: _delete_old(run_dir, state.step, keep_last - 1, keep_best)
+            folder,
+            _bytes_needed(policy) + sum(map(len, (more or {}).values())),
+            lambda: _delete_old(run_dir, state.step, keep_last - 1, keep_best),
         )
         _write(scratch, config, state, policy, optimiser)
+        for name, content in (more or {}).items():
+            (scratch / name).write_bytes(content)
         size = _write_manifest(scratch, state, config, weights, accuracy)
         _take_name(scratch, target, weights, accuracy)
         _sync(folder)

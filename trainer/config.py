@@ -142,6 +142,17 @@ class RunConfig(Section):
                 "objective.segment_weight answers belongs to credit.spread node; other spreads do it anyway."
             )
         if (
+            self.training.max_staleness
+            and objective.kind == "policy"
+            and objective.ratio != "none"
+            and objective.importance.kind == "none"
+        ):
+            raise ValueError(
+                f"training.max_staleness {self.training.max_staleness} trains on what an older policy "
+                f"sampled, and objective.ratio {objective.ratio} begins at the policy before the update. Set "
+                "objective.importance truncated or masked, or training.max_staleness 0."
+            )
+        if (
             objective.kind == "policy"
             and objective.expert.kind == "chord"
             and self.data.kind not in ("chain", "graph", "jsonl", "parquet", "datasets")

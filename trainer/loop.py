@@ -51,6 +51,7 @@ from trainer.experts import expert_count, expert_trees
 from trainer.forking import what_a_fork_may_not_change
 from trainer.guards import TROUBLES, NotFinite, NotFiniteError, Size, is_gpu_memory, is_host_memory
 from trainer.optim import Optimiser, UpdateData, UpdateResult, UpdateStopped
+from trainer.overlap import Ahead, Batch, Level, one_at_a_time, saved_batch
 from trainer.packing_check import NotComparedError, check_packing
 from trainer.policy import ModelError, Policy, load_policy, load_reference, model_sha256, resolve_model
 from trainer.rewards import shape_rewards
@@ -116,6 +117,7 @@ def train(
     except FloatingPointError as error:
         return run.ended("failed", TROUBLES["diverged"].sentence(run.state.step, run.saved_step, what=error))
     finally:
+        run.ahead.close()
         run.judge.close()
         run.engine.close()
 
@@ -132,7 +134,7 @@ def _steps(run: _Run) -> Outcome:
         for step in run.steps():
             clock = _Clock(run.judge.cpu_seconds)
             try:
-                rollouts = run.sample(step)
+                rollouts = run.rollouts(step)
                 clock.lap("sampling")
                 trees = credit_trees(rollouts.trees, run.credit)
                 clock.lap("credit")
@@ -153,6 +155,7 @@ def _steps(run: _Run) -> Outcome:
             if run.has_spent_its_tokens():
                 return run.ended("succeeded", f"{run.state.unique_tokens:,} tokens are sampled.")
     except (SamplingStopped, JudgingStopped, UpdateStopped):
+        run.ahead.give_up()
         run.save()
         return run.ended(
             "stopped", f"Stopped after step {run.state.step} of {config.training.steps}, as asked."
@@ -259,6 +262,11 @@ class _Run:
         self.sampled_tokens = 0  # in the step under way, also those that stand in no tree
         if resume is not None:
             load_optimiser(resume, self.policy, self.optimiser)
+        self.ahead = Ahead(should_stop, self.policy.device)
+        if config.training.max_staleness:
+            self.emit = emit = one_at_a_time(emit)
+            if resume is not None and not is_fork and (batch := saved_batch(resume)):
+                self.ahead.batches[batch.step] = batch
         self.judge.start()
         emit(
             Started(
@@ -326,6 +334,55 @@ class _Run:
         last = self.state.step if self.has_spent_its_tokens() else self.config.training.steps
         return range(self.state.step + 1, last + 1)
 
+    def rollouts(self, step: int) -> Rollouts:
+        """The step's trees; with overlap those that were sampled while the last step trained, and from now on
+        the next step's are.
+        """
+        if not self.config.training.max_staleness:
+            return self.sample(step)
+        self.ahead.done(step - 1)
+        if step not in self.ahead.batches:
+            self.ahead.begin(step, self.sample_aside)
+            self.settle()
+        batch = self.ahead.batches[step]
+        self.sampled_tokens = batch.sampled_tokens
+        for level, message in batch.said:
+            self.say(level, message)
+        if not self.is_last(step):
+            self.ahead.begin(step + 1, self.sample_aside)
+        if batch.not_finite is not None:
+            raise NotFiniteError(batch.not_finite)
+        return batch.rollouts
+
+    def is_last(self, step: int) -> bool:
+        """Whether no step comes after this one, whose trees are there."""
+        most = self.config.training.max_sampled_tokens
+        tokens = self.state.unique_tokens + self.sampled_tokens
+        return step >= self.config.training.steps or 0 < most <= tokens
+
+    def sample_aside(self, step: int, should_stop: Callable[[], bool]) -> Batch:
+        """The trees of `step` by the weights of this moment, sampled by another thread."""
+        return _Aside(self, should_stop).batch(step)
+
+    def settle(self) -> None:
+        """Wait for the trees of the next step; until then no weight moves. Where memory ran out beside
+        training they are sampled once more, by half as many rows.
+        """
+        step = self.ahead.next_step
+        try:
+            self.ahead.settle()
+            return
+        except Exception as error:
+            if not (is_gpu_memory(error) or is_host_memory(error)):
+                raise
+            said = self.sampling_size.smaller(error, self.state.step + 1, "sampling")
+        gc.collect()
+        if self.policy.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.say("warning", said)
+        self.ahead.begin(step, self.sample_aside)
+        self.settle()
+
     def sample(self, step: int) -> Rollouts:
         """The step's trees, verified and rewarded."""
         config = self.config
@@ -362,6 +419,8 @@ class _Run:
             )
 
         trees = self.within_memory(sample, self.sampling_size, step, "sampling")
+        version = self.state.step
+        trees = [own if own.policy_version == version else own.sampled_by(version) for own in trees]
         segments = sum(tree.n_nodes - 1 for tree in trees)
         self.progress(step, "sampling", watch.trees)(segments, segments)  # all of them are there
         self.sampled_tokens += (self.engine.spent - before).sampled
@@ -413,6 +472,8 @@ class _Run:
             result, norm = self.within_memory(
                 partial(self.optimiser.gradient, data, should_stop), self.training_size, step, "training"
             )
+            if number == 0:
+                self.settle()
             results.append(self.optimiser.apply(result, norm, step=step))
         return with_training(trees, batch, results, self.config.objective), results
 
@@ -518,6 +579,7 @@ class _Run:
 
     def skip(self, step: int, found: NotFinite, clock: _Clock) -> None:
         """Step `step` came to no update: count it, say so, and leave everything else as it was."""
+        self.settle()
         clock.lap("training")
         self.not_finite = found
         self.count(step, [_skipped(found)], clock)
@@ -581,7 +643,10 @@ class _Run:
         }
         if updates[0].logprob_gap is not None:  # else nothing was compared, and 0 would claim that it was
             values["policy/logprob_gap"] = updates[0].logprob_gap
-        values |= last.figures | self.engine.figures()
+        if following := self.ahead.batches.get(state.step + 1):
+            values["speed/training_seconds"] -= following.waited
+        batch = self.ahead.batches.get(state.step)
+        values |= last.figures | (self.engine.figures() if batch is None else batch.metrics())
         if self.config.sampler.kind == "flat" and self.config.sampler.merge != "none":
             values["tree/merged_share"] = 1 - values["tree/unique_tokens"] / values["tree/flat_tokens"]
         if self.config.credit.filter.kind == "zero_variance":
@@ -618,6 +683,7 @@ class _Run:
             keep_last=self.config.checkpoint.keep_last,
             keep_best=self.config.checkpoint.keep_best,
             accuracy=self.accuracy[1] if self.accuracy[0] == self.state.step else None,
+            more=self.ahead.files(self.state.step + 1),
         )
         self.emit(
             CheckpointSaved(
@@ -635,7 +701,7 @@ class _Run:
         if trouble := self.judge.troubles():
             self.say("warning", f"Step {step}: {trouble}")
 
-    def say(self, level: Literal["info", "warning", "error"], message: str) -> None:
+    def say(self, level: Level, message: str) -> None:
         self.emit(LogLine(time=time.time(), level=level, message=message[:8192]))
 
     def progress(
@@ -646,6 +712,8 @@ class _Run:
 
         def report(done: int, total: int) -> None:
             nonlocal last
+            if phase == "training" and self.ahead.is_sampling:
+                return  # one place at a time: the trees that grow are more to look at
             now = time.monotonic()
             if now - last >= PROGRESS_SECONDS:
                 last = now
@@ -659,6 +727,36 @@ class _Run:
 
     def ended(self, outcome: Literal["succeeded", "stopped", "failed", "paused"], reason: str) -> Outcome:
         return Outcome(outcome, self.state.step, reason, self.policy.weights_sha256())
+
+
+class _Aside(_Run):
+    """A run as the sampler's thread sees it: with its own `should_stop`; what it says is kept for the step
+    that it belongs to, and memory that runs out is left to `settle`.
+    """
+
+    def __init__(self, run: _Run, should_stop: Callable[[], bool]) -> None:
+        vars(self).update(vars(run))
+        self.should_stop = should_stop
+        self.said: list[tuple[Level, str]] = []
+
+    def batch(self, step: int) -> Batch:
+        try:
+            rollouts, found = self.sample(step), None
+        except NotFiniteError as error:
+            rollouts, found = Rollouts([], []), error.found
+        return Batch(step, rollouts, self.sampled_tokens, found, self.engine.figures(), tuple(self.said))
+
+    def within_memory(
+        self,
+        work: Callable[[], T],
+        size: Size,  # noqa: ARG002  # of `_Run`
+        step: int,  # noqa: ARG002
+        doing: str,  # noqa: ARG002
+    ) -> T:
+        return work()
+
+    def say(self, level: Level, message: str) -> None:
+        self.said.append((level, message))
 
 
 Phase = Literal["loading", "sampling", "verifying", "training", "evaluating", "saving"]

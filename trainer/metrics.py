@@ -132,6 +132,13 @@ _ALL = (
     Metric(
         "sampling/error_share", "Verifier errors", "", "share of leaves on which the verifier failed", "lower"
     ),
+    Metric(
+        "sampling/staleness",
+        "Staleness",
+        "updates",
+        "mean over the step's trees of the updates between the policy that sampled and the one that trains",
+        only_with="training.max_staleness 1",
+    ),
     Metric("tree/unique_tokens", "Unique tokens", "tokens", "tokens of this step's trees, each segment once"),
     Metric(
         "tree/sampled_tokens",
@@ -349,6 +356,14 @@ _ALL = (
     ),
     Metric("speed/step_seconds", "Step time", "s", "wall time of the step, evaluation not counted", "lower"),
     Metric("speed/sampling_seconds", "Sampling time", "s", "wall time of sampling", "lower"),
+    Metric(
+        "speed/hidden_share",
+        "Sampling hidden",
+        "",
+        "share of the wall time of sampling the step's trees in which the step before trained",
+        "higher",
+        "training.max_staleness 1",
+    ),
     Metric("speed/training_seconds", "Training time", "s", "wall time of loss, gradient and update", "lower"),
     Metric(
         "speed/cpu_seconds_total",

@@ -376,6 +376,10 @@ class RolloutTree:
         """A copy that remembers how it was sampled."""
         return dataclasses.replace(self, temperature=temperature)
 
+    def sampled_by(self, policy_version: int) -> RolloutTree:
+        """A copy that names the policy that sampled it: all of its segments."""
+        return dataclasses.replace(self, policy_version=policy_version)
+
     def with_training(self, mismatch: NDArray[np.float16] | None, loss_share: float) -> RolloutTree:
         """A copy that remembers what the update that it trained found. [T]."""
         return dataclasses.replace(self, mismatch=mismatch, loss_share=loss_share)

@@ -62,6 +62,17 @@ class TrainingConfig(Section):
         le=64,
         advanced=True,
     )
+    max_staleness: int = knob(
+        0,
+        title="Staleness bound",
+        unit="updates",
+        description="0: a step's trees are sampled from the policy that they train. 1: the next step's trees "
+        "are sampled while this one's train, by the policy before that update; needs "
+        "objective.importance where ratios are clipped.",
+        ge=0,
+        le=1,
+        advanced=True,
+    )
     microbatch_tokens: int = knob(
         32768,
         title="Micro-batch",
