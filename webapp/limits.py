@@ -16,6 +16,10 @@ STOP_GRACE_SECONDS = 45  # to save, of a trainer that was asked to stop; people 
 KILL_SECONDS = 15  # a worker that has not ended a run by then that is to stop now is not waited for
 SAME_STEP_DEATHS = 2  # lost attempts at one step before a run fails
 
+WAITING_PER_PERSON = 200  # runs that one person has in the queue
+WAITING_PER_PROJECT = 500
+FORKED_CHECKPOINTS_PER_RUN = 20  # kept for forks, whatever else is deleted
+
 LOGIN_LINK_SECONDS = 3600
 LOGIN_FAILURES_PER_ACCOUNT = 5
 LOGIN_FAILURES_PER_ADDRESS = 20

@@ -83,7 +83,10 @@ def claim_next(queue: str, owner: str) -> Lease | None:
         if Worker.objects.filter(name=owner[:120], drain_at__isnull=False).exists():
             return None
         run_id = order.next_run(queue)
-        return None if run_id is None else claim(run_id, owner)
+        if run_id is None:
+            return None
+        order.note_turn(run_id)
+        return claim(run_id, owner)
 
 
 def lock(lease: Lease) -> Run:

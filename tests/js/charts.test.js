@@ -3,7 +3,7 @@ import test from "node:test";
 
 import { belongs, idOf, matches, panelsOf } from "../../webapp/static/js/charts/panels.js";
 import { xRange, yRange } from "../../webapp/static/js/charts/scale.js";
-import { aligned, lineOf, nearest, tableOf, xOf } from "../../webapp/static/js/charts/series.js";
+import { aligned, lineOf, nearest, startAfter, tableOf, xOf } from "../../webapp/static/js/charts/series.js";
 import { smooth } from "../../webapp/static/js/charts/smoothing.js";
 import { seeded } from "./random.js";
 
@@ -151,4 +151,26 @@ test("the filter is a regular expression over title and names, and plain text wh
   assert.deepEqual(found("pass@|LOSS"), ["eval/a", "policy/loss"]);
   assert.deepEqual(found("metric("), ["my/metric("]);
   assert.equal(found("").length, 3);
+});
+
+test("a fork goes on where its ancestors leave off, on every axis", () => {
+  // By hand: steps 1 and 2 take 2 s and 4 s, then a fork at step 2 takes 1 s a step, and one of that at step 3 takes 5 s.
+  const clocks = (step, seconds, tokens) =>
+    new Map([
+      ["speed/step_seconds", curve("speed/step_seconds", step, seconds)],
+      ["tree/unique_tokens_total", curve("tree/unique_tokens_total", step, tokens)],
+      ["r", curve("r", step, step)],
+    ]);
+  const oldest = { curves: clocks([1, 2], [2, 4], [100, 200]), to: 2 };
+  const middle = { curves: clocks([3], [1], [300]), to: 3 };
+  const own = clocks([4, 5], [5, 5], [350, 400]);
+  assert.deepEqual(startAfter("time", [oldest]), { step: 2, x: 6 });
+  const start = startAfter("time", [oldest, middle]);
+  assert.deepEqual(start, { step: 3, x: 7 });
+  assert.deepEqual(lineOf(9, own, "r", "time", 0, undefined, start)?.x, [12, 17]);
+  // The checkpoint carries the count of tokens on.
+  assert.deepEqual(lineOf(9, own, "r", "tokens", 0, undefined, startAfter("tokens", [oldest, middle]))?.x, [350, 400]);
+  assert.equal(xOf("tokens", own, startAfter("tokens", [oldest, middle]))(3), 300);
+  assert.deepEqual(lineOf(9, own, "r", "step", 0, undefined, startAfter("step", [oldest, middle]))?.x, [4, 5]);
+  assert.deepEqual(startAfter("time", []), { step: 0, x: 0 });
 });

@@ -8,6 +8,7 @@ from django.db.models.functions import Now
 
 from tests.webapp.material import People
 from trainer.presets import PRESETS
+from webapp.projects.models import Project
 from webapp.runs.models import Checkpoint, Event, Run
 
 
@@ -60,6 +61,23 @@ def test_fork_begins_with_the_checkpoint_and_changes_what_it_is_told(
     assert f'fork of <a href="/r/{run.id}/">first</a>' in page
 
 
+def test_page_of_a_fork_draws_what_it_came_from_as_far_as_one_may_see_it(
+    people: People, run: Run, kept: Checkpoint
+) -> None:
+    child = Run.objects.get(
+        id=fork(people, run, checkpoint=kept.id, changes={"training.steps": 9}).json()["id"]
+    )
+    grandchild = Run.objects.get(
+        id=fork(people, run, checkpoint=kept.id, changes={"training.steps": 8}).json()["id"]
+    )
+    Run.objects.filter(id=grandchild.id).update(parent=child, parent_step=4)
+    client = people.client("viewer")
+    drawn = client.get(f"/r/{grandchild.id}/").context["ancestors"]
+    assert [(one["id"], one["to_step"]) for one in drawn] == [(child.id, 4), (run.id, 2)]
+    Run.objects.filter(id=child.id).update(project=Project.objects.get(slug="elsewhere"))
+    assert client.get(f"/r/{grandchild.id}/").context["ancestors"] == []
+
+
 def test_fork_is_made_once_by_its_key_and_never_another_run(
     people: People, run: Run, kept: Checkpoint, tmp_path: Path
 ) -> None:
@@ -98,6 +116,16 @@ def test_fork_that_does_not_fit_is_refused(
     assert Run.objects.filter(parent=run).count() == 0
     kept.refresh_from_db()
     assert not kept.is_pinned
+
+
+def test_a_run_keeps_only_so_many_checkpoints_for_forks(
+    people: People, run: Run, kept: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("webapp.runs.forks.FORKED_CHECKPOINTS_PER_RUN", 0)
+    refused = fork(people, run, checkpoint=kept.id)
+    assert (refused.status_code, "that is the most" in refused.json()["detail"]) == (409, True)
+    Checkpoint.objects.filter(id=kept.id).update(is_pinned=True)
+    assert fork(people, run, checkpoint=kept.id).status_code == 201
 
 
 def test_checkpoint_that_is_gone_is_refused_with_those_that_are_there(

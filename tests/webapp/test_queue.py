@@ -13,7 +13,7 @@ from tests.webapp.material import People, start
 from trainer.config import RunConfig
 from webapp.projects.access import Role, is_operator
 from webapp.projects.models import Membership, Project
-from webapp.queue.forecast import Occupant, Slot, Waiting, starts
+from webapp.queue.forecast import Occupant, Slot, Waiting, line, starts
 from webapp.queue.models import ProjectLimit
 from webapp.queue.querysets import workers_of
 from webapp.queue.services import set_priority
@@ -44,7 +44,7 @@ def test_a_limit_lets_others_by_and_ends_with_who_holds_it() -> None:
 
 
 def test_a_lost_run_does_not_stand_in_its_own_way() -> None:
-    lost = Waiting(1, 7, "cpu", 5, ready_in=10)
+    lost = Waiting(1, 7, "cpu", 5, ready_in=10, goes_on=True)
     assert starts([Slot(CPU)], [Occupant(1, 7, "cpu", None)], [lost], {(7, ""): 1}) == {1: 10}
 
 
@@ -52,6 +52,16 @@ def test_what_nobody_knows_stays_unknown() -> None:
     waiting = [Waiting(1, 1, "cpu", None), Waiting(2, 1, "cpu", 5), Waiting(3, 1, "gpu.4", 5)]
     assert starts([Slot(CPU)], [], waiting, {}) == {1: 0}
     assert starts([Slot(CPU, None)], [], waiting, {}) == {}
+
+
+def test_projects_take_turns_in_the_forecast_too() -> None:
+    """One place, 10 s a run, and project 1 had the last turn: 2, 1, 2, and what is lost goes on before."""
+    waiting = [Waiting(run, project, "cpu", 10) for run, project in ((1, 1), (2, 1), (3, 2), (4, 2))]
+    turns = {(1, "cpu"): -5.0, (2, "cpu"): -50.0}
+    assert starts([Slot(CPU)], [], waiting, {}, turns) == {3: 0, 1: 10, 4: 20, 2: 30}
+    lost = Waiting(9, 1, "cpu", 10, goes_on=True)
+    assert starts([Slot(CPU)], [], [*waiting, lost], {}, turns) == {9: 0, 3: 10, 1: 20, 4: 30, 2: 40}
+    assert line(waiting, [Occupant(8, 2, "cpu", None)], {}) == [1, 3, 2, 4]
 
 
 # ------------------------------------------------------------------------------------------------ the page
@@ -198,7 +208,35 @@ def test_the_page_raises_and_cancels(project: Project, people: People, config: R
     assert run.status == "cancelled"
 
 
+def test_top_is_the_top_of_the_projects_own_runs(project: Project, people: People, config: RunConfig) -> None:
+    other = Project.objects.get(slug="elsewhere")
+    foreign = services.create_run(other, people.stranger, config, "foreign")
+    Run.objects.filter(id=foreign.id).update(priority=50)
+    queued(project, people, config, "first", priority=4)
+    run = queued(project, people, config, "second")
+    assert set_priority(run, people.admin, move="top").priority == 5
+
+
 # ------------------------------------------------------------------------------------------------ limits
+
+
+def test_nobody_fills_the_queue_and_what_was_made_is_still_given_again(
+    project: Project, people: People, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("webapp.runs.services.WAITING_PER_PERSON", 2)
+    monkeypatch.setattr("webapp.runs.services.WAITING_PER_PROJECT", 3)
+    first = services.create_run(project, people.editor, config, "a", "key")
+    stopped = queued(project, people, config, "b")
+    body = {"name": "c", "config": config.model_dump(mode="json")}
+    refused = post(people, "editor", "/projects/lab/runs", body)
+    assert refused.status_code == 409
+    assert refused.json()["detail"].startswith("editor has 2 runs in the queue, and 2 is the most.")
+    assert services.create_run(project, people.editor, config, "a", "key") == first
+    post(people, "editor", f"/runs/{stopped.id}/stop")
+    services.create_run(project, people.editor, config, "d")
+    assert post(people, "editor", f"/runs/{stopped.id}/retry").status_code == 409
+    assert post(people, "admin", "/projects/lab/runs", body).status_code == 201
+    assert "Lab has 3 runs in the queue" in post(people, "admin", "/projects/lab/runs", body).json()["detail"]
 
 
 def test_limits_are_set_lifted_and_refused_with_the_reason(project: Project, people: People) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from datetime import timedelta
 from typing import Any
@@ -10,9 +11,10 @@ import pytest
 from django.db import connection
 from django.db.models.functions import Now
 
-from tests.workers.factories import make_project, make_run
+from tests.workers.factories import make_project, make_run, make_user
 from webapp.projects.models import Project
-from webapp.queue.models import ProjectLimit
+from webapp.queue.models import ProjectLimit, ProjectTurn
+from webapp.queue.querysets import queue_of
 from webapp.runs.models import Attempt, Run, Worker
 from webapp.runs.sweeper import sweep
 from workers import lease, upkeep
@@ -43,11 +45,65 @@ def working(project: Project, **changes: Any) -> Run:
 
 
 def test_highest_priority_first_then_the_one_that_waits_longest() -> None:
-    young, old = waiting(seconds=1), waiting(seconds=9)
-    low, high = waiting(seconds=99, priority=-1), waiting(priority=5)
-    elsewhere = waiting(priority=9, queue="gpu")
+    ours = make_project()
+    young, old = waiting(ours, seconds=1), waiting(ours, seconds=9)
+    low, high = waiting(ours, seconds=99, priority=-1), waiting(ours, priority=5)
+    elsewhere = waiting(ours, priority=9, queue="gpu")
     assert [taken() for _ in range(5)] == [high.id, old.id, young.id, low.id, None]
     assert taken("gpu") == elsewhere.id
+
+
+def test_a_project_cannot_starve_another_with_priorities_or_numbers() -> None:
+    """One worker, which ends each run before it takes the next: the projects take turns."""
+    loud, quiet = make_project(), make_project()
+    for _ in range(4):
+        waiting(loud, seconds=99, priority=100)
+    mine = [waiting(quiet, seconds=1, priority=-100).id for _ in range(2)]
+    order = []
+    for _ in range(6):
+        order.append(taken())
+        Run.objects.filter(id=order[-1]).update(status="failed", lease_until=None, ended_at=Now())
+    assert [run in mine for run in order] == [False, True, False, True, False, False]
+
+
+def test_the_project_with_the_fewest_runs_at_work_is_next() -> None:
+    big, small = make_project(), make_project()
+    for _ in range(2):
+        working(big)
+    working(big, queue="gpu")
+    waiting(big, seconds=99, priority=9)
+    mine = [waiting(small).id for _ in range(3)]
+    assert [taken() in mine for _ in range(4)] == [True, True, False, True]
+
+
+def test_a_run_that_lost_its_worker_goes_on_first_and_takes_no_turn() -> None:
+    ours, theirs = make_project(), make_project()
+    due = {"lease_epoch": 1, "not_before": Now() - timedelta(seconds=1)}
+    lost = waiting(ours, status="recovering", priority=-9, **due)
+    given_back = waiting(ours, seconds=5, lease_epoch=1)
+    resumed = waiting(ours, seconds=50, lease_epoch=1, settled_epoch=1)
+    other = waiting(theirs)
+    assert [taken() for _ in range(4)] == [given_back.id, lost.id, other.id, resumed.id]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_queue_is_shown_in_the_order_in_which_it_is_taken(seed: int) -> None:
+    """The page foresees in Python what claims decide in SQL."""
+    chance = random.Random(seed)
+    projects = [make_project() for _ in range(3)]
+    for _ in range(14):
+        epoch = chance.choice([0, 0, 0, 1])
+        waiting(
+            chance.choice(projects), chance.random() * 99, priority=chance.randint(-1, 1), lease_epoch=epoch
+        )
+    for _ in range(chance.randint(0, 4)):
+        working(chance.choice(projects))
+    for project in projects[: chance.randint(0, 3)]:
+        ProjectTurn.objects.create(project=project, queue="cpu", at=Now() - timedelta(hours=chance.random()))
+    shown = next(one["waiting"] for one in queue_of(make_user(project=projects[0])) if one["queue"] == "cpu")
+    claimed = [taken() for _ in range(14)]
+    mine = set(Run.objects.filter(project=projects[0]).values_list("id", flat=True))
+    assert [row["run"] for row in shown] == [run if run in mine else None for run in claimed]
 
 
 def test_a_run_in_its_back_off_is_passed_over() -> None:
@@ -71,7 +127,7 @@ def test_a_project_at_its_limit_waits_and_others_do_not() -> None:
     working(ours)
     first, second = waiting(ours, 9), waiting(ours, 8)
     other = waiting(seconds=1)
-    assert [taken() for _ in range(3)] == [first.id, other.id, None]
+    assert [taken() for _ in range(3)] == [other.id, first.id, None]
     Run.objects.filter(id=first.id).update(status="failed", lease_until=None, ended_at=Now())
     assert taken() == second.id
 

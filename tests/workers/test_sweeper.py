@@ -8,7 +8,7 @@ import pytest
 from django.db import connection
 from django.db.models.functions import Now
 
-from tests.workers.factories import make_run
+from tests.workers.factories import make_project, make_run
 from webapp import broker, limits
 from webapp.runs import sweeper
 from webapp.runs.controls import Action, control
@@ -195,7 +195,8 @@ def test_nobody_is_declared_dead_just_after_a_database_start(
 
 
 def test_forgotten_run_is_sent_again_but_not_piled_up(sent: list[tuple[int, str]]) -> None:
-    fresh, old, older = make_run(), make_run(), make_run()
+    project = make_project()
+    fresh, old, older = make_run(project), make_run(project), make_run(project)
     Run.objects.filter(id=fresh.id).update(queued_at=Now() - timedelta(seconds=14))
     Run.objects.filter(id=old.id).update(queued_at=Now() - timedelta(seconds=16))
     Run.objects.filter(id=older.id).update(queued_at=Now() - timedelta(seconds=100))

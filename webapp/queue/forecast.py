@@ -1,12 +1,19 @@
-"""When waiting runs may start, played forward from who works on what. Pure; times are seconds from now.
+"""In which order waiting runs come, and when they may start, played forward from who works on what. Pure;
+times are seconds from now.
 
-What is not known stays unknown: a run whose duration nobody can tell holds its worker for ever here.
+The rule is `order`'s, a second time: what the claims of workers do in SQL is foreseen here. What is not known
+stays unknown: a run whose duration nobody can tell holds its worker for ever here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import heapq
+import math
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+Place = tuple[int, str]  # a project, and a class or "" for all classes together
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +26,8 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Occupant:
-    """A run that counts towards its project's limits, but not against itself, until `ends_in`; None when
-    nobody can tell.
+    """A run that counts towards its project's share and limits, but not against itself, until `ends_in`; None
+    when nobody can tell.
     """
 
     run: int
@@ -31,8 +38,8 @@ class Occupant:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A run that waits, in the order of the queue. `seconds`: how long it will be worked on, if that is
-    known. `ready_in`: its back-off.
+    """A run that waits; of one project and class those that come first stand first. `seconds`: how long it
+    will be worked on, if that is known. `ready_in`: its back-off. `goes_on`: it was at work already.
     """
 
     run: int
@@ -40,73 +47,145 @@ class Waiting:
     queue: str
     seconds: float | None
     ready_in: float = 0.0
+    goes_on: bool = False
+
+
+def line(
+    waiting: Sequence[Waiting], occupants: Iterable[Occupant], turns: Mapping[Place, float]
+) -> list[int]:
+    """The runs in the order in which workers would take them if none ended and nothing held them back."""
+    state = _State(occupants, {}, turns)
+    for place, run in enumerate(waiting):
+        state.wait(run, place)
+    order = []
+    for queue in sorted({run.queue for run in waiting}):
+        while (taken := state.take(queue, 0.0)) is not None:
+            order.append(taken.run)
+    return order
 
 
 def starts(
     slots: Sequence[Slot],
     occupants: Sequence[Occupant],
     waiting: Sequence[Waiting],
-    limits: Mapping[tuple[int, str], int],
+    limits: Mapping[Place, int],
+    turns: Mapping[Place, float] | None = None,
 ) -> dict[int, float]:
     """Run -> seconds until a worker may take it; those that nobody can tell are left out.
 
-    `limits`: (project, class or "" for all) -> most at once.
+    `limits`: (project, class or "" for all) -> most at once. `turns`: (project, class) -> when it had its
+    last turn, in seconds from now, so below 0.
     """
-    free = [(slot.queues, slot.free_in) for slot in slots if slot.free_in is not None]
-    held = list(occupants)
-    left, found, now = list(waiting), dict[int, float](), 0.0
-    while left:
-        place = _first_fit(left, free, held, limits, now)
-        if place is not None:
-            run, slot = place
-            left.remove(run)
-            queues, _ = free.pop(slot)
-            found[run.run] = now
-            ends = None if run.seconds is None else now + run.seconds
-            held = [one for one in held if one.run != run.run]
-            held.append(Occupant(run.run, run.project, run.queue, ends))
-            if ends is not None:
-                free.append((queues, ends))
-            continue
-        moments = [at for _, at in free] + [one.ends_in for one in held if one.ends_in is not None]
-        later = [at for at in (*moments, *(run.ready_in for run in left)) if at > now]
-        if not later:
-            return found
-        now = min(later)
+    state = _State(occupants, limits, turns or {})
+    free: Counter[frozenset[str]] = Counter()
+    # (when, what): a number decides between equal times, so that nothing else is compared.
+    events: list[tuple[float, int, Slot | Occupant | Waiting]] = []
+
+    def later(when: float | None, what: Slot | Occupant | Waiting) -> None:
+        if when is not None:
+            heapq.heappush(events, (when, next_number(), what))
+
+    numbers = iter(range(2**62))
+    next_number = numbers.__next__
+    for slot in slots:
+        later(slot.free_in, slot)
+    for one in occupants:
+        later(one.ends_in, one)
+    for run in waiting:
+        later(run.ready_in, run)
+    places = {run.run: place for place, run in enumerate(waiting)}
+    found: dict[int, float] = {}
+    while events:
+        now = events[0][0]
+        while events and events[0][0] <= now:
+            what = heapq.heappop(events)[2]
+            if isinstance(what, Slot):
+                free[what.queues] += 1
+            elif isinstance(what, Occupant):
+                state.end(what)
+            else:
+                state.wait(what, places[what.run])
+        for queues in sorted((queues for queues in free if free[queues]), key=sorted):
+            for queue in sorted(queues):
+                while free[queues] and (taken := state.take(queue, now)) is not None:
+                    free[queues] -= 1
+                    found[taken.run] = now
+                    if taken.seconds is not None:
+                        ends = now + taken.seconds
+                        later(ends, Slot(queues, ends))
+                        later(ends, Occupant(taken.run, taken.project, taken.queue, ends))
     return found
 
 
-def _first_fit(
-    left: Sequence[Waiting],
-    free: Sequence[tuple[frozenset[str], float]],
-    held: Sequence[Occupant],
-    limits: Mapping[tuple[int, str], int],
-    now: float,
-) -> tuple[Waiting, int] | None:
-    """The first run that may be taken now, and the slot that takes it."""
-    for run in left:
-        if run.ready_in > now:
-            continue
-        if any(_is_full(run, name, held, limits, now) for name in ("", run.queue)):
-            continue
-        for index, (queues, at) in enumerate(free):
-            if at <= now and run.queue in queues:
-                return run, index
-    return None
+@dataclass(slots=True)
+class _Line:
+    """What waits in one class. `again`: runs that were at work already, by their place in the queue."""
+
+    again: list[tuple[int, Waiting]] = field(default_factory=list)
+    projects: dict[int, deque[Waiting]] = field(default_factory=lambda: defaultdict(deque))
 
 
-def _is_full(
-    run: Waiting, name: str, held: Sequence[Occupant], limits: Mapping[tuple[int, str], int], now: float
-) -> bool:
-    """Whether its project has all the runs of that class, or "" of all, that it may have at once."""
-    most = limits.get((run.project, name))
-    if most is None:
-        return False
-    at_work = sum(
-        one.run != run.run
-        and one.project == run.project
-        and name in ("", one.queue)
-        and (one.ends_in is None or one.ends_in > now)
-        for one in held
-    )
-    return at_work >= most
+class _State:
+    """Who is at work, who waits, and whose turn it is."""
+
+    def __init__(
+        self, occupants: Iterable[Occupant], limits: Mapping[Place, int], turns: Mapping[Place, float]
+    ) -> None:
+        self.limits, self.turns = limits, {place: (at, 0) for place, at in turns.items()}
+        self.at_work: Counter[Place] = Counter()
+        self.occupying: set[int] = set()
+        self.lines: dict[str, _Line] = defaultdict(_Line)
+        self.n_taken = 0
+        for one in occupants:
+            self._begin(one.run, one.project, one.queue)
+
+    def wait(self, run: Waiting, place: int) -> None:
+        if run.goes_on:
+            heapq.heappush(self.lines[run.queue].again, (place, run))
+        else:
+            self.lines[run.queue].projects[run.project].append(run)
+
+    def end(self, one: Occupant) -> None:
+        if one.run in self.occupying:
+            self.occupying.discard(one.run)
+            self.at_work[one.project, one.queue] -= 1
+            self.at_work[one.project, ""] -= 1
+
+    def take(self, queue: str, now: float) -> Waiting | None:
+        """The next run of the class that the limits let through; it is at work from now on."""
+        line = self.lines[queue]
+        for place, (_, run) in enumerate(line.again):
+            if not self._is_full(run.project, queue, own=run.run in self.occupying):
+                del line.again[place]
+                heapq.heapify(line.again)
+                self._begin(run.run, run.project, queue)
+                return run
+        may = [
+            project for project, runs in line.projects.items() if runs and not self._is_full(project, queue)
+        ]
+        if not may:
+            return None
+        project = min(
+            may, key=lambda one: (self.at_work[one, queue], self.turns.get((one, queue), NEVER), one)
+        )
+        run = line.projects[project].popleft()
+        self._begin(run.run, project, queue)
+        self.n_taken += 1
+        self.turns[project, queue] = (now, self.n_taken)
+        return run
+
+    def _begin(self, run: int, project: int, queue: str) -> None:
+        if run not in self.occupying:
+            self.occupying.add(run)
+            self.at_work[project, queue] += 1
+            self.at_work[project, ""] += 1
+
+    def _is_full(self, project: int, queue: str, *, own: bool = False) -> bool:
+        """Whether the project has all the runs that it may have at once, `own` one not counted."""
+        return any(
+            self.at_work[project, name] - own >= self.limits.get((project, name), math.inf)
+            for name in ("", queue)
+        )
+
+
+NEVER = (-math.inf, 0)

@@ -1,4 +1,4 @@
-"""How many runs of a project may be worked on at once."""
+"""What decides between projects: how many of their runs may be worked on at once, and who had a turn when."""
 
 from __future__ import annotations
 
@@ -22,4 +22,20 @@ class ProjectLimit(models.Model):
         db_table = "arborist_project_limit"
         constraints = [
             models.UniqueConstraint(fields=["project", "queue"], name="one_limit_per_project_and_class")
+        ]
+
+
+class ProjectTurn(models.Model):
+    """When a worker last took a new run of the project in a resource class: of projects with as many runs at
+    work the one that waited longest for a turn is next (`order`).
+    """
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="turns", db_index=False)
+    queue = models.CharField(max_length=32)
+    at = models.DateTimeField()
+
+    class Meta:
+        db_table = "arborist_project_turn"
+        constraints = [
+            models.UniqueConstraint(fields=["project", "queue"], name="one_turn_per_project_and_class")
         ]

@@ -13,8 +13,8 @@ from datetime import datetime
 from typing import Any
 
 from django.db import connection
-from django.db.models import F
-from django.db.models.functions import Now
+from django.db.models import F, Window
+from django.db.models.functions import Now, RowNumber
 from django.urls import reverse
 
 from webapp.accounts.models import User
@@ -23,7 +23,7 @@ from webapp.limits import LOST_WORKER_SECONDS, SERVING_WORKER_SECONDS, SILENT_WO
 from webapp.projects.access import Role, may, projects_for, runs_for
 from webapp.queue import forecast
 from webapp.queue.classes import CLASSES, is_class
-from webapp.queue.models import ProjectLimit
+from webapp.queue.models import ProjectLimit, ProjectTurn
 from webapp.queue.order import OCCUPYING
 from webapp.runs.models import CLAIMABLE, LEASED, Attempt, Run, RunStatus, Worker
 from webapp.runs.querysets import run_states
@@ -45,13 +45,19 @@ class _Scene:
     workers: list[Worker]
     now: datetime
     etas: dict[int, float | None]
-    limits: dict[tuple[int, str], int]
+    limits: dict[forecast.Place, int]
+    turns: dict[forecast.Place, float]
     typical: dict[tuple[str, str], tuple[float, int]]
     busy: Counter[str] = field(default_factory=Counter)
+    occupied: Counter[forecast.Place] = field(default_factory=Counter)
+    served: dict[str, list[Worker]] = field(default_factory=dict)
 
     def serving(self, queue: str) -> list[Worker]:
         """Workers that take runs of the class and were heard of just now; drained ones too."""
-        return [one for one in self.workers if queue in one.queues.split(",") and self._is_heard(one)]
+        if queue not in self.served:
+            serve = [one for one in self.workers if queue in one.queues.split(",") and self._is_heard(one)]
+            self.served[queue] = serve
+        return self.served[queue]
 
     def _is_heard(self, worker: Worker) -> bool:
         return (self.now - worker.heartbeat_at).total_seconds() <= SERVING_WORKER_SECONDS
@@ -65,23 +71,30 @@ class _Scene:
         return 0.0 if run.not_before is None else max((run.not_before - self.now).total_seconds(), 0.0)
 
     def starts(self) -> dict[int, float]:
+        held_by: dict[str, list[float | None]] = defaultdict(list)
+        for run in self.at_work:
+            held_by[run.lease_owner].append(self.etas.get(run.id))
         slots = []
         for worker in self.workers:
             queues = frozenset(name for name in worker.queues.split(",") if is_class(name))
             if not queues or worker.drain_at is not None or not self._is_heard(worker):
                 continue
-            held = [self.etas.get(run.id) for run in self.at_work if run.lease_owner == worker.name]
+            held = held_by[worker.name]
             slots += [forecast.Slot(queues, eta) for eta in held]
             slots += [forecast.Slot(queues)] * max(worker.slots - len(held), 0)
         occupants = [
             forecast.Occupant(run.id, run.project_id, run.queue, self.etas.get(run.id))
             for run in (*self.at_work, *(one for one in self.waiting if one.status == RunStatus.RECOVERING))
         ]
-        waiting = [
-            forecast.Waiting(run.id, run.project_id, run.queue, self.seconds_of(run), self.wait_of(run))
+        return forecast.starts(slots, occupants, self._in_line(), self.limits, self.turns)
+
+    def _in_line(self) -> list[forecast.Waiting]:
+        return [
+            forecast.Waiting(
+                run.id, run.project_id, run.queue, self.seconds_of(run), self.wait_of(run), _goes_on(run)
+            )
             for run in self.waiting
         ]
-        return forecast.starts(slots, occupants, waiting, self.limits)
 
 
 def queue_of(user: User) -> list[dict[str, Any]]:
@@ -90,17 +103,19 @@ def queue_of(user: User) -> list[dict[str, Any]]:
     starts = scene.starts()
     visible = {run.id: run for run in runs_for(user).filter(id__in=[run.id for run in scene.waiting])}
     by_class: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    like_ahead: Counter[str] = (
+        Counter()
+    )  # of each class: the most finished runs that one before this one is like
     for run in scene.waiting:
         rows = by_class[run.queue]
         mine = visible.get(run.id)
-        ahead = [one for one in scene.waiting if one.queue == run.queue][: len(rows)]
         seconds = starts.get(run.id)
         row: dict[str, Any] = {
             "position": len(rows) + 1,
             "priority": run.priority,
             "queued_at": run.queued_at,
             "start_s": None if seconds is None else round(seconds, 1),
-            "start_basis": _basis(scene, run, seconds, ahead),
+            "start_basis": _basis(scene, run, seconds, like_ahead[run.queue]),
             "why": _why(scene, run, len(rows)) if mine else "",
             "run": None,
         }
@@ -118,6 +133,8 @@ def queue_of(user: User) -> list[dict[str, Any]]:
                 "may_prioritise": may(mine.role, Role.ADMIN),
             }
         rows.append(row)
+        like = scene.typical.get((run.preset, run.queue), (0.0, 0))[1]
+        like_ahead[run.queue] = max(like_ahead[run.queue], like)
     return [
         _class(scene, name, by_class.get(name, [])) for name in CLASSES if _is_shown(scene, name, by_class)
     ]
@@ -141,12 +158,6 @@ def _class(scene: _Scene, name: str, rows: list[dict[str, Any]]) -> dict[str, An
 
 
 def _scene() -> _Scene:
-    waiting = list(
-        Run.objects.filter(status__in=CLAIMABLE)
-        .select_related("project", "created_by")
-        .defer("config")
-        .order_by("queue", F("priority").desc(), "queued_at", "id")[:MOST_SHOWN]
-    )
     at_work = list(Run.objects.filter(status__in=LEASED).defer("config").order_by("id")[:MOST_AT_WORK])
     etas: dict[int, float | None] = {state["id"]: state["eta_s"] for state in run_states(at_work)}
     etas |= {run.id: STOPPING_SECONDS for run in at_work if run.status == RunStatus.STOPPING}
@@ -154,9 +165,46 @@ def _scene() -> _Scene:
         cursor.execute("SELECT statement_timestamp()")
         now = cursor.fetchone()[0]
     limits = {(row.project_id, row.queue): row.most for row in ProjectLimit.objects.all()}
-    scene = _Scene(waiting, at_work, list(Worker.objects.all()), now, etas, limits, _typical(waiting))
+    turns = {(row.project_id, row.queue): (row.at - now).total_seconds() for row in ProjectTurn.objects.all()}
+    waiting = _waiting(at_work, turns)
+    workers = list(Worker.objects.all())
+    scene = _Scene(waiting, at_work, workers, now, etas, limits, turns, _typical(waiting))
     scene.busy = Counter(run.lease_owner for run in at_work)
+    for run in (*at_work, *waiting):
+        if run.status in OCCUPYING:
+            scene.occupied.update([(run.project_id, ""), (run.project_id, run.queue)])
     return scene
+
+
+def _waiting(at_work: Iterable[Run], turns: Mapping[forecast.Place, float]) -> list[Run]:
+    """What waits, as workers will come to it; of each project and class as many as are shown. Two queries."""
+    place = Window(
+        RowNumber(),
+        partition_by=[F("project_id"), F("queue")],
+        order_by=[F("priority").desc(), F("queued_at").asc(), F("id").asc()],
+    )
+    first = Run.objects.filter(status__in=CLAIMABLE).annotate(place=place).filter(place__lte=MOST_SHOWN)
+    columns = ("id", "project_id", "queue", "status", "lease_epoch", "settled_epoch")
+    light = first.order_by(F("priority").desc(), "queued_at", "id").values_list(*columns)
+    waiting, occupants = [], [forecast.Occupant(run.id, run.project_id, run.queue, None) for run in at_work]
+    for run_id, project, queue, status, epoch, settled in light:
+        waiting.append(forecast.Waiting(run_id, project, queue, None, goes_on=epoch > settled))
+        if status == RunStatus.RECOVERING:
+            occupants.append(forecast.Occupant(run_id, project, queue, None))
+    of_class = {run.run: run.queue for run in waiting}
+    shown: Counter[str] = Counter()
+    ids = []
+    for run_id in forecast.line(waiting, occupants, turns):
+        shown[of_class[run_id]] += 1
+        if shown[of_class[run_id]] <= MOST_SHOWN:
+            ids.append(run_id)
+    rows = Run.objects.select_related("project", "created_by").defer("config").in_bulk(ids)
+    return [rows[run_id] for run_id in ids if run_id in rows]
+
+
+def _goes_on(run: Run) -> bool:
+    """As `order.GOES_ON`."""
+    return run.lease_epoch > run.settled_epoch
 
 
 def _typical(waiting: Iterable[Run]) -> dict[tuple[str, str], tuple[float, int]]:
@@ -182,15 +230,13 @@ def _typical(waiting: Iterable[Run]) -> dict[tuple[str, str], tuple[float, int]]
         return {(preset, queue): (seconds, n) for preset, queue, seconds, n in cursor.fetchall()}
 
 
-def _basis(scene: _Scene, run: Run, seconds: float | None, ahead: Sequence[Run]) -> str:
-    """What an expected start rests on, or why there is none."""
+def _basis(scene: _Scene, run: Run, seconds: float | None, n: int) -> str:
+    """What an expected start rests on, or why there is none. `n`: finished runs like those before it."""
     if seconds is not None:
         if seconds == 0:
             return FREE
         rests_on = ["the ETA of what is worked on"] if scene.at_work else []
-        counts = [scene.typical[key][1] for one in ahead if (key := (one.preset, one.queue)) in scene.typical]
-        if counts:
-            n = max(counts)
+        if n:
             rests_on.append(
                 "a finished run like those before it" if n == 1 else f"{n} finished runs like those before it"
             )
@@ -218,7 +264,7 @@ def _why(scene: _Scene, run: Run, ahead: int) -> str:
         most = scene.limits.get((run.project_id, name))
         if most is None:
             continue
-        at_work = sum(_occupies(one, run, name) for one in (*scene.at_work, *scene.waiting))
+        at_work = scene.occupied[run.project_id, name] - (run.status in OCCUPYING)
         if at_work >= most:
             where = f" of class {name}" if name else ""
             return f"{at_work} of {most} runs{where} of this project are running."
@@ -229,15 +275,6 @@ def _why(scene: _Scene, run: Run, ahead: int) -> str:
         before = f", and {ahead} {'run is' if ahead == 1 else 'runs are'} before it" if ahead else ""
         return f"{many} of queue {run.queue} {'is' if slots == 1 else 'are'} busy{before}."
     return "A worker is free: it starts within seconds."
-
-
-def _occupies(one: Run, run: Run, name: str) -> bool:
-    return (
-        one.id != run.id
-        and one.project_id == run.project_id
-        and one.status in OCCUPYING
-        and name in ("", one.queue)
-    )
 
 
 # ------------------------------------------------------------------------------------------------ workers

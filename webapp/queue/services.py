@@ -31,7 +31,8 @@ def read_move(text: object) -> Move:
 
 
 def set_priority(run: Run, user: User, *, priority: int | None = None, move: Move | None = None) -> Run:
-    """Give the run a priority, or move it by one or before everything that waits in its class.
+    """Give the run a priority among its project's, or move it by one or before all of them that wait in its
+    class.
 
     Raises RequestError: 400 for one out of bounds, 409 for a run that has ended.
     """
@@ -42,7 +43,9 @@ def set_priority(run: Run, user: User, *, priority: int | None = None, move: Mov
         before = run.priority
         wanted = before if priority is None else priority
         if move == "top":
-            others = Run.objects.filter(queue=run.queue, status__in=CLAIMABLE).exclude(id=run.id)
+            others = Run.objects.filter(
+                project_id=run.project_id, queue=run.queue, status__in=CLAIMABLE
+            ).exclude(id=run.id)
             highest = others.aggregate(most=Max("priority"))["most"]
             wanted = before if highest is None else min(max(before, highest + 1), MOST_PRIORITY)
         elif move is not None:

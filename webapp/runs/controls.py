@@ -18,6 +18,7 @@ from webapp import broker
 from webapp.accounts.models import User
 from webapp.errors import RequestError
 from webapp.runs.models import CLAIMABLE, ENDED, LEASED, Run, RunStatus, WishKind
+from webapp.runs.services import check_room
 from webapp.runs.states import append_status_event, move
 from webapp.runs.words import ASKED
 
@@ -140,6 +141,7 @@ def _retry(run: Run, user: User) -> bool:
 
 def _queue_again(run: Run, user: User, word: str, **changes: Any) -> bool:
     name = user.get_username()
+    check_room(run.project, run.created_by)
     why = f"{word} by {name}; waiting for a worker."
     if move(run, RunStatus.QUEUED, why, actor=name, settled_epoch=F("lease_epoch"), **changes) is None:
         return False

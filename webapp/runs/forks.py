@@ -11,6 +11,7 @@ from trainer.config import RunConfig
 from trainer.forking import what_a_fork_may_not_change
 from webapp.accounts.models import User
 from webapp.errors import RequestError
+from webapp.limits import FORKED_CHECKPOINTS_PER_RUN
 from webapp.probes.checkpoints import kept_policies
 from webapp.runs.models import Checkpoint, Run
 from webapp.runs.origin import config_of
@@ -95,6 +96,14 @@ def fork(
             there = f"These are: step {steps}." if kept else "None of this run is."
             raise RequestError(409, f"That checkpoint is not kept any more. {there}")
         _check(run, chosen, config)
+        pinned = [one for one in kept if one.is_pinned]
+        if chosen not in pinned and len(pinned) >= FORKED_CHECKPOINTS_PER_RUN:
+            steps = ", ".join(str(one.step) for one in pinned)
+            raise RequestError(
+                409,
+                f"{len(pinned)} checkpoints of {run.name} are kept for forks, and that is the most. Fork one "
+                f"of them: step {steps}.",
+            )
         Checkpoint.objects.filter(id=chosen.id).update(is_pinned=True)
         return create_run(run.project, user, config, name, idempotency_key, begins_with=chosen)
 

@@ -13,8 +13,9 @@ from trainer.text import storable
 from webapp import broker
 from webapp.accounts.models import User
 from webapp.errors import RequestError, bad_field
+from webapp.limits import WAITING_PER_PERSON, WAITING_PER_PROJECT
 from webapp.projects.models import Dataset, ModelSource, Project
-from webapp.runs.models import Checkpoint, Run, RunStatus
+from webapp.runs.models import CLAIMABLE, Checkpoint, Run, RunStatus
 from webapp.runs.states import append_status_event
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,24 @@ def source_of(data: Data) -> tuple[str, str] | None:
     return None
 
 
+def check_room(project: Project, owner: User) -> None:
+    """One more run of `owner` may wait in `project`. Holds the project's row to the end of the transaction:
+    two at once are counted one by one. Raises RequestError(409).
+    """
+    Project.objects.select_for_update(no_key=True).get(id=project.id)
+    waiting = Run.objects.filter(status__in=CLAIMABLE)
+    for who, n, most in (
+        (owner.get_username(), waiting.filter(created_by=owner).count(), WAITING_PER_PERSON),
+        (project.name, waiting.filter(project=project).count(), WAITING_PER_PROJECT),
+    ):
+        if n >= most:
+            raise RequestError(
+                409,
+                f"{who} has {n} runs in the queue, and {most} is the most. Wait until some of them have "
+                "started, or cancel some.",
+            )
+
+
 def create_run(
     project: Project,
     user: User,
@@ -85,7 +104,8 @@ def create_run(
     `cloned_from`: whose config it started from.
 
     The same `idempotency_key` again gives the run that the first call made, so a double click makes one run.
-    Raises RequestError: 400 for a bad name, model or dataset, 409 for a key that was used for another config.
+    Raises RequestError: 400 for a bad name, model or dataset, 409 for a key that was used for another config
+    and where too many runs wait already.
     """
     name = check_name(name)
     check_sources(project, config)
@@ -93,6 +113,9 @@ def create_run(
         raise bad_field("idempotency_key", "The idempotency key must have 1 to 64 printable letters.")
     try:
         with transaction.atomic():
+            mine = Run.objects.filter(project=project, idempotency_key=idempotency_key)
+            if idempotency_key is None or not mine.exists():
+                check_room(project, user)
             last = (
                 Run.objects.filter(project=project).order_by("-id").values_list("colour", flat=True).first()
             )

@@ -28,6 +28,7 @@ from webapp.runs.querysets import attempts_of, has_overwritten, outcome_of, resu
 
 FIRST_PRESETS = ("treerpo-tiny", "grpo-tiny", "treepo-tiny")  # what an empty project offers
 MAX_OVERLAYS = 9
+MAX_ANCESTORS = 8  # of a fork of a fork of …, whose curves are drawn
 
 
 @require_GET
@@ -85,6 +86,7 @@ def run_detail(request: HttpRequest, run_id: int) -> HttpResponse:
     context["resumes"] = resumes_of(context["run"])
     context["has_overwritten"] = has_overwritten(context["run"])
     context["overlay_runs"] = _overlays(request, context["run"])
+    context["ancestors"] = _ancestors(request, context["run"])
     return render(request, "runs/detail.html", context)
 
 
@@ -104,6 +106,28 @@ def _overlays(request: HttpRequest, run: Run) -> list[dict[str, Any]]:
         {**state, "colour": one.colour, "url": reverse("run-detail", args=[one.id])}
         for one, state in zip(chosen, run_states(chosen), strict=True)
     ]
+
+
+def _ancestors(request: HttpRequest, run: Run) -> list[dict[str, Any]]:
+    """The runs that a fork's curves go on from, the nearest first, each with the step up to which it does; as
+    far back as the user may see them. One query each.
+    """
+    found: list[dict[str, Any]] = []
+    while run.parent_id is not None and run.parent_step is not None and len(found) < MAX_ANCESTORS:
+        parent = runs_for(request.user).filter(id=run.parent_id).defer("config").first()
+        if parent is None:
+            break
+        found.append(
+            {
+                "id": parent.id,
+                "name": parent.name,
+                "colour": parent.colour,
+                "url": reverse("run-detail", args=[parent.id]),
+                "to_step": run.parent_step,
+            }
+        )
+        run = parent
+    return found
 
 
 @require_GET

@@ -12,13 +12,14 @@ import { aligned } from "./series.js";
  * @property {number} slot of the run palette
  * @property {number[]} dash
  * @property {boolean} sparse few points: mark each one
+ * @property {boolean} [thin] of a run that this one came from
  */
 /**
  * @typedef {object} Drawing
  * @property {Line[]} lines
  * @property {Look[]} looks one per line
  * @property {[number, number] | null} window chosen x range
- * @property {{x: number, kind: string}[]} marks kind "now" is a whole line, "resumed" has a notch, the others are dashed
+ * @property {{x: number, kind: string}[]} marks kind "now" is a whole line, "resumed" has a notch, "forked" a diamond, the others are dashed
  */
 /**
  * @typedef {object} ChartHooks
@@ -143,8 +144,8 @@ export class Chart {
     const few = look.sparse || line.raw.length < FEW;
     const points = { show: few, size: 4, width: 1, stroke, fill: stroke };
     return [
-      { stroke: faded(stroke, 0.35), width: 1, show: smoothed, points: { show: false }, spanGaps: true },
-      { stroke, width: 1.5, dash: look.dash, points, spanGaps: true },
+      { stroke: faded(stroke, 0.35), width: 1, show: smoothed && !look.thin, points: { show: false }, spanGaps: true },
+      { stroke, width: look.thin ? 1 : 1.5, dash: look.dash, points, spanGaps: true },
       { stroke: "transparent", width: 0, points: { show: false }, spanGaps: true },
       { stroke: "transparent", width: 0, points: { show: false }, spanGaps: true },
     ];
@@ -183,6 +184,16 @@ export class Chart {
       ctx.moveTo(left, bbox.top);
       ctx.lineTo(left, bbox.top + bbox.height);
       ctx.stroke();
+      if (kind === "forked") {
+        const middle = bbox.top + 5 * dpr;
+        ctx.fillStyle = colour("--accent");
+        ctx.beginPath();
+        ctx.moveTo(left, middle - 5 * dpr);
+        ctx.lineTo(left + 5 * dpr, middle);
+        ctx.lineTo(left, middle + 5 * dpr);
+        ctx.lineTo(left - 5 * dpr, middle);
+        ctx.fill();
+      }
       if (kind !== "resumed") continue;
       ctx.fillStyle = colour("--warn");
       ctx.beginPath();

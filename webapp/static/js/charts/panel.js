@@ -108,8 +108,10 @@ export class PanelView {
     const drawing = this.#drawing;
     if (!drawing) return;
     const at = this.#cursor ?? this.rest;
-    const places = drawing.lines.map((line) => (at === null ? line.raw.length - 1 : nearest(line, at)));
-    const parts = drawing.lines.map((line, i) => {
+    // What ended at the fork has no value now, only where the reader points.
+    const places = drawing.lines.map((line) => (at !== null ? nearest(line, at) : line.earlier ? null : line.raw.length - 1));
+    const parts = drawing.lines.flatMap((line, i) => {
+      if (line.earlier && places[i] === null) return [];
       const at = places[i] ?? -1;
       const [raw, smoothed] = [line.raw[at], line.smoothed[at]];
       const look = drawing.looks[i];

@@ -15,29 +15,46 @@ import { smooth } from "./smoothing.js";
  * @property {number[]} step of each entry
  * @property {{x: number, k: string}[]} ticks values that are not finite
  * @property {boolean} [past] what a later attempt went over again
+ * @property {boolean} [earlier] of a run that this one came from, up to the fork
  */
 
 /** The metric behind each x axis that is not the step. */
 export const CLOCKS = /** @type {const} */ ({ tokens: "tree/unique_tokens_total", time: "speed/step_seconds" });
 
+const ORIGIN = { step: 0, x: 0 };
+
+/**
+ * Where a fork begins on an axis: its ancestors' curves one after the other, each up to the step that the next one forked at.
+ * @param {XAxis} axis @param {readonly {curves: ReadonlyMap<string, Series>, to: number}[]} ancestors the oldest first
+ */
+export function startAfter(axis, ancestors) {
+  let start = ORIGIN;
+  for (const { curves, to } of ancestors) {
+    const x = xOf(axis, curves, start)(to);
+    start = { step: to, x: Number.isFinite(x) ? x : start.x };
+  }
+  return start;
+}
+
 /**
  * Step -> x on the axis chosen. Tokens: sampled until then, each segment once. Time: seconds of all steps until then,
- * evaluation not counted. Between two known steps it is a straight line; before the first, it starts from zero at step 0.
- * @param {XAxis} axis @param {ReadonlyMap<string, Series>} curves of one run
+ * evaluation not counted. Between two known steps it is a straight line; before the first, it begins where `start` says: at
+ * zero, or for a fork where the curve of the run that it came from leaves off.
+ * @param {XAxis} axis @param {ReadonlyMap<string, Series>} curves of one run @param {{step: number, x: number}} [start]
  * @returns {(step: number) => number}
  */
-export function xOf(axis, curves) {
+export function xOf(axis, curves, start = ORIGIN) {
   if (axis === "step") return (step) => step;
   const clock = curves.get(CLOCKS[axis]);
   if (!clock || !clock.step.length) return () => NaN;
-  const steps = [0];
-  const reached = [0];
+  const steps = [start.step];
+  const reached = [start.x];
   clock.step.forEach((step, i) => {
     const value = /** @type {number} */ (clock.value[i]);
     const before = /** @type {number} */ (reached.at(-1));
     // A bucket's mean times its points is its sum.
     const now = axis === "tokens" ? Math.max(before, value) : before + value * /** @type {number} */ (clock.n[i]);
-    if (step <= 0) reached[0] = now;
+    if (step <= start.step) reached[0] = now;
     else {
       steps.push(step);
       reached.push(now);
@@ -65,12 +82,13 @@ function interpolate(xs, ys, x) {
 /**
  * @param {number} run @param {ReadonlyMap<string, Series>} curves of that run @param {string} name @param {XAxis} axis
  * @param {number} weight of the smoothing @param {[string, string]} [band] the metrics of its interval
+ * @param {{step: number, x: number}} [start] of a fork
  * @returns {Line | null} null when the run does not log this metric
  */
-export function lineOf(run, curves, name, axis, weight, band) {
+export function lineOf(run, curves, name, axis, weight, band, start) {
   const curve = curves.get(name);
   if (!curve || (!curve.step.length && !curve.nonfinite.length)) return null;
-  const place = xOf(axis, curves);
+  const place = xOf(axis, curves, start);
   const low = band && curves.get(band[0]);
   const high = band && curves.get(band[1]);
   const interval = low && high ? [along(curve, low), along(curve, high)] : null;

@@ -1,7 +1,7 @@
 // The curves of a run, with other runs over them if the URL names some.
 import { PanelView } from "../charts/panel.js";
 import { belongs, idOf, matches, panelsOf } from "../charts/panels.js";
-import { lineOf, xOf } from "../charts/series.js";
+import { lineOf, startAfter, xOf } from "../charts/series.js";
 import { stylesOf } from "../charts/styles.js";
 import { ApiError, json } from "../core/api.js";
 import { byId, data, make, setText, typed } from "../core/dom.js";
@@ -23,7 +23,9 @@ const main = /** @type {RunState} */ (data("run-state"));
 /** @type {(RunState & {colour: number, url: string})[]} */
 const overlays = data("overlay-runs");
 const runs = [{ id: main.id, name: main.name, colour: Number(root.dataset.colour), url: "", state: main }, ...overlays.map((run) => ({ id: run.id, name: run.name, colour: run.colour, url: run.url, state: run }))];
-const styles = stylesOf(runs);
+/** Whose curves this fork's go on from, the nearest first. @type {{id: number, name: string, colour: number, url: string, to_step: number}[]} */
+const ancestors = data("ancestors");
+const styles = stylesOf([...runs, ...ancestors.filter((run) => !runs.some((other) => other.id === run.id))]);
 const catalogue = /** @type {import("../charts/panels.js").Panel[]} */ (data("catalogue"));
 
 /** @type {import("../charts/series.js").XAxis} */
@@ -37,6 +39,9 @@ let window_ = readWindow();
 let overwritten = new Map();
 /** @type {number[]} */
 const resumes = data("resumes");
+
+/** Up to the step where the next one forked; that never changes, so it is read once. @type {Map<number, Map<string, Series>>} */
+const before = new Map();
 
 let packingSeq = 0;
 const head = new RunHead();
@@ -181,7 +186,7 @@ function everything(shown) {
   for (const run of shown) {
     const curves = session.feeds.get(run.id)?.series;
     if (!curves) continue;
-    const place = xOf(axis, curves);
+    const place = xOf(axis, curves, startOf(run.id));
     for (const curve of curves.values()) {
       const ends = [curve.step[0], curve.step.at(-1), curve.nonfinite[0]?.step, curve.nonfinite.at(-1)?.step];
       for (const step of ends) {
@@ -191,8 +196,22 @@ function everything(shown) {
       }
     }
   }
+  if (drawnAncestors().length) low = Math.min(low, 0);
   return high > low ? [low, high] : null;
 }
+
+/** Where the curves of a run on this page begin. @param {number} id */
+const startOf = (id) => (id === main.id ? startAfter(axis, generations(0)) : undefined);
+
+/** The ancestors that are read, from the oldest to the one before `place`. @param {number} place 0: this run */
+const generations = (place) =>
+  ancestors.slice(place).toReversed().flatMap((run) => {
+    const curves = before.get(run.id);
+    return curves ? [{ curves, to: run.to_step }] : [];
+  });
+
+/** Those that are not on the page whole already. */
+const drawnAncestors = () => ancestors.filter((run) => before.has(run.id) && !hidden.has(run.id) && !runs.some((other) => other.id === run.id));
 
 /** @param {string} id @param {PanelView} view */
 function drawPanel(id, view) {
@@ -206,25 +225,37 @@ function drawPanel(id, view) {
     if (!curves || !style) continue;
     for (const [place, name] of panel.metrics.entries()) {
       const band = panel.bands[name];
-      const line = lineOf(run.id, curves, name, axis, smoothing, band);
+      const line = lineOf(run.id, curves, name, axis, smoothing, band, startOf(run.id));
       if (!line) continue;
       lines.push(line);
       // The second metric of a panel is dashed, whatever the run's own dash is.
       looks.push({ slot: style.slot, dash: place > 0 ? [4, 3] : style.dash, sparse: band !== undefined && line.raw.length < 40 });
     }
   }
+  for (const run of drawnAncestors()) {
+    const style = styles.get(run.id);
+    const curves = before.get(run.id);
+    if (!style || !curves) continue;
+    for (const [place, name] of panel.metrics.entries()) {
+      const line = lineOf(run.id, curves, name, axis, smoothing, panel.bands[name], startAfter(axis, generations(ancestors.indexOf(run) + 1)));
+      if (!line) continue;
+      lines.push({ ...line, low: null, high: null, earlier: true });
+      looks.push({ slot: style.slot, dash: place > 0 ? [4, 3] : style.dash, sparse: panel.bands[name] !== undefined && line.raw.length < 40, thin: true });
+    }
+  }
   const style = styles.get(main.id);
   for (const name of overwritten.size && style && !hidden.has(main.id) ? panel.metrics : []) {
-    const line = lineOf(main.id, overwritten, name, axis, smoothing);
+    const line = lineOf(main.id, overwritten, name, axis, smoothing, undefined, startOf(main.id));
     if (!line) continue;
     lines.push({ ...line, past: true });
     looks.push({ slot: 9, dash: [2, 3], sparse: line.raw.length < 4 });
   }
   const window = window_ ?? everything(shown);
   const feed = session.feeds.get(main.id);
-  const place = feed && xOf(axis, feed.series);
+  const place = feed && xOf(axis, feed.series, startOf(main.id));
   const marks = feed && place && !hidden.has(main.id) ? marksOf(feed).map((mark) => ({ x: place(mark.step), kind: mark.kind })) : [];
-  view.draw({ lines, looks, window, marks }, new Map(shown.map((run) => [run.id, run])), afresh.delete(id));
+  if (ancestors[0] && !hidden.has(main.id)) marks.push({ x: startOf(main.id)?.x ?? 0, kind: "forked" });
+  view.draw({ lines, looks, window, marks }, new Map([...shown, ...drawnAncestors()].map((run) => [run.id, run])), afresh.delete(id));
 }
 
 /** Where later attempts went on from, those before this page was loaded included; and what people did. @param {Feed} feed */
@@ -241,6 +272,16 @@ onTheme(() => {
 
 // ---- legend: eye, colour, name, state
 
+/** @param {HTMLElement} eye @param {number} id of the run that it shows and hides */
+function watchEye(eye, id) {
+  eye.addEventListener("click", () => {
+    if (!hidden.delete(id)) hidden.add(id);
+    eye.setAttribute("aria-pressed", String(!hidden.has(id)));
+    write({ hide: hidden.size ? [...hidden].join(",") : null });
+    renew();
+  });
+}
+
 /** @type {Map<number, HTMLElement>} */
 const legend = new Map();
 for (const run of runs) {
@@ -253,16 +294,37 @@ for (const run of runs) {
     const rest = overlays.filter((other) => other.id !== run.id).map((other) => other.id);
     item.append(make("a", { class: "quiet", href: rest.length ? `?with=${rest.join(",")}` : location.pathname, "aria-label": `Take ${run.name} out` }, "✕"));
   }
-  eye.addEventListener("click", () => {
-    if (!hidden.delete(run.id)) hidden.add(run.id);
-    eye.setAttribute("aria-pressed", String(!hidden.has(run.id)));
-    write({ hide: hidden.size ? [...hidden].join(",") : null });
-    renew();
-  });
+  watchEye(eye, run.id);
   legend.set(run.id, item);
   byId("run-legend").append(item);
 }
-if (runs.length === 1) byId("run-legend").hidden = true;
+for (const run of ancestors) {
+  if (runs.some((other) => other.id === run.id)) continue;
+  const style = /** @type {{slot: number, dash: number[]}} */ (styles.get(run.id));
+  const label = `Show ${run.name} up to step ${run.to_step}`;
+  const eye = make("button", { type: "button", class: "quiet eye", "aria-pressed": String(!hidden.has(run.id)), "aria-label": label }, make("span", { class: "eye-glyph" }));
+  const key = make("span", { class: `key key-thin c${style.slot}${style.dash.length ? " key-dashed" : ""}` });
+  watchEye(eye, run.id);
+  byId("run-legend").append(make("li", { class: "legend-run" }, eye, key, make("a", { href: run.url }, run.name), make("span", { class: "secondary figures" }, `up to step ${run.to_step} `, make("span", { class: "fork-mark" }, "◆"), " forked there")));
+}
+if (runs.length === 1 && !ancestors.length) byId("run-legend").hidden = true;
+
+/** What they logged before the fork. */
+async function readAncestors() {
+  for (const run of ancestors) {
+    try {
+      const answer = await json(`/runs/${run.id}/metrics?max_points=1000&to_step=${run.to_step}`);
+      before.set(run.id, new Map(answer.series.map((/** @type {WireSeries} */ wire) => [wire.name, fromWire(wire)])));
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      setText(byId("curves-problem"), `The curve of ${run.name} before the fork could not be read. ${error.message}`);
+      byId("curves-problem").hidden = false;
+      return;
+    }
+  }
+  renew();
+}
+if (ancestors.length) void readAncestors();
 
 /** What the check of packed training found, in the server's words. @param {number} seq */
 async function showPacking(seq) {
