@@ -26,7 +26,15 @@ from trainer.config import RunConfig
 from trainer.config_file import MAX_CONFIG_BYTES, ConfigError, config_from_yaml
 from trainer.events import Event, EventDigest, Finished
 from trainer.guards import MOST_LETTERS, TROUBLES, OutOfRoomError, is_full, is_host_memory, told
-from trainer.supervised import end_with_parent, only_events_on_stdout, thread_count
+from trainer.launcher import PEER_SECONDS, RANK_SIGNALS, STOP_SIGNAL, launch
+from trainer.supervised import (
+    Place,
+    beat,
+    die_with_parent,
+    end_with_parent,
+    only_events_on_stdout,
+    thread_count,
+)
 
 logger = logging.getLogger("trainer")
 
@@ -37,6 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    place = _place(options)
+    if place is not None:
+        die_with_parent()
+        beat(options.beat_fd)
     if options.parent_fd is not None:
         end_with_parent(options.parent_fd)
     try:
@@ -46,11 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in getattr(error, "problems", (error,)):
             print(f"{options.config}: {problem}", file=sys.stderr)  # noqa: T201  # the answer, not a log
         return 2
+    if place is None and config.resources.processes > 1:
+        return launch(config, options.output, options.resume, options.fork)
     stream = only_events_on_stdout()
-    should_stop = _stop_on_signals()
+    should_stop = _stop_on_signals() if place is None else _stop_on_launcher()
     begin = options.resume if options.fork is None else [options.fork]
     writer = _EventWriter(stream, begin)
-    return _run(config, options.output, begin, threads, writer, should_stop, is_fork=options.fork is not None)
+    is_fork = options.fork is not None
+    return _run(config, options.output, begin, threads, writer, should_stop, place, is_fork=is_fork)
 
 
 def _run(
@@ -60,6 +75,7 @@ def _run(
     threads: int,
     writer: _EventWriter,
     should_stop: Callable[[], bool],
+    place: Place | None,
     *,
     is_fork: bool,
 ) -> int:
@@ -72,26 +88,35 @@ def _run(
     from trainer.credit import RewardRangeError
     from trainer.data import DataError
     from trainer.loop import Outcome, train
+    from trainer.parallel import Group, device_of, is_loss_of_rank
     from trainer.policy import ModelError
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers types it in part
     torch.set_num_threads(threads)
     try:
         output.mkdir(parents=True, exist_ok=True)
+        device = device_of(place, _device(config))
+        group = None if place is None else Group(place, device)
         outcome = train(
             config,
-            emit=writer.emit,
+            emit=writer.emit if place is None or place.rank == 0 else _unsaid,
             should_stop=should_stop,
             run_dir=output,
             resume=[_resume_path(path, output) for path in resume] or None,
             is_fork=is_fork,
-            device=_device(config),
+            device=device,
+            group=group,
         )
     except Exception as error:  # the last event must say how the run ended, whatever the reason
         expected = (DataError, ModelError, CheckpointError, RewardRangeError, OutOfRoomError, ValueError)
         is_expected = isinstance(error, expected)
         logger.log(logging.INFO if is_expected else logging.ERROR, "The run ended early", exc_info=error)
+        if place is not None and is_loss_of_rank(error):
+            # What ended the other one is the reason, and whoever watches both will say it.
+            time.sleep(PEER_SECONDS)
         outcome = Outcome(*_ending(error, is_expected, writer), "")
+    if place is not None and place.rank > 0:
+        return 1 if outcome.outcome in ("failed", "paused") else 0
     writer.emit(
         Finished(
             time=time.time(),
@@ -103,6 +128,12 @@ def _run(
         )
     )
     return 1 if outcome.outcome in ("failed", "paused") else 0
+
+
+def _unsaid(event: Event) -> None:
+    """Of a rank that does not speak for the run; what it warns of stands in its log."""
+    if event.kind == "log":
+        logger.warning("%s", event.message)
 
 
 class _EventWriter:
@@ -157,7 +188,19 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="a.b=c", help="change one value of the config"
     )
     parser.add_argument("--parent-fd", type=int, metavar="N", help="end at once when this pipe closes")
+    # Of one of several processes; the launcher gives them.
+    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--beat-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--store-fd", type=int, help=argparse.SUPPRESS)
     return parser
+
+
+def _place(options: argparse.Namespace) -> Place | None:
+    """Which rank this process is; None: it is no rank (yet)."""
+    if options.rank is None:
+        return None
+    port, size = int(os.environ["MASTER_PORT"]), int(os.environ["WORLD_SIZE"])
+    return Place(options.rank, size, port, options.store_fd)
 
 
 def _read_config(name: str, overrides: Sequence[str]) -> RunConfig:
@@ -220,6 +263,16 @@ def _stop_on_signals() -> Callable[[], bool]:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask)
+    return asked.is_set
+
+
+def _stop_on_launcher() -> Callable[[], bool]:
+    """Of a rank: what a terminal or a container sends to every process is the launcher's to judge."""
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(STOP_SIGNAL, lambda _number, _frame: asked.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, RANK_SIGNALS)
     return asked.is_set
 
 

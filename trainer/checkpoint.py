@@ -42,6 +42,7 @@ from trainer.config import RunConfig, stored_config
 from trainer.guards import is_full
 from trainer.optim import Optimiser
 from trainer.policy import Policy, damaged
+from trainer.sharding import split_like, whole
 
 FORMAT_VERSION = 1
 VALUE_HEAD = "value_head.safetensors"
@@ -109,7 +110,8 @@ def save_checkpoint(
     one with the best accuracy. Raises CheckpointError, DiskFullError among them; then no checkpoint is lost
     and nothing is left behind, but what the policy would delete may be gone already.
 
-    accuracy: of an evaluation at this very step, None without one. more: further files, by name.
+    accuracy: of an evaluation at this very step, None without one. more: further files, by name. Of several
+    ranks the first one writes; a checkpoint does not know how many there were: any number can go on from it.
 
     Everything is written under a temporary name and synced to disk before the folder takes its name.
     """
@@ -117,6 +119,9 @@ def save_checkpoint(
     target = folder / f"step-{state.step}"
     scratch = unfinished_name(target)
     weights = policy.weights_sha256()
+    contents = _Contents.of(policy, optimiser)
+    if not policy.ranks.is_first:
+        return SavedCheckpoint(state.step, f"{FOLDER}/{target.name}", 0, weights)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _make_room(
@@ -124,7 +129,7 @@ def save_checkpoint(
             _bytes_needed(policy) + sum(map(len, (more or {}).values())),
             lambda: _delete_old(run_dir, state.step, keep_last - 1, keep_best),
         )
-        _write(scratch, config, state, policy, optimiser)
+        _write(scratch, config, state, policy, contents)
         for name, content in (more or {}).items():
             (scratch / name).write_bytes(content)
         size = _write_manifest(scratch, state, config, weights, accuracy)
@@ -230,8 +235,10 @@ def read_checkpoint(path: Path) -> tuple[TrainerState, RunConfig]:
     return state, config
 
 
-def environment(device: torch.device | str) -> dict[str, str]:
+def environment(device: torch.device | str, processes: int = 1) -> dict[str, str]:
     """What decides the last digits of a number, beside the run's own config and state."""
+    # Sums over several processes are rounded in another order.
+    several = {"processes": str(processes)} if processes > 1 else {}
     where = torch.device(device)
     is_gpu = where.type == "cuda"
     return {
@@ -241,13 +248,15 @@ def environment(device: torch.device | str) -> dict[str, str]:
         "device": torch.cuda.get_device_name(where) if is_gpu else where.type,
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": str(torch.get_num_threads()),
-    }
+    } | several
 
 
 def why_not_exact(saved: dict[str, str], now: dict[str, str]) -> str:
     """Why a resumed run need not equal the unbroken one bit for bit; "" if it will. A checkpoint that knows
-    nothing of its environment is from before it was kept.
+    nothing of its environment is from before it was kept; one that knows of no processes had one.
     """
+    if saved:
+        saved, now = {"processes": "1"} | saved, {"processes": "1"} | now
     if now["device"] != "cpu":
         return "a GPU adds numbers in no fixed order"
     changed = [name for name in now if saved.get(name, now[name]) != now[name]]
@@ -343,7 +352,7 @@ def load_optimiser(path: Path, policy: Policy, optimiser: Optimiser) -> None:
                 )
         optimiser.adamw.state[parameter] = {
             # AdamW counts steps on the CPU whatever the device of the weights.
-            part: tensor if part == "step" else tensor.to(parameter.device)
+            part: tensor if part == "step" else split_like(tensor, parameter)
             for part, tensor in parts.items()
         }
 
@@ -351,25 +360,50 @@ def load_optimiser(path: Path, policy: Policy, optimiser: Optimiser) -> None:
 # ---------------------------------------------------------------------------------------------------- writing
 
 
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """What is split over ranks, whole: weights of the model, None where it has them itself, AdamW's tensors,
+    and the value head's."""
+
+    weights: dict[str, Tensor] | None
+    optimiser: dict[str, Tensor]
+    value_head: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, policy: Policy, optimiser: Optimiser) -> _Contents:
+        """Collective."""
+
+        def kept(value: Any) -> Tensor:  # AdamW's count of steps may be a number
+            return whole(torch.as_tensor(value).detach()).cpu().contiguous()
+
+        moments = {
+            f"{name}/{part}": kept(value)
+            for name, parameter in policy.named_parameters().items()
+            for part, value in optimiser.adamw.state.get(parameter, {}).items()
+        }
+        head = {} if policy.value_head is None else policy.value_head.state_dict()
+        return cls(
+            policy.plain_weights() if policy.is_sharded else None,
+            moments,
+            {name: kept(value) for name, value in head.items()},
+        )
+
+
 def _write(
-    scratch: Path, config: RunConfig, state: TrainerState, policy: Policy, optimiser: Optimiser
+    scratch: Path, config: RunConfig, state: TrainerState, policy: Policy, contents: _Contents
 ) -> None:
-    with policy.merged() as model:
-        model.save_pretrained(model_folder(scratch), state_dict=policy.plain_weights())
+    if contents.weights is not None:
+        policy.model.save_pretrained(model_folder(scratch), state_dict=contents.weights)
+    else:
+        with policy.merged() as model:
+            model.save_pretrained(model_folder(scratch), state_dict=policy.plain_weights())
     if policy.adapter is not None:
         adapter = {name: own.detach().cpu().contiguous() for name, own in policy.named_parameters().items()}
         save_file(adapter, scratch / ADAPTER)
     policy.tokenizer.save_pretrained(model_folder(scratch))
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in policy.named_parameters().items():
-        for part, value in optimiser.adamw.state.get(parameter, {}).items():
-            tensors[f"{name}/{part}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    save_file(tensors, scratch / "optimiser.safetensors")
-    if policy.value_head is not None:
-        head = {
-            name: value.detach().cpu().contiguous() for name, value in policy.value_head.state_dict().items()
-        }
-        save_file(head, scratch / VALUE_HEAD)
+    save_file(contents.optimiser, scratch / "optimiser.safetensors")
+    if contents.value_head:
+        save_file(contents.value_head, scratch / VALUE_HEAD)
     # Padded, so that the size of a checkpoint does not hang on how many digits the CPU time has.
     (scratch / "state.json").write_text(json.dumps(asdict(state)).ljust(STATE_BYTES) + "\n", encoding="utf-8")
     (scratch / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")

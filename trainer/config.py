@@ -82,6 +82,36 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _processes_fit(self) -> Self:
+        """Refuse what several processes cannot do yet, or have nothing to do in."""
+        processes = self.resources.processes
+        if processes == 1:
+            return self
+        if processes > self.training.problems_per_step:
+            raise ValueError(
+                f"resources.processes {processes} is more than training.problems_per_step "
+                f"{self.training.problems_per_step}: whole trees are sampled and trained on one process. "
+                f"Set processes {self.training.problems_per_step} or fewer."
+            )
+        if self.model.adapter.kind != "full":
+            raise ValueError(
+                f"resources.processes {processes} splits the weights that are trained, and model.adapter "
+                f"{self.model.adapter.kind} trains few. Set model.adapter full, or resources.processes 1."
+            )
+        if self.training.max_staleness:
+            raise ValueError(
+                f"resources.processes {processes} agree on every step, and training.max_staleness "
+                f"{self.training.max_staleness} samples the next one beside it. Set max_staleness 0, or "
+                "resources.processes 1."
+            )
+        if self.engine.kind == "vllm":
+            raise ValueError(
+                f"engine vllm works in one process, and resources.processes is {processes}. Set engine "
+                "local, which samples in every process, or resources.processes 1."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         """Refuse parts of different sections that are not defined together, with the reason."""
         sampler, credit, objective, reward = self.sampler, self.credit, self.objective, self.reward

@@ -28,10 +28,11 @@ from trainer.config import RunConfig
 from trainer.data import Problem, load_data
 from trainer.intervals import bootstrap_interval, wilson_interval
 from trainer.judges import canonical
-from trainer.sampling.engine import Engine, SamplingPlan
+from trainer.ranks import ALONE, Ranks
+from trainer.sampling.engine import Engine, SamplingPlan, SamplingStopped
 from trainer.seeding import named_seed
 from trainer.tree import RolloutTree, Verdict
-from trainer.verifiers import JudgeAnswer, verify_trees
+from trainer.verifiers import JudgeAnswer, JudgingStopped, verify_trees
 
 PASS_AT: Final = (2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -56,24 +57,29 @@ def evaluate(
     should_stop: Callable[[], bool],
     on_progress: Callable[[int, int], None],
     samples: int = 1,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """`eval/...` metrics. Every evaluation of a run draws the same random numbers, so that two differ by the
     policy alone.
 
     `most_tokens`: longest answer; `samples`: k. Intervals are Wilson's for one answer per problem, else a
-    bootstrap over problems. Raises what `Engine.sample` and `verify_trees` raise.
+    bootstrap over problems. Each of `ranks` answers its share of the problems. Raises what `Engine.sample`
+    and `verify_trees` raise.
     """
 
     def judged(answers: int, temperature: float, part: int) -> Judged:
-        trees = engine.sample(
-            problems,
-            SamplingPlan((answers,), (most_tokens,), split_at_newline=False, temperature=temperature),
-            seed=named_seed(seed, "evaluation"),
-            step=0,
-            should_stop=should_stop,
-            on_progress=lambda done, total: on_progress(part * total + done, 2 * total),
-        )
-        return count_verdicts(verify_trees(trees, judge, should_stop=should_stop))
+        def grow(own: Sequence[Problem]) -> list[RolloutTree]:
+            trees = engine.sample(
+                own,
+                SamplingPlan((answers,), (most_tokens,), split_at_newline=False, temperature=temperature),
+                seed=named_seed(seed, "evaluation"),
+                step=0,
+                should_stop=should_stop,
+                on_progress=lambda done, total: on_progress(part * total + done, 2 * total),
+            )
+            return verify_trees(trees, judge, should_stop=should_stop)
+
+        return count_verdicts(ranks.grown(problems, grow, (SamplingStopped, JudgingStopped)))
 
     sampled, greedy = judged(samples, 1.0, 0), judged(1, 0.0, 1)
     values = _share("eval/pass1_sampled", sampled) | _share("eval/pass1_greedy", greedy)

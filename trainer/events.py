@@ -52,6 +52,7 @@ class Started(_Event):
     versions: dict[str, str]
     training_problems: int | None = Field(description="None: generated without end.")
     evaluation_problems: int = Field(ge=0)
+    processes: int = Field(1, ge=1, description="That train it together; `device` is the first one's.")
 
 
 class GrowingTree(BaseModel):

@@ -9,7 +9,7 @@ import math
 import string
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NoReturn
 
 Then = Literal["failed", "paused", "goes on", "queued again"]
 MOST_LETTERS = 2000  # of a reason
@@ -146,6 +146,15 @@ TROUBLES: dict[str, Trouble] = {
         "Nothing the first time: the run goes on from its last checkpoint. If it comes again, look at its "
         "log "
         "under Events and at the machine's, then retry or fork the run.",
+        "queued again",
+    ),
+    "rank died": Trouble(
+        "One of the processes that train a run together was killed, crashed, or stood still. The others "
+        "wait for it all the time, so they are ended, too.",
+        "{which}",
+        "Nothing the first time: the run goes on from its last checkpoint. If it comes again, look at its "
+        "log under Events, where each line names its process, and at the machine's, then retry or fork the "
+        "run.",
         "queued again",
     ),
     "silent": Trouble(
@@ -356,6 +365,12 @@ class Size:
     unit: str
     halve: Callable[[], tuple[int, int]]
     tried: list[int] = field(default_factory=list)
+
+    def refuse(self, error: Exception, doing: str) -> NoReturn:
+        """Raise OutOfRoomError at once, where nothing smaller can be tried."""
+        place = "GPU" if is_gpu_memory(error) else "host"
+        sizes = self.unit.format(self.halve()[0])
+        raise OutOfRoomError(TROUBLES["gpu memory"].advice(place=place, doing=doing, sizes=sizes)) from error
 
     def smaller(self, error: Exception, step: int, doing: str) -> str:
         """Halve it and return what to say. Raises OutOfRoomError when that was done before."""

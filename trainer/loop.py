@@ -53,7 +53,9 @@ from trainer.guards import TROUBLES, NotFinite, NotFiniteError, Size, is_gpu_mem
 from trainer.optim import Optimiser, UpdateData, UpdateResult, UpdateStopped
 from trainer.overlap import Ahead, Batch, Level, one_at_a_time, saved_batch
 from trainer.packing_check import NotComparedError, check_packing
+from trainer.parallel import Group, memory_bytes
 from trainer.policy import ModelError, Policy, load_policy, load_reference, model_sha256, resolve_model
+from trainer.ranks import ALONE, Ranks
 from trainer.rewards import shape_rewards
 from trainer.rollout_metrics import rollout_metrics
 from trainer.rollouts import Rollouts, collect
@@ -93,19 +95,21 @@ def train(
     resume: Path | Sequence[Path] | None = None,
     is_fork: bool = False,
     device: torch.device | str = "cpu",
+    group: Group | None = None,
 ) -> Outcome:
     """Train the policy as `config` says, from its start or from a checkpoint, and tell `emit` all that
     happens.
 
     `resume`: a checkpoint, or several, of which the first that is whole is taken. `is_fork`: it is another
-    run's, and only what its weights depend on must be equal. `should_stop` is asked often; once true, the
+    run's, and only what its weights depend on must be equal. `group`: the ranks that run it together, each of
+    which calls this; what rank 0 emits is the run's. `should_stop` is asked often; once true on any, the
     step under way is given up, a checkpoint is written and the run ends as stopped. A run that cannot be
     saved for lack of room, or has checkpoints and none that is whole, ends as paused. Raises DataError,
     ModelError, CheckpointError, ValueError and RewardRangeError with a sentence for people.
     """
     given = [] if resume is None else [resume] if isinstance(resume, Path) else list(resume)
     try:
-        run = _Run(config, emit, should_stop, run_dir, given, device, is_fork=is_fork)
+        run = _Run(config, emit, should_stop, run_dir, given, device, group, is_fork=is_fork)
     except NoCheckpointError as error:
         newest = given[0].name.removeprefix("step-")
         return Outcome("paused", int(newest) if newest.isdecimal() else 0, str(error), "")
@@ -178,13 +182,17 @@ class _Run:
         run_dir: Path,
         checkpoints: Sequence[Path],
         device: torch.device | str,
+        group: Group | None = None,
         *,
         is_fork: bool = False,
     ) -> None:
+        self.ranks: Ranks = group or ALONE
         self.config, self.emit, self.should_stop, self.run_dir = config, emit, should_stop, run_dir
         self.progress(0, "loading")(0, 1)
         self.state = TrainerState()
-        remove_unfinished(run_dir)
+        if self.ranks.is_first:
+            remove_unfinished(run_dir)
+        self.ranks.any(False)  # none looks before that is done
         resume: Path | None = None
         if checkpoints:
             resume, self.state, saved = self.first_whole(checkpoints)
@@ -232,8 +240,12 @@ class _Run:
         reference = load_reference(config.model.path, device) if needs_reference(config) else None
         if reference is not None:
             reference.is_half = self.policy.is_half  # else KL would begin at the rounding, not at 0
+        if group is not None:
+            self.policy.shard(group)
+            if reference is not None:
+                reference.shard(group)
         refuse_other_data(self.state, self.data.sha256)
-        here = environment(self.policy.device)
+        here = environment(self.policy.device, self.ranks.size)
         not_exact = why_not_exact(self.state.environment, here) if resume is not None else ""
         self.state = replace(
             self.state,
@@ -278,6 +290,7 @@ class _Run:
                 parameters=self.policy.parameter_count(),
                 engine=self.engine.name,
                 device=str(self.policy.device),
+                processes=self.ranks.size,
                 versions={"python": platform.python_version()}
                 | {name: version(name) for name in ("torch", "transformers", "safetensors", "numpy")}
                 | self.engine.versions(),
@@ -308,7 +321,7 @@ class _Run:
 
     def check_engine(self) -> None:
         """Raises EngineMismatchError unless the engine samples from the policy."""
-        problems = self.data.training.batch(1, 2)
+        problems = self.data.training.batch(1, max(2, self.ranks.size))
         self.within_memory(
             lambda: check_against_policy(
                 self.engine,
@@ -402,34 +415,10 @@ class _Run:
 
     def grow(self, problems: Sequence[Problem], step: int) -> list[RolloutTree]:
         """One verified tree with rewards per problem."""
-        before, watch = self.engine.spent, GrowthWatch()
-
-        def sample() -> list[RolloutTree]:
-            nonlocal watch
-            watch = GrowthWatch()
-            return self.engine.sample(
-                problems,
-                self.plan,
-                seed=self.seed,
-                step=step,
-                should_stop=self.should_stop,
-                on_progress=self.progress(step, "sampling", watch.trees),
-                top_k=self.top_k,
-                watch=watch,
-            )
-
-        trees = self.within_memory(sample, self.sampling_size, step, "sampling")
-        version = self.state.step
-        trees = [own if own.policy_version == version else own.sampled_by(version) for own in trees]
-        segments = sum(tree.n_nodes - 1 for tree in trees)
-        self.progress(step, "sampling", watch.trees)(segments, segments)  # all of them are there
-        self.sampled_tokens += (self.engine.spent - before).sampled
-        trees = verify_trees(
-            trees,
-            self.judge,
-            should_stop=self.should_stop,
-            on_progress=self.progress(step, "verifying"),
-        )
+        before = self.engine.spent
+        known = (SamplingStopped, JudgingStopped, FloatingPointError)
+        trees = self.ranks.grown(problems, lambda own: self.grow_own(own, step), known)
+        self.sampled_tokens += int(self.ranks.sum((self.engine.spent - before).sampled)[0])
         self.tell_troubles(step)
         reward = self.config.reward
         kl = None
@@ -441,6 +430,36 @@ class _Run:
         if found := reward_not_finite(trees):
             raise NotFiniteError(found)
         return trees
+
+    def grow_own(self, own: Sequence[Problem], step: int) -> list[RolloutTree]:
+        """The verified trees of this process's problems."""
+        watch = GrowthWatch()
+
+        def sample() -> list[RolloutTree]:
+            nonlocal watch
+            watch = GrowthWatch()
+            return self.engine.sample(
+                own,
+                self.plan,
+                seed=self.seed,
+                step=step,
+                should_stop=self.should_stop,
+                on_progress=self.progress(step, "sampling", watch.trees),
+                top_k=self.top_k,
+                watch=watch,
+            )
+
+        trees = self.within_memory(sample, self.sampling_size, step, "sampling", is_shared=False)
+        version = self.state.step
+        trees = [own if own.policy_version == version else own.sampled_by(version) for own in trees]
+        segments = sum(tree.n_nodes - 1 for tree in trees)
+        self.progress(step, "sampling", watch.trees)(segments, segments)  # all of them are there
+        return verify_trees(
+            trees,
+            self.judge,
+            should_stop=self.should_stop,
+            on_progress=self.progress(step, "verifying"),
+        )
 
     def update(
         self, trees: Sequence[RolloutTree], problems: Sequence[Problem], step: int
@@ -477,13 +496,20 @@ class _Run:
             results.append(self.optimiser.apply(result, norm, step=step))
         return with_training(trees, batch, results, self.config.objective), results
 
-    def within_memory(self, work: Callable[[], T], size: Size, step: int, doing: str) -> T:
-        """`work`, and where memory runs out, once more with half the size. Raises OutOfRoomError."""
+    def within_memory(
+        self, work: Callable[[], T], size: Size, step: int, doing: str, *, is_shared: bool = True
+    ) -> T:
+        """`work`, and where memory runs out, once more with half the size. Raises OutOfRoomError.
+
+        `is_shared`: all ranks do it together. Then one alone cannot begin again, and it ends there.
+        """
         try:
             return work()
         except Exception as error:
             if not (is_gpu_memory(error) or is_host_memory(error)):
                 raise
+            if is_shared and self.ranks.size > 1:
+                size.refuse(error, doing)
             said = size.smaller(error, step, doing)
         # Behind the handler: the error held on to everything that did not fit.
         self.free()
@@ -515,7 +541,8 @@ class _Run:
         try:
             found = check_packing(self.policy, self.optimiser, data, self.should_stop)
         except Exception as error:
-            if not (isinstance(error, NotComparedError) or is_gpu_memory(error) or is_host_memory(error)):
+            lacks_memory = self.ranks.size == 1 and (is_gpu_memory(error) or is_host_memory(error))
+            if not (isinstance(error, NotComparedError) or lacks_memory):
                 raise
             why = error if isinstance(error, NotComparedError) else "there was no memory for it"
             self.say("info", f"Packed and flat gradients of the first batch were not compared: {why}.")
@@ -546,6 +573,7 @@ class _Run:
                 seed=named_seed(self.config.seed, "evaluation"),
                 should_stop=self.should_stop,
                 on_progress=self.progress(self.state.step, "evaluating"),
+                ranks=self.ranks,
             ),
             self.sampling_size,
             self.state.step,
@@ -573,7 +601,7 @@ class _Run:
             unique_tokens=before.unique_tokens + self.sampled_tokens,
             skipped_updates=skipped,
             skipped_in_a_row=in_a_row,
-            cpu_seconds=before.cpu_seconds + clock.cpu_seconds(),
+            cpu_seconds=before.cpu_seconds + self.ranks.sum(clock.cpu_seconds())[0],
         )
         self.state = replace(self.state, is_evaluation_due=self.is_due(self.config.evaluation.every_steps))
 
@@ -606,7 +634,7 @@ class _Run:
     def has_worked_long(self) -> bool:
         """Whether there is so much work since the last checkpoint that losing it would hurt."""
         minutes = self.config.checkpoint.every_minutes
-        return 0 < minutes * 60 <= time.monotonic() - self.saved_at
+        return self.ranks.any(0 < minutes * 60 <= time.monotonic() - self.saved_at)
 
     def has_spent_its_tokens(self) -> bool:
         """Whether the run ends here because it has sampled all that it may."""
@@ -647,6 +675,13 @@ class _Run:
             values["speed/training_seconds"] -= following.waited
         batch = self.ahead.batches.get(state.step)
         values |= last.figures | (self.engine.figures() if batch is None else batch.metrics())
+        if self.ranks.size > 1:
+            held = self.ranks.exchange(memory_bytes(self.policy.device))
+            values |= {
+                "speed/memory_bytes": sum(held) / len(held),
+                "speed/memory_bytes_low": float(min(held)),
+                "speed/memory_bytes_high": float(max(held)),
+            }
         if self.config.sampler.kind == "flat" and self.config.sampler.merge != "none":
             values["tree/merged_share"] = 1 - values["tree/unique_tokens"] / values["tree/flat_tokens"]
         if self.config.credit.filter.kind == "zero_variance":
@@ -698,7 +733,7 @@ class _Run:
 
     def tell_troubles(self, step: int) -> None:
         """Say which answers the verifier has no verdict on, and why."""
-        if trouble := self.judge.troubles():
+        for trouble in filter(None, self.ranks.exchange(self.judge.troubles())):
             self.say("warning", f"Step {step}: {trouble}")
 
     def say(self, level: Level, message: str) -> None:
@@ -752,6 +787,8 @@ class _Aside(_Run):
         size: Size,  # noqa: ARG002  # of `_Run`
         step: int,  # noqa: ARG002
         doing: str,  # noqa: ARG002
+        *,
+        is_shared: bool = True,  # noqa: ARG002
     ) -> T:
         return work()
 

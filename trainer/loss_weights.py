@@ -68,6 +68,10 @@ class TreeWeights:
     value_target: Floats = field(default_factory=lambda: EMPTY)
     value_weight: float = 0.0
 
+    def left_out(self) -> TreeWeights:
+        """The tree in its place, with nothing to train on."""
+        return TreeWeights(tree=self.tree, trains=self.trains)
+
     def over_nodes(self, per_item: Floats) -> Floats:
         """[N] sum of `per_item` [K] over the items that a segment is part of."""
         total = np.zeros(self.tree.n_nodes)

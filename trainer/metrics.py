@@ -371,6 +371,29 @@ _ALL = (
         "s",
         "CPU seconds of all steps, of the trainer and its verifier's processes, evaluation not counted",
     ),
+    Metric(
+        "speed/memory_bytes",
+        "Memory per process",
+        "bytes",
+        "mean over the run's processes of the GPU memory that each had allocated at most, on a CPU of its "
+        "resident memory",
+        "lower",
+        "several processes",
+    ),
+    Metric(
+        "speed/memory_bytes_low",
+        "Memory per process, least",
+        "bytes",
+        "of the process with the least",
+        only_with="several processes",
+    ),
+    Metric(
+        "speed/memory_bytes_high",
+        "Memory per process, most",
+        "bytes",
+        "of the process with the most",
+        only_with="several processes",
+    ),
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -34,10 +34,21 @@ from trainer.losses import (
     supervised_loss,
     value_loss,
 )
-from trainer.packing import FlatBatch, LossTokens, PackedBatch, flatten, pack, without_idle_items
+from trainer.packing import (
+    FlatBatch,
+    LossTokens,
+    PackedBatch,
+    flatten,
+    idle_batch,
+    pack,
+    trained_nodes,
+    without_idle_items,
+)
 from trainer.policy import Policy
+from trainer.ranks import Ranks
 from trainer.schema.objective import Objective, PolicyObjective, PreferenceObjective, SupervisedObjective
 from trainer.schema.training import TrainingConfig
+from trainer.sharding import whole
 from trainer.tree import RolloutTree
 
 Batch = PackedBatch | FlatBatch
@@ -70,6 +81,34 @@ class UpdateResult:
     figures: dict[str, float] = field(default_factory=dict)
     logprobs: list[Floats] = field(default_factory=list)
     log_ratios: list[Floats] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What micro-batches add up to. `sums` as in `LossPart.figures`."""
+
+    loss: float = 0.0
+    gap: float | None = None
+    trained_tokens: int = 0
+    computed_tokens: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    not_finite: NotFinite | None = None
+
+    def over(self, ranks: Ranks) -> _Tally:
+        """Of all ranks together, which trained on different trees."""
+        if ranks.size == 1:
+            return self
+        total = _Tally()
+        for rank in ranks.exchange(asdict(self)):
+            total.loss += rank["loss"]
+            total.gap = _larger(total.gap, rank["gap"])
+            total.trained_tokens += rank["trained_tokens"]
+            total.computed_tokens += rank["computed_tokens"]
+            for name, value in rank["sums"].items():
+                total.sums[name] = total.sums.get(name, 0.0) + value
+            if total.not_finite is None and rank["not_finite"] is not None:
+                total.not_finite = NotFinite(**rank["not_finite"])
+        return total
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,6 +145,7 @@ class Optimiser:
     ) -> None:
         """`reference`: the frozen model of a KL term or of preference pairs, where the objective has one."""
         self._policy, self._config = policy, config
+        self._ranks = policy.ranks
         self.objective: Objective = objective or PolicyObjective()
         self._spread, self._reference, self._temperature = spread, reference, temperature
         self.microbatch_tokens = config.microbatch_tokens  # lowered where they do not fit
@@ -203,23 +243,40 @@ class Optimiser:
     def logprobs(self, policy: Policy, weights: Sequence[TreeWeights]) -> list[Floats]:
         """Per tree [T] logprobs of the tokens that train; NaN elsewhere. By the same packing as the
         update."""
-        found = [np.full(len(own.tree.tokens), np.nan) for own in weights]
-        for batch in self._batches(weights, None, None):
+        found = [_unknown(own) for own in weights]
+        owners = self._owners(weights)
+        for batch in self._batches(weights, None, None, owners):
             _collect(found, batch.loss, policy.outputs(batch, self._temperature).logprobs)
-        return found
+        return _everyones(found, owners, self._ranks)
+
+    def _owners(self, weights: Sequence[TreeWeights]) -> list[int]:
+        """Which rank computes each tree: about equally many unique tokens for all."""
+        if self._ranks.size == 1:
+            return [0] * len(weights)
+        return self._ranks.share([_tokens_that_train(own) for own in weights])
 
     def _batches(
         self,
         weights: Sequence[TreeWeights],
         old: Sequence[Floats] | None,
         reference: Sequence[Floats] | None,
+        owners: Sequence[int],
         layout: str = "",
     ) -> Iterable[Batch]:
-        lean = [without_idle_items(own, keeps_regularized=self._keeps_all()) for own in weights]
+        """This rank's micro-batches, as many as every other one has."""
+        lean = [
+            without_idle_items(own, keeps_regularized=self._keeps_all())
+            if owner == self._ranks.rank
+            else own.left_out()
+            for own, owner in zip(weights, owners, strict=True)
+        ]
         most = self.microbatch_tokens
+        batches: Iterable[Batch]
         if (layout or self._config.layout) == "flat":
-            return flatten(lean, most, old=old, reference=reference)
-        return pack(lean, most, with_items=self._with_items(), old=old, reference=reference)
+            batches = flatten(lean, most, old=old, reference=reference)
+        else:
+            batches = pack(lean, most, with_items=self._with_items(), old=old, reference=reference)
+        return self._ranks.in_step(batches, idle_batch)
 
     def _keeps_all(self) -> bool:
         """Whether items without advantage train all the same."""
@@ -262,55 +319,59 @@ class Optimiser:
         `layout`: "packed" or "flat", else the config's.
         """
         self.adamw.zero_grad(set_to_none=True)
-        loss, gap = 0.0, None
-        not_finite: NotFinite | None = None
-        computed = 0
+        tally = _Tally()
         trained: list[Ints] = []  # [2, M] of each micro-batch: tree and place of its loss tokens
         found = [_unknown(own) for own in data.weights]
-        sums: dict[str, float] = {}
+        owners = self._owners(data.everything)
         experts = len(data.experts)
         old = None if data.old is None else [*data.old, *[_unknown(w) for w in data.experts]]
         reference = (
             None if data.reference is None else [*data.reference, *[_unknown(w) for w in data.experts]]
         )
-        for batch in self._batches(data.everything, old, reference, layout):
-            if should_stop():
+        for batch in self._batches(data.everything, old, reference, owners, layout):
+            if self._ranks.any(should_stop()):
                 self.adamw.zero_grad(set_to_none=True)
                 raise UpdateStopped
             part, here, logprobs = self._loss(batch, with_experts=experts > 0)
             part.loss.backward()  # type: ignore[no-untyped-call]  # torch leaves `Tensor.backward` untyped
             here_loss = part.loss.item()
-            loss += here_loss
-            if not_finite is None and not math.isfinite(here_loss):
-                not_finite = _first_in(batch.loss, logprobs, here_loss, data.everything)
-            gap = _larger(gap, here)
+            tally.loss += here_loss
+            if tally.not_finite is None and not math.isfinite(here_loss):
+                tally.not_finite = _first_in(batch.loss, logprobs, here_loss, data.everything)
+            tally.gap = _larger(tally.gap, here)
             for name, value in part.figures.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
+                tally.sums[name] = tally.sums.get(name, 0.0) + float(value)
+            if batch is not idle_batch():
+                tally.computed_tokens += batch.tokens.size
             trained.append(np.stack([batch.loss.tree, batch.loss.place]))
-            computed += batch.tokens.size
             _collect(found, batch.loss, logprobs)
         # A token that stands in several micro-batches, as context or written out again, is one token.
-        trained_tokens = np.unique(np.concatenate(trained, axis=1), axis=1).shape[1] if trained else 0
-        if not trained_tokens and not sums.get("value_error"):
+        tally.trained_tokens = np.unique(np.concatenate(trained, axis=1), axis=1).shape[1] if trained else 0
+        tally = tally.over(self._ranks)
+        sums, not_finite, gap = tally.sums, tally.not_finite, tally.gap
+        if not tally.trained_tokens and not sums.get("value_error"):
             return UpdateResult(0.0, 0.0, 0.0, None, 0, 0, 0.0, is_applied=False), 0.0
+        found = _everyones(found, owners, self._ranks)
         gradients = {n: p.grad for n, p in self._policy.named_parameters().items() if p.grad is not None}
-        norm = float(torch.nn.utils.get_total_norm(list(gradients.values())))
+        norm = float(whole(torch.nn.utils.get_total_norm(list(gradients.values()))))
         if not_finite is None and not math.isfinite(norm):
             # All its numbers may be finite, and only their squares not.
-            first = next((n for n, g in gradients.items() if not bool(torch.isfinite(g).all())), "its sum")
+            first = next(
+                (n for n, g in gradients.items() if not bool(torch.isfinite(whole(g)).all())), "its sum"
+            )
             not_finite = NotFinite("gradient norm", norm, first)
         if not_finite is None and gap is not None and math.isnan(gap):
             not_finite = NotFinite("logprob", gap, "the sampler's")
-        if not_finite is None and not math.isfinite(loss):
-            not_finite = NotFinite("loss", loss, "the sum of the micro-batches")
+        if not_finite is None and not math.isfinite(tally.loss):
+            not_finite = NotFinite("loss", tally.loss, "the sum of the micro-batches")
         return (
             UpdateResult(
-                loss=loss,
+                loss=tally.loss,
                 grad_norm=norm,
                 clip_fraction=sums.get("clipped", 0.0) / max(sums.get("terms", 0.0), 1.0),
                 logprob_gap=gap,
-                trained_tokens=trained_tokens,
-                computed_tokens=computed,
+                trained_tokens=tally.trained_tokens,
+                computed_tokens=tally.computed_tokens,
                 learning_rate=0.0,
                 is_applied=not_finite is None,
                 not_finite=not_finite,
@@ -363,6 +424,25 @@ def _collect(found: Sequence[Floats], tokens: LossTokens, logprobs: Tensor) -> N
         if number < len(found):
             here = tokens.tree == number
             found[number][tokens.place[here]] = known[here]
+
+
+def _everyones(found: list[Floats], owners: Sequence[int], ranks: Ranks) -> list[Floats]:
+    """What each tree's owner found of it; every rank holds an array of the right length for every tree."""
+    if ranks.size == 1:
+        return found
+    own = [known for known, owner in zip(found, owners, strict=False) if owner == ranks.rank]
+    sent = [np.frombuffer(part) for part in ranks.gather(b"".join(known.tobytes() for known in own))]
+    taken = [0] * ranks.size
+    everyones = []
+    for known, owner in zip(found, owners, strict=False):
+        begin, taken[owner] = taken[owner], taken[owner] + len(known)
+        everyones.append(sent[owner][begin : taken[owner]].copy())
+    return everyones
+
+
+def _tokens_that_train(weights: TreeWeights) -> int:
+    """Unique tokens that a tree's packed rows have, about: those of its segments with a loss."""
+    return int(weights.tree.token_counts()[trained_nodes(weights)].sum())
 
 
 def _unknown(weights: TreeWeights) -> Floats:

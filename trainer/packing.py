@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -234,6 +235,24 @@ def ranges(length: Ints) -> tuple[Ints, Ints]:
 def _correction(weights: TreeWeights) -> Floats:
     """[T] importance weights of single tokens; 1 where there are none."""
     return weights.correction if len(weights.correction) else np.ones(len(weights.tree.tokens))
+
+
+@cache
+def idle_batch() -> PackedBatch:
+    """A micro-batch of one token and no loss: what a rank computes while others have more to do."""
+    loss, _ = _Losses([], None, None).done()
+    none = np.empty(0, np.int64)
+    return PackedBatch(
+        tokens=np.zeros(1, np.int64),
+        positions=np.zeros(1, np.int64),
+        runs=Runs(*(np.array([number], np.int64) for number in (0, 1, -1, 0))),
+        source=none,
+        target=none,
+        loss=loss,
+        values_at=none,
+        value_target=np.empty(0),
+        value_weight=np.empty(0),
+    )
 
 
 def _in_a_row(parts: Sequence[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:

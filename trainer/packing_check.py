@@ -10,6 +10,7 @@ import torch
 
 from trainer.optim import Optimiser, UpdateData, UpdateResult
 from trainer.policy import Policy
+from trainer.sharding import own
 
 MOST_FLAT_TOKENS = 40_000
 
@@ -46,15 +47,17 @@ def check_packing(
             return None
         # Beside the model there may be no room on the device for its gradient twice.
         kept = [
-            torch.zeros(0) if p.grad is None else p.grad.detach().to("cpu", copy=True) for p in parameters
+            torch.zeros(0) if p.grad is None else own(p.grad.detach()).to("cpu", copy=True)
+            for p in parameters
         ]
         flat, flat_seconds = _gradient(optimiser, part, "flat", should_stop)
         difference = norm = 0.0
         for parameter, before in zip(parameters, kept, strict=True):
-            found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach()
+            found = own(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach())
             other = before.to(found) if before.numel() else torch.zeros_like(found)
             difference += float((other - found).double().square().sum())
             norm += float(found.double().square().sum())
+        difference, norm = policy.ranks.sum(difference, norm)
     finally:
         optimiser.adamw.zero_grad(set_to_none=True)
     return PackingCheck(

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,8 +27,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trainer.attention import layout_of, use_path_attention
 from trainer.detokenizer import SegmentDecoder
 from trainer.packing import FlatBatch, PackedBatch
+from trainer.ranks import ALONE, Ranks
 from trainer.sampling.decoder import UnsupportedModelError, refuse_unsupported
 from trainer.seeding import generator
+from trainer.sharding import Shards, whole
+
+if TYPE_CHECKING:
+    from trainer.parallel import Group
 
 TINY_REASONER = "tiny-reasoner"
 _ASSETS = Path(__file__).parent / "assets"
@@ -60,8 +65,11 @@ class ModelError(ValueError):
 
 class Policy:
     """Model and tokenizer. `end_ids`: tokens that end an answer; `newline_tokens` [V]: tokens whose text has
-    a line break.
+    a line break. `ranks`: who computes with it together (`shard`).
     """
+
+    ranks: Ranks = ALONE
+    _shards: Shards | None = None
 
     def __init__(self, model: Any, tokenizer: Any, end_ids: frozenset[int]) -> None:
         """A causal model and a fast tokenizer of transformers; Any because they are typed only in part."""
@@ -115,11 +123,31 @@ class Policy:
             torch.manual_seed(seed)
             self.adapter = get_peft_model(self.model, config)
 
+    @property
+    def is_sharded(self) -> bool:
+        return self._shards is not None
+
+    def shard(self, group: Group) -> None:
+        """From now on each rank holds a slice of every weight, the value head's included. What reads weights
+        is collective then: `outputs`, `logprobs`, `merged`, `plain_weights`, `is_finite`, `weights_sha256`.
+        """
+        if self.adapter is not None:
+            raise ModelError("An adapter is not split over processes. Set resources.processes 1.")
+        parts: dict[str, nn.Module] = {"model": self.model}
+        if self.value_head is not None:
+            parts["value_head"] = self.value_head
+        self._shards = Shards(self.model, parts, group.mesh)
+        self.ranks = group
+
     @contextmanager
     def merged(self) -> Iterator[Any]:
         """The model with its adapter added to the weights: what samples, and what a checkpoint holds. `Any`:
-        a model of transformers.
+        a model of transformers. Of a sharded one every weight is whole inside, and gone after.
         """
+        if self._shards is not None:
+            with self._shards.gathered():
+                yield self.model
+            return
         if self.adapter is None:
             yield self.model
             return
@@ -136,6 +164,10 @@ class Policy:
 
     def plain_weights(self) -> dict[str, Tensor]:
         """Weights by the names that the base model gives them; inside `merged` with the adapter in them."""
+        if self._shards is not None:
+            named = dict(self.model.named_parameters(remove_duplicate=False))
+            each = {id(parameter): whole(parameter.detach()) for parameter in named.values()}
+            return dict(self.model.state_dict()) | {name: each[id(own)] for name, own in named.items()}
         return {
             name.replace(".base_layer.", "."): own
             for name, own in self.model.state_dict().items()
@@ -196,13 +228,13 @@ class Policy:
 
     def is_finite(self) -> bool:
         """Whether no weight is NaN or infinite."""
-        return all(bool(torch.isfinite(own).all()) for own in self.named_parameters().values())
+        return all(bool(torch.isfinite(whole(own)).all()) for own in self.named_parameters().values())
 
     def weights_sha256(self) -> str:
         """Hash of all parameters: names, shapes, dtypes and bytes, in the order of names."""
         hashed = sha256()
         for name, parameter in sorted(self.named_parameters().items()):
-            values = parameter.detach().cpu().contiguous()
+            values = whole(parameter.detach()).cpu().contiguous()
             hashed.update(f"{name} {tuple(values.shape)} {values.dtype}\n".encode())
             hashed.update(
                 values.view(torch.uint8).numpy().tobytes() if values.dim() else values.numpy().tobytes()
@@ -216,6 +248,11 @@ class Policy:
         tokens [B, T] int64, padded on the right (causal attention never sees the padding); rows, columns [M]
         int64 name the chosen tokens, columns >= 1. Returns [M] under softmax(logits / temperature).
         """
+        if self._shards is not None:
+            return self._shards.run(lambda: self._plain_logprobs(tokens, rows, columns, temperature))
+        return self._plain_logprobs(tokens, rows, columns, temperature)
+
+    def _plain_logprobs(self, tokens: Tensor, rows: Tensor, columns: Tensor, temperature: float) -> Tensor:
         hidden: Tensor = self.model.model(input_ids=tokens, use_cache=False).last_hidden_state  # [B, T, H]
         logits = at_least_float32(self.model.lm_head(hidden[rows, columns - 1])) / temperature  # [M, V]
         chosen = logits.gather(1, tokens[rows, columns][:, None])[:, 0]  # [M]
@@ -240,10 +277,17 @@ class Policy:
         distribution that is sampled from. Logits are made for the places with a loss only, and once for
         tokens that follow the same place.
         """
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_half):
+
+        def computed() -> tuple[Tensor, Tensor | None, Tensor | None]:
             return self._outputs(batch, temperature, entropy=entropy)
 
-    def _outputs(self, batch: PackedBatch | FlatBatch, temperature: float, *, entropy: bool) -> Outputs:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_half):
+            return Outputs(*(computed() if self._shards is None else self._shards.run(computed)))
+
+    def _outputs(
+        self, batch: PackedBatch | FlatBatch, temperature: float, *, entropy: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Logprobs, entropies and values."""
         device = self.device
         if isinstance(batch, FlatBatch):
             tokens = torch.from_numpy(batch.tokens).to(
@@ -276,10 +320,11 @@ class Policy:
             entropy=entropy,
         )
         values = None
-        if len(values_at) and self.value_head is not None:
+        # A head that one rank leaves out would be missing in the sum of all ranks' gradients.
+        if self.value_head is not None and (len(values_at) or self._shards is not None):
             read = hidden.index_select(0, torch.from_numpy(values_at).to(device))
             values = torch.sigmoid(at_least_float32(self.value_head(read))[:, 0])
-        return Outputs(logprobs, entropies, values)
+        return logprobs, entropies, values
 
     def _logprobs(
         self, hidden: Tensor, of: Tensor, chosen: Tensor, temperature: float, *, entropy: bool

@@ -4,17 +4,56 @@ output, and it does not outlive who started it. Torch-free.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import os
 import select
+import signal
 import sys
 import threading
+import time
+from dataclasses import dataclass
 from typing import IO
 
 SILENT_SECONDS = 24.0  # a bit more than a lease: whoever is silent for so long has lost it
 LISTEN_SECONDS = 4.0
+BEAT_SECONDS = 2.0
+PR_SET_PDEATHSIG = 1
 SUPERVISOR_IS_SILENT = 75  # exit status: "try again", as in sysexits.h
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which of a run's processes this one is, and where they meet: a store on the loopback. `store_fd`: the
+    socket that it listens on, for rank 0.
+    """
+
+    rank: int
+    size: int
+    port: int
+    store_fd: int | None = None
+    address: str = "127.0.0.1"
+
+
+def die_with_parent() -> None:
+    """The kernel ends this process as soon as the thread that started it ends. Beside `end_with_parent`,
+    which sees a parent that was gone before.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def beat(descriptor: int) -> None:
+    """A thread that says on a pipe, every so often, that this process does not stand still."""
+
+    def speak() -> None:
+        with contextlib.suppress(OSError):  # nobody listens any more, and ends us in a moment
+            while True:
+                os.write(descriptor, b".")
+                time.sleep(BEAT_SECONDS)
+
+    threading.Thread(target=speak, name="beats", daemon=True).start()
 
 
 def only_events_on_stdout() -> IO[bytes]:

@@ -6,6 +6,7 @@ import re
 import signal
 
 from trainer.guards import TROUBLES
+from trainer.launcher import RANK_DIED
 
 _GPU_MEMORY = re.compile(r"\bOutOfMemoryError\b|\bCUDA out of memory\b")
 _HOST_MEMORY = re.compile(r"\b(MemoryError|out of memory|[Cc]an(?:'t|not) allocate memory)\b")
@@ -35,6 +36,10 @@ def _found(status: int, stderr: str, kernel_was_out_of_memory: bool) -> tuple[st
     """Which trouble, and what is filled in."""
     if -status == signal.SIGKILL and kernel_was_out_of_memory:
         return "host memory", {"what": "the machine had none left, and its kernel ended the trainer"}
+    if status == RANK_DIED:
+        if kernel_was_out_of_memory:
+            return "host memory", {"what": "the machine had none left, and its kernel ended a process"}
+        return "rank died", {"which": _which_rank(stderr)}
     if status < 0:
         return "died", {"number": -status, "name": _signal_name(-status)}
     last = last_error(stderr)
@@ -51,9 +56,23 @@ def _found(status: int, stderr: str, kernel_was_out_of_memory: bool) -> tuple[st
     return ("error", {"error": last}) if last else ("status", {"status": status})
 
 
-def death(status: int) -> str:
-    """What happened to a trainer that a signal ended, as a sentence to be gone on with: "… after step 3"."""
+def is_death(status: int) -> bool:
+    """Whether a signal ended the trainer, or one of its processes: it may go well another time."""
+    return status < 0 or status == RANK_DIED
+
+
+def death(status: int, stderr: str) -> str:
+    """What happened to a trainer that died, as a sentence to be gone on with: "… after step 3"."""
+    if status == RANK_DIED:
+        return TROUBLES["rank died"].said(which=_which_rank(stderr))
     return TROUBLES["died"].said(number=-status, name=_signal_name(-status))
+
+
+def _which_rank(stderr: str) -> str:
+    """The launcher's last words (`trainer.launcher`)."""
+    lines = [line for line in stderr.splitlines() if line.startswith("RankError: ")]
+    which = lines[-1].removeprefix("RankError: ") if lines else "one of its processes was ended"
+    return which[:1].upper() + which[1:500]
 
 
 def _signal_name(number: int) -> str:

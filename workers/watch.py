@@ -239,9 +239,10 @@ class Watch:
             kernel_was_out_of_memory=was_out_of_memory,
         )
         self.recording.say("error", f"Last lines of the trainer's log:\n{self.child.error_tail()[-4000:]}")
-        if status < 0 and not was_out_of_memory:
+        if endings.is_death(status) and not was_out_of_memory:
             # Nobody of ours has ended it, so it may go well another time.
-            return Died(time=time.time(), step=self.step, what=endings.death(status))
+            what = endings.death(status, self.child.error_tail())
+            return Died(time=time.time(), step=self.step, what=what)
         return finished("failed", reason, self.step)
 
     def _told(self, what: str) -> str:

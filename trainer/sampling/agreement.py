@@ -36,14 +36,19 @@ def check_against_policy(
     """
     engine.sync()
     plan = SamplingPlan((2, 2), (6, 10), split_at_newline=False, temperature=temperature)
-    trees = engine.sample(
-        problems[:MOST_PROBLEMS],
-        plan,
-        seed=0,
-        step=0,
-        should_stop=lambda: False,
-        on_progress=lambda _done, _total: None,
-    )
+
+    def sample(own: Sequence[Problem]) -> list[RolloutTree]:
+        return engine.sample(
+            own,
+            plan,
+            seed=0,
+            step=0,
+            should_stop=lambda: False,
+            on_progress=lambda _done, _total: None,
+        )
+
+    # Of several ranks each has an engine.
+    trees = policy.ranks.grown(problems[: max(MOST_PROBLEMS, policy.ranks.size)], sample)
     largest = 0.0
     for tree in trees:
         for leaf in np.flatnonzero(tree.is_leaf()).tolist():

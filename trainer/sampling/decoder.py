@@ -66,23 +66,25 @@ class CachedDecoder:
         self._cos, self._sin = self._rotary_table(min(self.max_positions, 1024))
         self.sync()
 
-    def sync(self, value_head: nn.Linear | None = None) -> None:
+    def sync(self, value_head: nn.Linear | None = None, *, copies: bool = False) -> None:
         """Take over the module's weights as they are now. Call it after every update of the policy.
 
-        `value_head`: H to 1, reads the final normed hidden state; its sigmoid is a value.
+        `value_head`: H to 1, reads the final normed hidden state; its sigmoid is a value. `copies`: keep
+        nothing of the module itself, whose weights will be gone.
         """
-        self.embedding: Tensor = self._model.get_input_embeddings().weight.detach()  # [V, H]
+        embedding = self._model.get_input_embeddings().weight.detach()
+        self.embedding: Tensor = embedding.clone() if copies else embedding  # [V, H]
         with torch.no_grad():
             self._layers = [self._read(block) for block in self._model.model.layers]
             self._head: Tensor = (
                 self._model.get_output_embeddings().weight * self._model.model.norm.weight
             )  # [V, H]
             bias = self._model.get_output_embeddings().bias
-            self._head_bias: Tensor | None = None if bias is None else bias.detach()
+            self._head_bias: Tensor | None = None if bias is None else bias.detach().clone()
             self._value_head: tuple[Tensor, Tensor] | None = None
             if value_head is not None:
                 weight = value_head.weight * self._model.model.norm.weight
-                self._value_head = (weight, value_head.bias.detach())
+                self._value_head = (weight, value_head.bias.detach().clone())
 
     def _read(self, block: Any) -> _Layer:
         attention, mlp = block.self_attn, block.mlp

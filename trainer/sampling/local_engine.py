@@ -132,7 +132,7 @@ class LocalEngine:
 
     def sync(self) -> None:
         with self._policy.merged():
-            self._decoder.sync(self._policy.value_head)
+            self._decoder.sync(self._policy.value_head, copies=self._policy.is_sharded)
 
     def figures(self) -> dict[str, float]:
         return {}

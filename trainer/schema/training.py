@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self, get_args
+
+from pydantic import model_validator
 
 from trainer.schema.section import Section, knob
 
@@ -214,7 +216,7 @@ class RecordingConfig(Section):
     )
 
 
-# `gpu.4`: a worker on a machine with four GPUs. The trainer itself computes on one.
+# `gpu.4`: a worker on a machine with four GPUs, of which a run uses as many as it has processes.
 QueueName = Literal["cpu", "gpu", "gpu.2", "gpu.4", "gpu.8"]
 
 
@@ -228,3 +230,32 @@ class ResourceConfig(Section):
         "classes are served.",
         advanced=True,
     )
+    processes: int = knob(
+        1,
+        title="Processes",
+        unit="processes",
+        description="The policy, its gradients and AdamW's state are split over so many processes of one "
+        "machine (FSDP2), and each samples its share of the trees; on a GPU class each has a GPU of its own. "
+        "What is learnt changes only by rounding.",
+        ge=1,
+        le=64,
+        advanced=True,
+    )
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of a machine of the class; 0: none."""
+        kind, _, number = self.queue.partition(".")
+        return int(number or 1) if kind == "gpu" else 0
+
+    @model_validator(mode="after")
+    def _processes_have_devices(self) -> Self:
+        if 0 < self.gpus < self.processes:
+            classes = [name for name in get_args(QueueName) if name.startswith("gpu.")]
+            enough = [name for name in classes if int(name.removeprefix("gpu.")) >= self.processes]
+            instead = f"set resources.queue {enough[0]}, or " if enough else ""
+            raise ValueError(
+                f"{self.processes} processes need a GPU each, and class {self.queue} has {self.gpus}: "
+                f"{instead}set resources.processes {self.gpus}."
+            )
+        return self

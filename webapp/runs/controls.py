@@ -17,6 +17,7 @@ from django.db.models.functions import Now
 from webapp import broker
 from webapp.accounts.models import User
 from webapp.errors import RequestError
+from webapp.queue.capacity import check_capacity
 from webapp.runs.models import CLAIMABLE, ENDED, LEASED, Run, RunStatus, WishKind
 from webapp.runs.services import check_room
 from webapp.runs.states import append_status_event, move
@@ -140,6 +141,8 @@ def _retry(run: Run, user: User) -> bool:
 
 
 def _queue_again(run: Run, user: User, word: str, **changes: Any) -> bool:
+    processes = Run.objects.values_list("config__resources__processes", flat=True).get(id=run.id)
+    check_capacity(run.queue, processes or 1)
     name = user.get_username()
     check_room(run.project, run.created_by)
     why = f"{word} by {name}; waiting for a worker."

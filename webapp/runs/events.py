@@ -62,6 +62,21 @@ def told_events(run: Run, after: int, limit: int) -> tuple[Sequence[dict[str, An
     return [_told(row) for row in rows], rows[-1].seq if more else None
 
 
+def trained_on(started: dict[str, Any]) -> str:
+    """What a trainer that started runs on, in words: `cpu`, `2 processes, cuda:0 to cuda:1`."""
+    device, processes = str(started.get("device", "?")), int(started.get("processes", 1))
+    if processes == 1:
+        return device
+    kind, _, first = device.partition(":")
+    return f"{processes} processes, {device}" + (f" to {kind}:{processes - 1}" if first else "")
+
+
+def devices_of(run: Run) -> dict[int, str]:
+    """What each attempt was trained on, as far as it came to that. One query."""
+    rows = Event.objects.filter(run=run, kind="started").order_by("seq").values_list("epoch", "body")
+    return {epoch: trained_on(body) for epoch, body in rows if isinstance(body, dict)}
+
+
 def _told(row: Event) -> dict[str, Any]:
     body = row.body if isinstance(row.body, dict) else {}
     level, message = "", ""
@@ -71,7 +86,7 @@ def _told(row: Event) -> dict[str, Any]:
         case "started":
             resumed = f", resumed from {body['resumed_from']}" if body.get("resumed_from") else ""
             message = (
-                f"Training starts after step {row.step or 0} on {body.get('device', '?')} with "
+                f"Training starts after step {row.step or 0} on {trained_on(body)} with "
                 f"{body.get('engine', '?')}, {body.get('parameters', 0):,} parameters{resumed}."
             )
         case "packing_checked":

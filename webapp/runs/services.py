@@ -15,6 +15,7 @@ from webapp.accounts.models import User
 from webapp.errors import RequestError, bad_field
 from webapp.limits import WAITING_PER_PERSON, WAITING_PER_PROJECT
 from webapp.projects.models import Dataset, ModelSource, Project
+from webapp.queue.capacity import check_capacity
 from webapp.runs.models import CLAIMABLE, Checkpoint, Run, RunStatus
 from webapp.runs.states import append_status_event
 
@@ -104,11 +105,12 @@ def create_run(
     `cloned_from`: whose config it started from.
 
     The same `idempotency_key` again gives the run that the first call made, so a double click makes one run.
-    Raises RequestError: 400 for a bad name, model or dataset, 409 for a key that was used for another config
-    and where too many runs wait already.
+    Raises RequestError: 400 for a bad name, model or dataset, or more processes than any worker has room for;
+    409 for a key that was used for another config and where too many runs wait already.
     """
     name = check_name(name)
     check_sources(project, config)
+    check_capacity(config.resources.queue, config.resources.processes)
     if idempotency_key is not None and not (0 < len(idempotency_key) <= 64 and idempotency_key.isprintable()):
         raise bad_field("idempotency_key", "The idempotency key must have 1 to 64 printable letters.")
     try:

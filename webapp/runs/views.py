@@ -19,7 +19,7 @@ from webapp.errors import RequestError
 from webapp.limits import PAGE_SIZE
 from webapp.projects.access import Role, get_project, get_run, may, require, runs_for, user_of
 from webapp.runs.controls import Action, control, done_words
-from webapp.runs.events import packing_check, told_events
+from webapp.runs.events import devices_of, packing_check, told_events
 from webapp.runs.forks import forkable, kept_because
 from webapp.runs.models import Run
 from webapp.runs.origin import config_of, imported, method_of_run
@@ -167,7 +167,8 @@ def run_attempts(request: HttpRequest, run_id: int) -> HttpResponse:
     """Every period in which a worker held the run, and the checkpoints that are left of them."""
     context = run_context(request, run_id, "attempts")
     run = context["run"]
-    context["attempts"] = attempts_of(run)
+    devices = devices_of(run)
+    context["attempts"] = [one | {"devices": devices.get(one["epoch"], "")} for one in attempts_of(run)]
     config = config_of(run)
     context["checkpoints"] = kept_because(config, forkable(run))
     context["keep"] = None if config is None else config.checkpoint

@@ -1,0 +1,43 @@
+"""What the launcher starts, without a model: beats, and does what its folder is called."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from trainer.config_file import config_from_yaml
+from trainer.launcher import RANK_SIGNALS, STOP_SIGNAL
+from trainer.supervised import beat, end_with_parent
+
+
+def main() -> None:
+    options = dict(zip(sys.argv[2::2], sys.argv[3::2], strict=True))
+    rank = int(options["--rank"])
+    act = Path(options["--output"]).name
+    config_from_yaml(sys.stdin.buffer.read())
+    signal.signal(STOP_SIGNAL, lambda *_: sys.exit(0))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, RANK_SIGNALS)
+    end_with_parent(int(options["--parent-fd"]))
+    beat(int(options["--beat-fd"]))
+    sys.stderr.write(f"environment {os.environ['RANK']} of {os.environ['WORLD_SIZE']}\n")
+    sys.stderr.flush()
+    if rank == 1:
+        time.sleep(0.3)
+        if act == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if act == "frozen":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if act == "fails":
+            sys.exit("ValueError: nothing left")
+        if act == "stop":
+            os.kill(os.getppid(), signal.SIGTERM)
+    if act == "both" or (act == "ends" and rank == 0):
+        time.sleep(0.5)
+        sys.exit(1 if act == "both" else 0)
+    time.sleep(60)
+
+
+main()

@@ -1,0 +1,178 @@
+"""Two processes are one: the same trees, losses and weights as one process gives, within 1e-5."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from tests.trainer.test_presets import small
+from trainer.config import RunConfig
+from trainer.events import Event, Metrics, TreeSampled, parse_line
+from trainer.launcher import rank_environment
+from trainer.loop import train
+from trainer.ranks import ALONE, Ranks
+from trainer.tree import RolloutTree
+
+CHILD = Path(__file__).with_name("ranks_child.py")
+CLOSE = 1e-5
+STEPS = 2
+# KL to a reference model and several updates a step, an expert, dynamic sampling, pairs, and a value head.
+SLUGS = ("treerpo", "chord", "dapo", "mcts-dpo", "rest-mcts")
+
+
+def case(slug: str) -> RunConfig:
+    values = small(f"{slug}-tiny").model_dump(mode="json")
+    # AdamW moves an element whose whole gradient is rounding by up to the learning rate, this way or that.
+    values["training"] |= {"steps": STEPS, "problems_per_step": 4, "learning_rate": 5e-5}
+    values["training"]["microbatch_tokens"] = 512  # several, and not equally many on both ranks
+    values["checkpoint"]["every_steps"] = 1
+    values["recording"]["trees_per_step"] = 4
+    values["evaluation"] |= {"problems": 3, "max_tokens": 24}
+    if slug == "treerpo":
+        values["training"]["updates_per_step"] = 2
+        values["objective"]["regularizer"] = {"kind": "k3", "beta": 0.05}
+    return RunConfig.model_validate(values)
+
+
+def two(cases: dict[str, tuple[RunConfig, list[Path]]], folder: Path) -> None:
+    """Train each in two processes."""
+    folder.mkdir()
+    content = {
+        name: {"config": config.model_dump(mode="json"), "resume": [str(path) for path in resume]}
+        for name, (config, resume) in cases.items()
+    }
+    (folder / "cases.json").write_text(json.dumps(content))
+    children = []
+    with socket.create_server(("127.0.0.1", 0)) as store:
+        for rank in range(2):
+            env = os.environ | rank_environment(rank, 2, store.getsockname()[1])
+            env |= {"STORE_FD": str(store.fileno()), "PYTHONPATH": str(Path.cwd())}
+            command = [sys.executable, str(CHILD), str(folder / "cases.json"), str(folder)]
+            given = [store.fileno()] if rank == 0 else []
+            children.append(subprocess.Popen(command, env=env, pass_fds=given))
+    try:
+        assert [child.wait(timeout=240) for child in children] == [0, 0]
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+def one(config: RunConfig, folder: Path, resume: list[Path] | None = None) -> list[Event]:
+    events: list[Event] = []
+    train(config, emit=events.append, should_stop=lambda: False, run_dir=folder, resume=resume)
+    return events
+
+
+def events_of(folder: Path, name: str, rank: int = 0) -> list[Event]:
+    return [parse_line(line) for line in (folder / f"{name}-{rank}.jsonl").read_text().splitlines()]
+
+
+def numbers(events: list[Event]) -> dict[tuple[int, str], float]:
+    return {
+        (event.step, name): value
+        for event in events
+        if isinstance(event, Metrics)
+        for name, value in event.values.items()
+        if not name.startswith("speed/")
+    }
+
+
+def trees(events: list[Event]) -> list[RolloutTree]:
+    return [RolloutTree.from_payload(event.payload) for event in events if isinstance(event, TreeSampled)]
+
+
+def furthest(left: Path, right: Path) -> float:
+    """Largest difference of two checkpoints' weights."""
+    a, b = (load_file(path / "model" / "model.safetensors") for path in (left, right))
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+@pytest.mark.process
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    configs = {slug: case(slug) for slug in SLUGS}
+    two({slug: (config, []) for slug, config in configs.items()}, tmp_path / "two")
+    for slug, config in configs.items():
+        alone = one(config, tmp_path / "one" / slug)
+        together = events_of(tmp_path / "two", slug)
+        assert_same(slug, alone, together)
+        last = f"checkpoints/step-{STEPS}"
+        assert furthest(tmp_path / "one" / slug / last, tmp_path / "two" / slug / last) < CLOSE, slug
+        ends = [json.loads((tmp_path / "two" / f"{slug}-{rank}.json").read_text()) for rank in (0, 1)]
+        assert ends[0] == ends[1], "the ranks end with different weights"
+        assert ends[0]["outcome"] == "succeeded"
+    assert [event.processes for event in together if event.kind == "started"] == [2]
+
+    # A checkpoint of either goes on in the other, and what was saved by two goes on to the bit in two.
+    halves = {name: tmp_path / name / "treerpo" / "checkpoints" / "step-1" for name in ("one", "two")}
+    config = configs["treerpo"]
+    two(
+        {name: (config, [path]) for name, path in halves.items()},
+        tmp_path / "resumed",
+    )
+    ends = {
+        name: json.loads((tmp_path / "resumed" / f"{name}-0.json").read_text())["weights"] for name in halves
+    }
+    assert ends["two"] == json.loads((tmp_path / "two" / "treerpo-0.json").read_text())["weights"]
+    one(config, tmp_path / "from-two", [halves["two"]])
+    last = f"checkpoints/step-{STEPS}"
+    whole = tmp_path / "one" / "treerpo" / last
+    assert furthest(whole, tmp_path / "resumed" / "one" / last) < CLOSE
+    assert furthest(whole, tmp_path / "from-two" / last) < CLOSE
+
+
+def assert_same(slug: str, alone: list[Event], together: list[Event]) -> None:
+    left, right = numbers(alone), numbers(together)
+    assert left.keys() == right.keys()
+    for key, value in left.items():
+        if not (np.isnan(value) and np.isnan(right[key])):
+            assert right[key] == pytest.approx(value, abs=CLOSE, rel=CLOSE), (slug, key)
+    ours, theirs = trees(alone), trees(together)
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.problem_id == b.problem_id
+        assert np.array_equal(a.tokens, b.tokens)
+        assert np.array_equal(a.reward, b.reward, equal_nan=True)
+        assert np.allclose(a.advantage, b.advantage, atol=CLOSE, equal_nan=True)
+        assert np.allclose(a.logprobs, b.logprobs, atol=5 * CLOSE)
+
+
+class _Of(Ranks):
+    """Rank `rank` of `size`, for what is decided without a word."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+
+def test_work_is_shared_about_equally() -> None:
+    sizes = [7, 1, 9, 3, 3, 8, 2, 5]
+    owners = _Of(0, 3).share(sizes)
+    assert owners == _Of(2, 3).share(sizes)
+    loads = [sum(s for s, owner in zip(sizes, owners, strict=True) if owner == rank) for rank in range(3)]
+    assert max(loads) - min(loads) <= 2
+    assert ALONE.share(sizes) == [0] * len(sizes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"training": {"problems_per_step": 3}, "resources": {"processes": 4}}, "problems_per_step"),
+        ({"resources": {"queue": "gpu.2", "processes": 4}}, "gpu.4"),
+        ({"resources": {"processes": 2}, "training": {"max_staleness": 1}}, "max_staleness 0"),
+        ({"resources": {"processes": 2}, "engine": {"kind": "vllm"}}, "engine local"),
+        ({"resources": {"processes": 2}, "model": {"adapter": {"kind": "lora"}}}, "model.adapter"),
+    ],
+)
+def test_what_processes_cannot_do_is_refused_with_the_reason(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        RunConfig.model_validate(changes)

@@ -1,0 +1,88 @@
+"""Several processes of one machine as `Ranks`: torch.distributed over gloo on CPUs, and over NCCL for what
+lies on GPUs. What is said to one another is numbers and msgpack, never a pickle.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from trainer.ranks import Ranks
+from trainer.supervised import Place
+
+# The longest that ranks wait for one another inside a step. One that died or stands still is noticed by the
+# launcher within seconds; this ends the rest.
+WAIT = timedelta(minutes=15)
+JOIN = timedelta(minutes=2)
+
+
+class Group(Ranks):
+    """The ranks of a run, each on a device of its own."""
+
+    def __init__(self, place: Place, device: torch.device) -> None:
+        self.rank, self.size = place.rank, place.size
+        is_gpu = device.type == "cuda"
+        if is_gpu:
+            torch.cuda.set_device(device)
+        store = TCPStore(
+            place.address,
+            place.port,
+            place.size,
+            place.rank == 0,
+            timeout=JOIN,
+            master_listen_fd=place.store_fd if place.rank == 0 else None,
+        )
+        if place.store_fd is not None:  # nothing that this process starts keeps it open
+            os.set_inheritable(place.store_fd, False)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if is_gpu else "gloo",
+            store=store,
+            rank=self.rank,
+            world_size=self.size,
+            timeout=WAIT,
+        )
+        self.mesh: DeviceMesh = init_device_mesh(device.type, (self.size,))
+
+    def gather(self, content: bytes) -> list[bytes]:
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(content)]))
+        longest = max(1, *(int(length) for length in lengths))
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        if content:
+            padded[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        parts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return [part[: int(length)].numpy().tobytes() for part, length in zip(parts, lengths, strict=True)]
+
+    def any(self, flag: bool) -> bool:
+        found = torch.tensor([int(flag)])
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return bool(found.item())
+
+
+def device_of(place: Place | None, kind: str) -> torch.device:
+    """A rank's own GPU; CPUs are one device for all. `kind`: cpu or cuda."""
+    return torch.device(kind) if place is None or kind == "cpu" else torch.device(kind, place.rank)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Of this process: the most that it had allocated on its GPU, on a CPU what is resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL", "Timed out")
+
+
+def is_loss_of_rank(error: BaseException) -> bool:
+    """Whether what failed is another rank, which this one waited for."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)
