@@ -22,6 +22,7 @@ from tests.trainer.test_loop import Run, small
 from trainer import loop, optim
 from trainer.checkpoint import (
     CheckpointError,
+    DamagedCheckpointError,
     DiskFullError,
     list_checkpoints,
     load_optimiser,
@@ -57,6 +58,9 @@ def tiny(*more: str) -> RunConfig:
     return small(*quick, "recording.trees_per_step=0", *more)
 
 
+SMALL_BATCHES = tiny("training.steps=2", "training.microbatch_tokens=100")
+
+
 def warnings(run: Run) -> list[str]:
     return [e.message for e in run.events if isinstance(e, LogLine) and e.level == "warning"]
 
@@ -77,6 +81,20 @@ def state_of(checkpoint: Path) -> tuple[str, dict[str, bytes]]:
         for part, value in parts.items()
     }
     return policy.weights_sha256(), found
+
+
+# One undisturbed run each, for all tests that compare with it.
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
+    folder = tmp_path_factory.mktemp("three")
+    return folder, Run(folder, tiny("training.steps=3"))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(tmp_path_factory.mktemp("plain"), SMALL_BATCHES)
 
 
 # ---- numbers that are none
@@ -150,7 +168,7 @@ def test_a_number_that_is_none_costs_one_step_and_leaves_every_bit(
 
 
 def test_three_in_a_row_end_the_run_with_its_last_good_state(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    three: tuple[Path, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison("reward", {2, 3, 4}, monkeypatch)
     run = Run(tmp_path, tiny("training.steps=9", "checkpoint={every_steps: 0, keep_last: 9}"))
@@ -161,9 +179,7 @@ def test_three_in_a_row_end_the_run_with_its_last_good_state(
     assert "Last complete step: 4; last checkpoint: step 4." in run.outcome.reason
     assert "with a lower training.learning_rate" in run.outcome.reason
     (saved,) = list_checkpoints(tmp_path)
-    once = Run(tmp_path / "once", tiny("training.steps=1"))
-    assert state_of(saved) == state_of(list_checkpoints(tmp_path / "once")[-1])
-    assert once.outcome.outcome == "succeeded"
+    assert state_of(saved) == state_of(list_checkpoints(three[0])[0])
     assert read_checkpoint(saved)[0].skipped_updates == 3
 
 
@@ -224,12 +240,10 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, error: type[Exception], *ca
 
 @pytest.mark.parametrize(("error", "place"), [(torch.OutOfMemoryError, "GPU"), (MemoryError, "host")])
 def test_out_of_memory_once_halves_the_micro_batch_and_changes_nothing_else(
-    error: type[Exception], place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: type[Exception], place: str, plain: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny("training.steps=2", "training.microbatch_tokens=100")
-    plain = Run(tmp_path / "plain", config)
     short_of_memory(monkeypatch, error, 2)  # one micro-batch of the first step is done by then
-    run = Run(tmp_path / "short", config)
+    run = Run(tmp_path, SMALL_BATCHES)
     assert run.outcome.outcome == "succeeded"
     (said,) = warnings(run)
     assert said == (
@@ -243,7 +257,7 @@ def test_out_of_memory_once_halves_the_micro_batch_and_changes_nothing_else(
 def test_out_of_memory_again_fails_with_the_sizes_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny("training.steps=3", "training.microbatch_tokens=100")
+    config = SMALL_BATCHES
     short_of_memory(monkeypatch, torch.OutOfMemoryError, 1)
     whole = Run(tmp_path / "whole", config)
     short_of_memory(monkeypatch, torch.OutOfMemoryError, 1)
@@ -459,12 +473,6 @@ def test_no_more_than_some_minutes_of_work_can_be_lost(
     assert [event.step for event in run.events if isinstance(event, CheckpointSaved)] == [3, 6]
 
 
-@pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
-    folder = tmp_path_factory.mktemp("three")
-    return folder, Run(folder, tiny("training.steps=3"))
-
-
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -493,7 +501,18 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_found_before_it_is_loaded_and_the_one_before_is_used(
+def test_a_damaged_checkpoint_is_found_before_it_is_loaded(
+    damage: str, three: tuple[Path, Run], tmp_path: Path
+) -> None:
+    checkpoint = Path(shutil.copytree(three[0] / "checkpoints" / "step-2", tmp_path / "step-2"))
+    read_checkpoint(checkpoint)
+    DAMAGE[damage](checkpoint)
+    with pytest.raises(DamagedCheckpointError, match=r"damaged|is no checkpoint|cannot be read"):
+        read_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("damage", ["one flipped byte", "no manifest"])
+def test_instead_of_a_damaged_checkpoint_the_one_before_is_used(
     damage: str, three: tuple[Path, Run], tmp_path: Path
 ) -> None:
     folder, whole = three
