@@ -25,8 +25,8 @@ from trainer.tree import RolloutTree
 CHILD = Path(__file__).with_name("ranks_child.py")
 CLOSE = 1e-5
 STEPS = 2
-# KL to a reference model and several updates a step, an expert, dynamic sampling, pairs, and a value head.
-SLUGS = ("treerpo", "chord", "dapo", "mcts-dpo", "rest-mcts")
+# KL to a reference model and several updates a step, dynamic sampling, pairs, and a value head.
+SLUGS = ("treerpo", "dapo", "mcts-dpo", "rest-mcts")
 
 
 def case(slug: str) -> RunConfig:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import pytest
 from django.db import connection
+from django.db.models.functions import Now
 from django.test import Client
 
 from tests.webapp.material import People
@@ -27,7 +28,7 @@ from webapp.projects.models import Dataset, Membership, ModelSource, Project
 from webapp.runs import services
 from webapp.runs.config_form import FormField
 from webapp.runs.form_views import PLUGIN_GROUP
-from webapp.runs.models import Event, Run
+from webapp.runs.models import Event, Run, Worker
 
 URL = "/api/v1/projects/lab/runs"
 
@@ -347,6 +348,36 @@ def test_models_are_chosen_by_name_from_a_list(people: People, model: str) -> No
     assert response.json()["errors"] == [
         {"path": "model.path", "message": f"There is no base model called {model!r}. Known: tiny-reasoner."}
     ]
+
+
+def test_a_run_that_asks_for_more_than_any_worker_has_is_refused(people: People) -> None:
+    def asked(queue: str, processes: int) -> tuple[int, str]:
+        config = {"resources": {"queue": queue, "processes": processes}}
+        response = post(people.client("editor"), {"name": "x", "config": config})
+        errors = response.json().get("errors")
+        return response.status_code, errors[0]["message"] if errors else ""
+
+    assert asked("gpu.4", 4)[0] == 201  # nobody serves the class yet, so it may wait
+    gpus = [{"index": number} for number in range(2)]
+    Worker.objects.create(name="a", queues="gpu.4", machine={"cpus": 64, "gpus": gpus[:1]})
+    two = Worker.objects.create(name="b", queues="gpu.4,cpu", machine={"cpus": 8, "gpus": gpus})
+    status, message = asked("gpu.4", 4)
+    assert status == 400
+    assert message == (
+        "4 processes need a GPU each, and the largest of the 2 workers of class gpu.4 has 2. Set "
+        "resources.processes 2, or start a worker on a larger machine."
+    )
+    assert asked("gpu.4", 2)[0] == 201
+    assert asked("cpu", 9)[1].startswith("9 processes need a processor each, and the only worker of class")
+    Worker.objects.filter(id=two.id).update(machine={"gpus": [], "gpu_trouble": "it did not answer"})
+    assert asked("gpu.4", 4)[0] == 201
+
+    run = Run.objects.filter(queue="gpu.4").latest("id")
+    Run.objects.filter(id=run.id).update(status="cancelled", ended_at=Now())
+    Worker.objects.update(machine={"cpus": 8, "gpus": gpus})
+    retried = people.client("editor").post(f"/api/v1/runs/{run.id}/retry")
+    assert retried.status_code == 400
+    assert "has 2" in retried.json()["detail"]
 
 
 @pytest.mark.parametrize(

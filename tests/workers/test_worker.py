@@ -309,6 +309,35 @@ def test_killed_worker_leaves_no_trainer_and_the_next_one_goes_on(
     ]
 
 
+def test_a_killed_process_of_several_is_named_and_a_killed_worker_leaves_none_of_them(
+    worker: Callable[..., CeleryWorker],
+) -> None:
+    one = worker()
+    config = tiny(steps=100_000).model_dump(mode="json") | {"resources": {"processes": 2}}
+    run = make_run(run_config=RunConfig.model_validate(config))
+    broker.send_train_run(run.id, "cpu")
+    until(lambda: step(run) >= 1, 90)
+    ranks = {_rank(trainer.pid): trainer for trainer in one.trainers()}
+    assert sorted(ranks) == [b"", b"0", b"1"]  # the launcher, and whom it started
+    os.kill(ranks[b"1"].pid, signal.SIGKILL)
+    until(lambda: status(run) == "recovering")
+    assert one.trainers() == []
+    run.refresh_from_db()
+    assert run.reason.startswith("Process 2 of 2 (rank 1) was ended by signal 9 (SIGKILL) after step ")
+
+    Run.objects.filter(id=run.id).update(not_before=Now() - timedelta(seconds=1))
+    assert sweep().sent == 1
+    until(lambda: len(one.trainers()) == 3, 60)
+    one.popen.kill()
+    until(lambda: one.trainers() == [], 10)
+
+
+def _rank(pid: int) -> bytes:
+    """Of a trainer's process, from its command line; "" for the launcher."""
+    words = _proc(pid, "cmdline").split(b"\0")
+    return words[words.index(b"--rank") + 1] if b"--rank" in words else b""
+
+
 def test_worker_replaces_a_killed_child(worker: Callable[..., CeleryWorker]) -> None:
     one = worker()
     run = make_run(run_config=tiny(steps=100_000))
