@@ -99,6 +99,10 @@ def run_facts(run: Mapping[str, Any], url: str) -> Iterator[str]:
         yield f"  {safe(run['reason'])}"
     made = f"by {safe(run['created_by'])}, {moment(run['created_at'])}"
     yield f"  preset {safe(run['preset'])}, seed {run['seed']}, {made}"
+    if run["parent"]:
+        yield f"  fork of run {run['parent']} at step {run['parent_step']}"
+    if run["cloned_from"]:
+        yield f"  config of run {run['cloned_from']}"
     if run["worker"]:
         yield f"  worker {safe(run['worker'])}"
     for one in run["attempts"]:

@@ -317,7 +317,9 @@ class _Run:
                 damage.append(str(error))
                 at = path.name.removeprefix("step-")
                 self.say("warning", TROUBLES["damaged checkpoint"].said(at=at, what=error))
-        raise NoCheckpointError(TROUBLES["no checkpoint"].advice(count=len(damage), what=" ".join(damage)))
+        others = " The run's events name the others." if damage[1:] else ""
+        what = f"{damage[0]}{others}"
+        raise NoCheckpointError(TROUBLES["no checkpoint"].advice(count=len(damage), what=what))
 
     def check_engine(self) -> None:
         """Raises EngineMismatchError unless the engine samples from the policy."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 import threading
 from collections.abc import Iterator
@@ -109,6 +110,9 @@ def test_clone_has_the_config_of_the_run_and_begins_anew(arborist: Any, lab: Pro
     new = Run.objects.get(cloned_from=run)
     assert (status, new.seed, new.step, new.steps_total) == (0, 9, 0, run.steps_total), err
     assert f"run {new.id} {new.name}: queued" in out
+    shown = arborist("run", "show", str(new.id))[1]
+    assert f"config of run {run.id}\n" in shown
+    assert re.search(r"by \S+, \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC\n", shown)
 
 
 def test_watch_prints_what_moves_and_tells_the_end_by_its_status(arborist: Any, lab: Project) -> None:

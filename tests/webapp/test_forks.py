@@ -9,7 +9,7 @@ from django.db.models.functions import Now
 from tests.webapp.material import People
 from trainer.presets import PRESETS
 from webapp.projects.models import Project
-from webapp.runs.models import Checkpoint, Event, Run
+from webapp.runs.models import Attempt, Checkpoint, Event, Run
 
 
 @pytest.fixture
@@ -228,3 +228,8 @@ def test_header_of_a_failed_run_says_where_what_is_left_and_what_to_do(
     assert f"/r/{run.id}/fork" in page
     seen = people.client("viewer").get(f"/r/{run.id}/").content.decode()
     assert 'value="retry"' not in seen
+    # Its second attempt found the checkpoint damaged: to go on from there is no promise to make.
+    Run.objects.filter(id=run.id).update(lease_epoch=2)
+    Attempt.objects.create(run=run, epoch=2, owner="w", outcome="paused", ended_at=Now(), last_step=3)
+    page = people.client("editor").get(f"/r/{run.id}/").content.decode()
+    assert "Retry tries the checkpoint of step 2 again, once what is said above is put right" in page

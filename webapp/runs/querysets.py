@@ -28,6 +28,7 @@ from webapp.runs.models import (
     ENDED,
     LEASED,
     Attempt,
+    Checkpoint,
     Event,
     Point,
     Run,
@@ -236,6 +237,9 @@ def run_detail(run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "config": run.config,
         "config_sha256": run.config_sha256,
+        "parent": run.parent_id,
+        "parent_step": run.parent_step,
+        "cloned_from": run.cloned_from_id,
         "created_by": run.created_by.get_username(),
         "created_at": run.created_at,
         "started_at": run.started_at,
@@ -290,13 +294,22 @@ def _is_served(queue: str) -> bool:
     return any(queue in queues.split(",") for queues in taking.values_list("queues", flat=True))
 
 
+def _could_not_load(run: Run) -> bool:
+    """Whether its last attempt had checkpoints to go on from and took none of them. Two queries."""
+    last = Attempt.objects.filter(run=run, epoch=run.lease_epoch, resumed_from_step=None)
+    saved = Checkpoint.objects.filter(run=run, epoch__lt=run.lease_epoch)
+    return run.lease_epoch > run.settled_epoch and last.exists() and saved.exists()
+
+
 def outcome_of(run: Run) -> dict[str, Any]:
-    """What the header says of a run that nobody works on, and what its controls need to know. Three queries
-    at most.
+    """What the header says of a run that nobody works on, and what its controls need to know. Five queries at
+    most.
     """
     kept = [policy.version for policy in kept_policies(run) if policy.path]
     step = max(kept, default=run.parent_step)
     words = f"goes on from step {step}" if step else "starts from step 0"
+    if kept and run.status in (RunStatus.PAUSED, RunStatus.FAILED) and _could_not_load(run):
+        words = f"tries the checkpoint of step {step} again, once what is said above is put right"
     log_seq = None
     if run.status == RunStatus.FAILED:
         lines = Event.objects.filter(run=run, kind__in=("log", "finished"), epoch=run.lease_epoch)

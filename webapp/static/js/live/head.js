@@ -94,7 +94,7 @@ export class RunHead {
     const waited = (state.wish_age_s ?? 0) + (performance.now() - this.#heardAt) / 1000;
     const slow = !wish.is_seen && waited >= UNANSWERED_SECONDS;
     const left = state.wish_ends_s == null ? null : state.wish_ends_s - (performance.now() - this.#heardAt) / 1000;
-    const hint = left !== null ? `; ${endedIn(left)}. What came after its last checkpoint is made again.` : !slow ? "" : wish.kind === "kill" ? " It ends without it in a moment." : " It has not answered; Stop now does not wait for it.";
+    const hint = left !== null ? `; ${endedIn(left)}. Steps after its last checkpoint are made again if it is taken up again.` : !slow ? "" : wish.kind === "kill" ? " It ends without it in a moment." : " It has not answered; Stop now does not wait for it.";
     this.#say(`${wish.asked} ${duration(Math.round(waited))} ago · ${wish.words}${slow ? "." : ""}${hint}`);
   }
 }

@@ -27,7 +27,7 @@ export const isServerSilent = (now) =>
 const since = (text, at) => (at === null ? text : `${text} · last data ${clock(at)}`);
 
 /** When a trainer that does not answer is ended. @param {number} seconds */
-export const endedIn = (seconds) => (seconds > 0 ? `ended in ${duration(Math.ceil(seconds))}` : "being ended");
+export const endedIn = (seconds) => (seconds > 0 ? `ended in ${Math.ceil(seconds)} s` : "being ended");
 
 /** @param {Situation} now @returns {{word: string, text: string}} `word` for style, `text` for people */
 export function liveWords(now) {
