@@ -372,6 +372,13 @@ def test_a_run_that_asks_for_more_than_any_worker_has_is_refused(people: People)
     Worker.objects.filter(id=two.id).update(machine={"gpus": [], "gpu_trouble": "it did not answer"})
     assert asked("gpu.4", 4)[0] == 201
 
+    body = json.dumps({"config": {"resources": {"queue": "cpu", "processes": 9}}})
+    Worker.objects.filter(id=two.id).update(machine={"cpus": 8})
+    checked = people.client("editor").post("/api/v1/configs/validate", body, content_type="application/json")
+    assert [error["path"] for error in checked.json()["errors"]] == ["resources.processes"]
+    shown = people.client("editor").get("/p/lab/new?resources.processes=9").content.decode()
+    assert "9 processes need a processor each" in shown
+
     run = Run.objects.filter(queue="gpu.4").latest("id")
     Run.objects.filter(id=run.id).update(status="cancelled", ended_at=Now())
     Worker.objects.update(machine={"cpus": 8, "gpus": gpus})

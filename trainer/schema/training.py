@@ -221,7 +221,7 @@ QueueName = Literal["cpu", "gpu", "gpu.2", "gpu.4", "gpu.8"]
 
 
 class ResourceConfig(Section):
-    """Where the run is queued."""
+    """Where the run is queued, and how many processes train it."""
 
     queue: QueueName = knob(
         "cpu",
@@ -233,7 +233,6 @@ class ResourceConfig(Section):
     processes: int = knob(
         1,
         title="Processes",
-        unit="processes",
         description="The policy, its gradients and AdamW's state are split over so many processes of one "
         "machine (FSDP2), and each samples its share of the trees; on a GPU class each has a GPU of its own. "
         "What is learnt changes only by rounding.",

@@ -17,6 +17,7 @@ from webapp.errors import RequestError
 from webapp.limits import MAX_CHART_POINTS, MAX_PAGE_SIZE, PAGE_SIZE
 from webapp.live.catch_up import events_between
 from webapp.projects.access import Role, get_project, get_run, projects_for, require, user_of
+from webapp.queue.capacity import check_capacity
 from webapp.runs import services
 from webapp.runs.clones import clone
 from webapp.runs.config_form import ConfigError, config_errors
@@ -221,7 +222,12 @@ def validate_config(request: HttpRequest, payload: ConfigToCheck) -> Any:  # noq
         config = RunConfig.model_validate_json(json.dumps(payload.config), strict=True)
     except ValidationError as error:
         return {"valid": False, "errors": [one.as_dict() for one in config_errors(error)], "estimate": None}
-    return {"valid": True, "errors": [], "estimate": asdict(estimate(config))}
+    found = {"valid": True, "errors": [], "estimate": asdict(estimate(config))}
+    try:
+        check_capacity(config.resources.queue, config.resources.processes)
+    except RequestError as refused:
+        found |= {"valid": False, "errors": refused.errors}
+    return found
 
 
 @router.get("/presets", summary="Complete configs to start from")

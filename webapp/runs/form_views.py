@@ -19,6 +19,7 @@ from trainer.presets import PRESETS
 from webapp.errors import RequestError
 from webapp.projects.access import Role, get_project, get_run, require, user_of
 from webapp.projects.models import Dataset, ModelSource
+from webapp.queue.capacity import check_capacity
 from webapp.runs import services
 from webapp.runs.clones import clone, free_name
 from webapp.runs.config_form import (
@@ -119,8 +120,11 @@ def _form(request: HttpRequest, project: ProjectSeen, start: Start) -> HttpRespo
     name = typed.get("name", _name(project, start))
     key = typed.get("idempotency_key", secrets.token_urlsafe(16))
     config, errors = _read(start, typed, options, is_final=is_final)
-    if is_final and config is not None and not errors:
+    if config is not None and not errors:
         try:
+            check_capacity(config.resources.queue, config.resources.processes)
+            if not is_final:
+                return _show(request, project, start, typed, options, name, key, config, errors)
             return redirect("run-detail", _make(request, project, start, config, name, key).id)
         except RequestError as refused:
             errors = [ConfigError(error["path"], error["message"]) for error in refused.errors]
