@@ -113,3 +113,11 @@ def test_a_server_that_is_not_there_does_not_answer(tmp_path: Path) -> None:
     assert not answers(Address(str(tmp_path), 5432))
     assert not Address("", 5432).is_one()
     assert not Address("one,two", 5432).is_one()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_large_statement_that_takes_long_to_be_sent_is_sent_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "DATABASE_SILENCE_SECONDS", 0.001)
+    large = b"x" * (32 * 2**20)  # far more than a socket takes at once
+    with PatientConnection.connect(**parameters()) as opened:  # type: ignore[arg-type]
+        assert opened.execute("SELECT octet_length(%b)", [large]).fetchone() == (len(large),)

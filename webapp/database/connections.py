@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 from psycopg import errors
 from psycopg.abc import PQGen
+from psycopg.waiting import Ready
 
 from webapp.database.silence import Address, answers, known
 from webapp.limits import DATABASE_ASK_SECONDS, DATABASE_SILENCE_MAX_SECONDS, DATABASE_SILENCE_SECONDS
@@ -18,6 +19,19 @@ INTERVAL = 0.1  # psycopg's own: how often it looks for Ctrl-C
 
 def gone() -> psycopg.OperationalError:
     return psycopg.OperationalError("the database server gives no sign of life")
+
+
+def _resumable(gen: PQGen[Any]) -> PQGen[Any]:
+    """As `gen`, for a wait that was given up and begins anew: it begins with `next`, which tells a generator
+    None, while one that is sending a large statement must be told that nothing is ready.
+    """
+    try:
+        wanted = next(gen)
+        while True:
+            ready = yield wanted
+            wanted = gen.send(Ready.NONE if ready is None else ready)
+    except StopIteration as done:
+        return done.value
 
 
 class PatientConnection(psycopg.Connection[Any]):
@@ -30,9 +44,10 @@ class PatientConnection(psycopg.Connection[Any]):
         if timeout is not None:
             return super().wait(gen, interval, timeout)
         silence, unanswered = DATABASE_SILENCE_SECONDS, 0
+        going = _resumable(gen)
         while True:
             try:
-                return super().wait(gen, interval, silence)
+                return super().wait(going, interval, silence)
             except errors._WaitTimeout:
                 address = Address(self.info.hostaddr or self.info.host, self.info.port)
                 if answers(address):
