@@ -7,22 +7,15 @@ a policy, a verifier or an estimator: those fill its columns. Torch-free.
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-import msgpack
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
-from trainer.text import storable
-
-PAYLOAD_VERSION = 4
-MAX_PAYLOAD_BYTES = 256 * 2**20
 ROOT = 0
 
 
@@ -77,7 +70,7 @@ class CreditState(IntEnum):
 
 
 # name -> (dtype, rows per node or token)
-_NODE_COLUMNS: Mapping[str, type] = {
+NODE_COLUMNS: Mapping[str, type] = {
     "parent": np.int32,
     "finish": np.uint8,
     "verdict": np.uint8,
@@ -89,10 +82,10 @@ _NODE_COLUMNS: Mapping[str, type] = {
     "advantage": np.float64,
     "credit_state": np.uint8,
 }
-_TOKEN_COLUMNS: Mapping[str, type] = {"tokens": np.int32, "logprobs": np.float32, "entropies": np.float32}
+TOKEN_COLUMNS: Mapping[str, type] = {"tokens": np.int32, "logprobs": np.float32, "entropies": np.float32}
 # Columns that a tree may be without: name -> (dtype, has K numbers per token). Half precision is what people
 # can see of them, in half the bytes.
-_OPTIONAL_COLUMNS: Mapping[str, tuple[type, bool]] = {
+OPTIONAL_COLUMNS: Mapping[str, tuple[type, bool]] = {
     "mismatch": (np.float16, False),
     "log_ratio": (np.float16, False),
     "clip": (np.uint8, False),
@@ -101,8 +94,8 @@ _OPTIONAL_COLUMNS: Mapping[str, tuple[type, bool]] = {
 }
 MOST_TOP = 64  # alternatives per token that are read
 # A large and wide tree is summed level by level, a small or deep one node by node.
-_LEVELWISE_FROM = 300
-_LEVELWISE_WIDTH = 50
+LEVELWISE_FROM = 300
+LEVELWISE_WIDTH = 50
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -204,7 +197,7 @@ class RolloutTree:
                 raise ValueError(
                     "Nodes must be breadth-first: `parent` may never fall from one node to the next."
                 )
-        for name in _NODE_COLUMNS:
+        for name in NODE_COLUMNS:
             if len(getattr(self, name)) != n:
                 raise ValueError(
                     f"Column {name} has {len(getattr(self, name))} rows; the tree has {n} nodes."
@@ -226,12 +219,12 @@ class RolloutTree:
             or offsets[-1] != len(self.tokens)
         ):
             raise ValueError(f"token_offsets must rise from 0 to {len(self.tokens)} in {n + 1} numbers.")
-        for name in _TOKEN_COLUMNS:
+        for name in TOKEN_COLUMNS:
             if len(getattr(self, name)) != len(self.tokens):
                 raise ValueError(
                     f"Column {name} has {len(getattr(self, name))} rows for {len(self.tokens)} tokens."
                 )
-        for name, (_, is_wide) in _OPTIONAL_COLUMNS.items():
+        for name, (_, is_wide) in OPTIONAL_COLUMNS.items():
             optional = getattr(self, name)
             if optional is not None and optional.shape[:1] != (len(self.tokens),):
                 raise ValueError(f"Column {name} has {len(optional)} rows for {len(self.tokens)} tokens.")
@@ -289,6 +282,11 @@ class RolloutTree:
             starts.append(below[starts[-1]])
         return starts
 
+    def wide_levels(self) -> list[int]:
+        """`levels`, where it is worth going through them one by one; else none."""
+        levels = self.levels() if self.n_nodes > LEVELWISE_FROM else []
+        return levels if len(levels) * LEVELWISE_WIDTH <= self.n_nodes else []
+
     def depths(self) -> NDArray[np.int32]:
         """[N] 0 at the root."""
         starts = np.array(self.levels())
@@ -307,8 +305,8 @@ class RolloutTree:
         to the first, so equal trees give equal bits.
         """
         total: NDArray[np.float64] = np.where(self.is_leaf(), per_leaf, 0.0)
-        levels = self.levels() if self.n_nodes > _LEVELWISE_FROM else []
-        if len(levels) * _LEVELWISE_WIDTH > self.n_nodes or not levels:
+        levels = self.wide_levels()
+        if not levels:
             sums: list[float] = total.tolist()
             parent: list[int] = self.parent.tolist()  # lists: numpy is slow at one number at a time
             for node in range(self.n_nodes - 1, 0, -1):
@@ -408,147 +406,20 @@ class RolloutTree:
     # ---- payload
 
     def to_payload(self) -> bytes:
-        """msgpack of typed little-endian arrays, compressed with zstd. Text is made storable."""
-        columns: dict[str, Any] = {}
-        for name, dtype in (*_NODE_COLUMNS.items(), *_TOKEN_COLUMNS.items(), ("token_offsets", np.int64)):
-            columns[name] = np.ascontiguousarray(
-                getattr(self, name), np.dtype(dtype).newbyteorder("<")
-            ).tobytes()
-        for name, (kind, _) in _OPTIONAL_COLUMNS.items():
-            optional = getattr(self, name)
-            if optional is not None:
-                columns[name] = np.ascontiguousarray(optional, np.dtype(kind).newbyteorder("<")).tobytes()
-        body = {
-            "version": PAYLOAD_VERSION,
-            "problem_id": storable(self.problem_id),
-            "reference_answer": storable(self.reference_answer),
-            "step": self.step,
-            "policy_version": self.policy_version,
-            "batch_mean": self.batch_mean,
-            "batch_std": self.batch_std,
-            "temperature": self.temperature,
-            "stream": self.stream,
-            "loss_share": self.loss_share,
-            "update": [self.update, self.updates],
-            "top_k": 0 if self.top_tokens is None else self.top_tokens.shape[1],
-            "token_bytes": [list(self.token_bytes), list(self.token_bytes.values())],
-            "columns": columns,
-            "texts": [storable(text) for text in self.texts],
-            "answers": [storable(text) for text in self.answers],
-        }
-        packed: bytes = msgpack.packb(body, use_bin_type=True)
-        return zstandard.ZstdCompressor(level=3).compress(packed)
+        """See `trainer.payload`."""
+        from trainer.payload import pack
+
+        return pack(self)
 
     @classmethod
     def from_payload(cls, payload: bytes) -> RolloutTree:
-        """The tree back. Raises ValueError naming the damage; never trusts a length."""
-        try:
-            size = zstandard.frame_content_size(payload)
-            if not 0 <= size <= MAX_PAYLOAD_BYTES:
-                raise ValueError(f"it claims {size} bytes; at most {MAX_PAYLOAD_BYTES} are read")
-            raw = zstandard.ZstdDecompressor().decompress(payload)
-            body = msgpack.unpackb(raw, raw=False, strict_map_key=True)
-            version = body["version"]
-            if version not in range(1, PAYLOAD_VERSION + 1):
-                raise ValueError(
-                    f"payload version {version}; this Arborist reads versions 1 to {PAYLOAD_VERSION}"
-                )
-            if version == 1:
-                _add_columns_of_version_2(body)
-            columns: dict[str, Any] = {
-                name: np.frombuffer(body["columns"][name], np.dtype(dtype).newbyteorder("<")).astype(
-                    dtype, copy=False
-                )
-                for name, dtype in (
-                    *_NODE_COLUMNS.items(),
-                    *_TOKEN_COLUMNS.items(),
-                    ("token_offsets", np.int64),
-                )
-            }
-            return cls(
-                problem_id=str(body["problem_id"]),
-                reference_answer=str(body["reference_answer"]),
-                step=int(body["step"]),
-                policy_version=int(body["policy_version"]),
-                batch_mean=float(body["batch_mean"]),
-                batch_std=float(body["batch_std"]),
-                texts=tuple(map(str, body["texts"])),
-                answers=tuple(map(str, body["answers"])),
-                **columns,
-                **(_optional_parts(body) if version >= 3 else {}),
-                **(_update_of(body) if version >= 4 else {}),
-            )
-        except (
-            zstandard.ZstdError,
-            msgpack.UnpackException,
-            KeyError,
-            OverflowError,
-            TypeError,
-            ValueError,
-        ) as damage:
-            raise ValueError(f"This tree cannot be read: {damage}") from damage
+        """The tree back, all of it. Raises ValueError naming the damage; never trusts a length."""
+        from trainer.payload import unpack
+
+        return unpack(payload)
 
 
-def advantages_in(payload: bytes) -> NDArray[np.float64]:
-    """[N] the advantages of a payload alone. They stand near its beginning, so of a large tree a tenth is
-    unpacked. Raises ValueError naming the damage.
-    """
-    try:
-        with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(payload)) as stream:
-            reader = msgpack.Unpacker(stream, raw=False, max_buffer_size=MAX_PAYLOAD_BYTES)
-            for _ in range(reader.read_map_header()):
-                if reader.unpack() != "columns":
-                    reader.skip()
-                    continue
-                for _ in range(reader.read_map_header()):
-                    if reader.unpack() == "advantage":
-                        return np.frombuffer(reader.unpack(), "<f8")
-                    reader.skip()
-    except (zstandard.ZstdError, msgpack.UnpackException, TypeError, ValueError) as damage:
-        raise ValueError(f"This tree cannot be read: {damage}") from damage
-    raise ValueError("This tree cannot be read: it has no advantages.")
-
-
-def _optional_parts(body: dict[str, Any]) -> dict[str, Any]:
-    """What only trees since version 3 may have. `Any`: whatever msgpack held; a wrong type raises TypeError,
-    AttributeError or ValueError.
-    """
-    top_k = int(body["top_k"])
-    if not 0 <= top_k <= MOST_TOP:
-        raise ValueError(f"{top_k} alternatives per token; at most {MOST_TOP} are read")
-    ids, texts = body["token_bytes"]
-    found: dict[str, Any] = {
-        "temperature": float(body["temperature"]),
-        "stream": None if body["stream"] is None else int(body["stream"]),
-        "loss_share": float(body["loss_share"]),
-        "token_bytes": {int(token): bytes(memoryview(text)) for token, text in zip(ids, texts, strict=True)},
-    }
-    for name, (dtype, is_wide) in _OPTIONAL_COLUMNS.items():
-        if name in body["columns"]:
-            column = np.frombuffer(body["columns"][name], np.dtype(dtype).newbyteorder("<"))
-            column = column.astype(dtype, copy=False)
-            found[name] = column.reshape(-1, top_k) if is_wide else column
-    return found
-
-
-def _update_of(body: dict[str, Any]) -> dict[str, Any]:
-    """Of version 4. `Any`: as above."""
-    update, updates = body["update"]
-    return {"update": int(update), "updates": int(updates)}
-
-
-def _add_columns_of_version_2(body: dict[str, Any]) -> None:
-    """What a payload of version 1 leaves out. `Any`: whatever msgpack held; a wrong type raises TypeError."""
-    parent = np.frombuffer(body["columns"]["parent"], "<i4")
-    body["columns"] |= {
-        "copies": _single_copies(parent).astype("<i4").tobytes(),
-        "subgroup": bytes(4 * len(parent)),
-        "visits": bytes(4 * len(parent)),
-    }
-    body["batch_mean"] = body["batch_std"] = math.nan
-
-
-def _single_copies(parent: NDArray[np.int32]) -> NDArray[np.int32]:
+def single_copies(parent: NDArray[np.int32]) -> NDArray[np.int32]:
     """[N] 1 at leaves, 0 elsewhere. Parents that are no parents are left to the tree's own check."""
     inner = np.zeros(len(parent), np.bool_)
     inner[parent[(parent >= 0) & (parent < len(parent))]] = True
@@ -593,7 +464,7 @@ def sampled_tree(
         entropies=np.concatenate([np.asarray(x, np.float32) for x in segment_entropies]),
         finish=np.asarray(finish, np.uint8),
         verdict=np.zeros(n, np.uint8),
-        copies=_single_copies(parents) if copies is None else np.asarray(copies, np.int32),
+        copies=single_copies(parents) if copies is None else np.asarray(copies, np.int32),
         subgroup=np.zeros(n, np.int32) if subgroup is None else np.asarray(subgroup, np.int32),
         visits=np.zeros(n, np.int32) if visits is None else np.asarray(visits, np.int32),
         reward=np.full(n, np.nan),

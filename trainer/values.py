@@ -75,6 +75,9 @@ def _weighted_child_mean(tree: RolloutTree, leaves: Floats, weights: Floats) -> 
     """[N] of a leaf `leaves` [N]; of an inner node the mean over the children that have a value, by their
     weights [N].
     """
+    levels = tree.wide_levels()
+    if levels:
+        return _weighted_by_level(tree, leaves, weights, levels)
     value: list[float] = leaves.tolist()
     parent: list[int] = tree.parent.tolist()
     weight: list[float] = weights.tolist()
@@ -87,6 +90,22 @@ def _weighted_child_mean(tree: RolloutTree, leaves: Floats, weights: Floats) -> 
             total[parent[node]] += weight[node] * value[node]
             count[parent[node]] += weight[node]
     return np.array(value)
+
+
+def _weighted_by_level(tree: RolloutTree, leaves: Floats, weights: Floats, levels: list[int]) -> Floats:
+    """The same to the bit: children are added from the last to the first."""
+    value = leaves.copy()
+    total, count = np.zeros(tree.n_nodes), np.zeros(tree.n_nodes)
+    for start, stop in zip(levels[-2::-1], levels[:0:-1], strict=True):  # the deepest first
+        here = np.arange(start, stop)[::-1]
+        inner = here[count[here] != 0]
+        value[inner] = total[inner] / count[inner]
+        if start == ROOT:
+            return value
+        known = here[~np.isnan(value[here])]
+        np.add.at(total, tree.parent[known], weights[known] * value[known])
+        np.add.at(count, tree.parent[known], weights[known])
+    return value
 
 
 def quality_values(tree: RolloutTree, rewards: Floats) -> Floats:

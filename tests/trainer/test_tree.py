@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from tests.trainer.trees import T2, Nested, children_of, credit_tree, leaves_below, nested_trees, tree_of
 from trainer import tree as tree_module
+from trainer.payload import advantages_in
 from trainer.presets import PRESETS
 from trainer.summary import summarise
-from trainer.tree import ROOT, RolloutTree, advantages_in
+from trainer.tree import ROOT, RolloutTree
+from trainer.values import _weighted_child_mean, child_weights
 
 TREERPO = PRESETS["treerpo-tiny"].config.credit
 
@@ -56,10 +58,12 @@ def test_sums_level_by_level_are_those_node_by_node_to_the_bit(nested: Nested, s
     with pytest.MonkeyPatch.context() as patch:
         found = []
         for least, width in ((10**9, 50), (0, 0)):
-            patch.setattr(tree_module, "_LEVELWISE_FROM", least)
-            patch.setattr(tree_module, "_LEVELWISE_WIDTH", width)
+            patch.setattr(tree_module, "LEVELWISE_FROM", least)
+            patch.setattr(tree_module, "LEVELWISE_WIDTH", width)
             found.append(tree.sum_over_leaves(per_leaf).tobytes())
-    assert found[0] == found[1]
+            known = np.where(per_leaf < -1, np.nan, per_leaf)
+            found.append(_weighted_child_mean(tree, known, child_weights(tree)).tobytes())
+    assert found[:2] == found[2:]
 
 
 def test_names_count_children_from_one() -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.webapp.material import People, add_tree, worked_tree
+from tests.webapp.token_trees import reading_tree
+from trainer import payload as payload_module
+from trainer.payload import Read
 from trainer.tree import RolloutTree
 from webapp.runs.models import Run
 from webapp.trees import opened
@@ -15,13 +20,13 @@ from webapp.trees.models import StoredTree
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the payloads that were decoded, in order."""
     sizes: list[int] = []
-    decode = RolloutTree.from_payload
+    real = opened.open_payload
 
-    def from_payload(payload: bytes) -> RolloutTree:
-        sizes.append(len(payload))
-        return decode(payload)
+    def counted(read: Read) -> RolloutTree:
+        sizes.append(len(read(0, 2**30)))
+        return real(read)
 
-    monkeypatch.setattr(RolloutTree, "from_payload", from_payload)
+    monkeypatch.setattr(opened, "open_payload", counted)
     opened.forget()
     return sizes
 
@@ -74,3 +79,34 @@ def test_few_trees_are_kept_and_none_that_is_too_large(
     read(0)
     read(0)
     assert len(decoded) == 7
+
+
+PATHS = (
+    "/t/{}/", "/t/{}/?n=1.1", "/t/{}/n/0", "/t/{}/n/1.1", "/t/{}/siblings?n=1", "/t/{}/diff?a=1&b=2",
+    "/t/{}/estimators", "/api/v1/trees/{}/texts?blocks=0",
+    "/api/v1/trees/{}/columns", "/api/v1/trees/{}/nodes/1", "/api/v1/trees/{}/nodes/1/audit",
+    "/api/v1/trees/{}/nodes/1.1/estimators", "/api/v1/trees/{}/paths/1.1/tokens",
+    "/api/v1/trees/{}/find?q=a",
+)  # fmt: skip
+
+
+def test_every_page_is_the_same_whether_the_tree_is_stored_in_parts_or_not(
+    run: Run, people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = people.client("viewer")
+    tree = reading_tree()
+    stored = add_tree(run, 5, tree)
+
+    def pages() -> dict[str, bytes]:
+        opened.forget()
+        found = {path: client.get(path.format(stored.id)) for path in PATHS}
+        assert {path: answer.status_code for path, answer in found.items()} == dict.fromkeys(PATHS, 200)
+        secret = re.compile(rb"csrfmiddlewaretoken\W+value=\W+\w+")
+        return {path: secret.sub(b"", answer.content) for path, answer in found.items()}
+
+    whole = pages()
+    monkeypatch.setattr(payload_module, "CHUNK_TOKENS", 8)
+    packed = tree.to_payload()
+    assert packed[:4] != bytes(stored.payload)[:4]
+    StoredTree.objects.filter(id=stored.id).update(payload=packed)
+    assert pages() == whole

@@ -29,7 +29,7 @@ def _resumable(gen: PQGen[Any]) -> PQGen[Any]:
         wanted = next(gen)
         while True:
             ready = yield wanted
-            wanted = gen.send(Ready.NONE if ready is None else ready)
+            wanted = gen.send(ready or Ready.NONE)
     except StopIteration as done:
         return done.value
 

@@ -17,12 +17,12 @@ import zstandard
 from numpy.typing import NDArray
 
 from trainer.cliffs import value_cliff
+from trainer.token_means import mean_mismatch, token_means
 from trainer.tree import CreditState, FinishReason, RolloutTree, Verdict
 from webapp.trees.words import CREDIT_WORDS
 
 _COMPRESS_FROM_BYTES = 1024
 COLUMNS_VERSION = 3  # raised with what is sent, so that no browser reads a kept answer of before
-ROUNDING_NATS = 1e-3  # two float32 programs of one model differ by some 1e-5
 
 
 def columns_path(tree_id: int) -> str:
@@ -118,36 +118,3 @@ def _half(numbers: NDArray[np.float64]) -> NDArray[np.float16]:
     """As float16; what it cannot hold becomes its largest, never infinite."""
     limit = float(np.finfo(np.float16).max)
     return np.clip(numbers, -limit, limit).astype("<f2")
-
-
-def mean_mismatch(tree: RolloutTree) -> NDArray[np.float64] | None:
-    """[N] mean |sampling - policy logprob| of each segment's tokens that trained, nats; NaN where none did.
-    None where the tree does not tell, or where no token is off by more than rounding: colours would show
-    noise.
-    """
-    if tree.mismatch is None:
-        return None
-    away = np.abs(tree.mismatch.astype(np.float64))
-    is_known = np.isfinite(away)
-    if not (away[is_known] > ROUNDING_NATS).any():
-        return None
-    node_of = np.repeat(np.arange(tree.n_nodes), tree.token_counts())[is_known]
-    counts = np.bincount(node_of, minlength=tree.n_nodes)
-    sums = np.bincount(node_of, away[is_known], minlength=tree.n_nodes)
-    means: NDArray[np.float64] = np.divide(sums, counts, out=np.full(tree.n_nodes, np.nan), where=counts > 0)
-    return means
-
-
-def token_means(tree: RolloutTree, per_token: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[N] mean of `per_token` [T] over each segment; NaN for the prompt, given text and a segment without
-    tokens.
-    """
-    counts = tree.token_counts()
-    means = np.full(tree.n_nodes, np.nan)
-    sampled = np.flatnonzero(counts[1:]) + 1
-    if len(sampled):
-        sums = np.add.reduceat(per_token, tree.token_offsets[sampled], dtype=np.float64)
-        means[sampled] = sums / counts[sampled]
-    # The zeros that are stored for what was given are no measurement.
-    means[tree.finish == FinishReason.GIVEN] = np.nan
-    return means

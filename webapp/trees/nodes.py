@@ -22,10 +22,10 @@ from trainer.intervals import wilson_interval
 from trainer.loss_weights import TreeWeights, count_trained, pull, weigh
 from trainer.schema.objective import Objective, PolicyObjective
 from trainer.text import storable
+from trainer.token_means import token_means
 from trainer.tree import ROOT, CreditState, FinishReason, RolloutTree, Verdict
 from webapp.errors import RequestError
 from webapp.runs.origin import UNKNOWN_ESTIMATOR, HowMade
-from webapp.trees.columns import token_means
 from webapp.trees.opened import OpenTree
 from webapp.trees.words import CREDIT_WORDS, FINISH_WORDS
 

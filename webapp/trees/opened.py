@@ -7,7 +7,6 @@ tree. Access is checked before (`access.get_tree`): what is kept belongs to a ro
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from threading import Lock
@@ -19,12 +18,15 @@ from numpy.typing import NDArray
 from psycopg import Cursor
 
 from trainer.credit import Credit, CreditPlan, credit_of
+from trainer.payload import PackedColumn, Read, open_payload
 from trainer.tree import ROOT, RolloutTree
 from webapp.errors import RequestError
 from webapp.trees.models import StoredTree
 
 MOST_TREES = 3
 MOST_BYTES = 512 * 2**20  # of all of them together, decoded
+MOST_SUBSTRING = 2**30  # PostgreSQL holds no larger value
+LETTER_BYTES = 2  # of a text: one where all are ASCII, up to four
 OVERHEAD_BYTES = 120  # of a node: two Python strings
 
 T = TypeVar("T")
@@ -123,28 +125,44 @@ def read_tree(stored: StoredTree) -> RolloutTree:
 
 def _decoded(stored: StoredTree) -> OpenTree:
     try:
-        return OpenTree(RolloutTree.from_payload(_payload_of(stored)))
+        return OpenTree(open_payload(_reader_of(stored)))
     except ValueError as damage:
         raise RequestError(422, f"{damage} Its summary in the list of trees is still right.") from damage
 
 
-def _payload_of(stored: StoredTree) -> bytes:
-    """Read as bytes: as text, which Django asks for, it would be twice as long on the way."""
+def _reader_of(stored: StoredTree) -> Read:
+    """Parts of the payload, as they are asked for; a payload that is there already is not read again."""
     if "payload" in stored.__dict__:
-        return bytes(stored.payload)
+        payload = bytes(stored.payload)
+        return lambda start, stop: payload[start:stop]
+    tree_id = stored.pk
+    return lambda start, stop: _part_of(tree_id, start, stop)
+
+
+def _part_of(tree_id: int, start: int, stop: int) -> bytes:
+    """Read as bytes: as text, which Django asks for, it would be twice as long on the way. PostgreSQL stores
+    the column as it is, and reads no more of it than the part.
+    """
     connection.ensure_connection()
     with Cursor(connection.connection) as cursor:
-        cursor.execute("SELECT payload FROM arborist_tree WHERE id = %s", [stored.pk], binary=True)
+        cursor.execute(
+            "SELECT substring(payload FROM %s FOR %s) FROM arborist_tree WHERE id = %s",
+            [start + 1, min(stop - start, MOST_SUBSTRING), tree_id],
+            binary=True,
+        )
         row = cursor.fetchone()
     if row is None:
         raise RequestError(404, "This tree was deleted just now.")
-    payload: bytes = row[0]
-    return payload
+    part: bytes = row[0]
+    return part
 
 
 def _bytes_of(tree: RolloutTree) -> int:
+    # Of columns that are still packed, what they would be.
     columns = sum(
-        column.nbytes for name in tree.__slots__ if isinstance(column := getattr(tree, name), np.ndarray)
+        column.nbytes
+        for name in tree.__slots__
+        if isinstance(column := getattr(tree, name), np.ndarray | PackedColumn)
     )
     # The node columns once more for shape and credit.
-    return 2 * columns + sum(map(sys.getsizeof, tree.texts)) + OVERHEAD_BYTES * tree.n_nodes
+    return 2 * columns + LETTER_BYTES * sum(map(len, tree.texts)) + OVERHEAD_BYTES * tree.n_nodes

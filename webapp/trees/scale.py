@@ -10,7 +10,8 @@ import numpy as np
 from django.core.cache import cache
 from django.db import connection
 
-from trainer.tree import RolloutTree, advantages_in
+from trainer.payload import advantages_in
+from trainer.tree import RolloutTree
 from webapp.runs.models import Run
 from webapp.trees.models import StoredTree
 
