@@ -278,3 +278,26 @@ def test_chart_state_lives_in_the_address(site: Site, page: Page) -> None:
     expect(readout).to_contain_text("step 1")
     page.keyboard.press("ArrowRight")
     expect(readout).to_contain_text("step 2")
+
+
+def test_a_fork_begins_with_what_it_came_from_and_a_clone_anew(page: Page) -> None:
+    create_run(page, "grpo-tiny", "stem", training__steps="1", checkpoint__every_steps="1")
+    expect(page.locator("#live-state")).to_have_text("Finished", timeout=60_000)
+    page.get_by_role("link", name="Fork…").click()
+    expect(page.locator("#section-model")).to_contain_text("Tiny reasoner")
+    expect(page.locator('[name="model.path"]')).to_have_count(0)
+    page.locator('[name="training.steps"]').fill("1")
+    expect(page.locator("#field-training-steps-note")).to_contain_text("Use more than 1.")
+    page.locator('[name="training.steps"]').fill("9")
+    expect(page.locator("#consequence")).to_contain_text("ready to queue")
+    page.get_by_role("button", name="Queue the fork").click()
+    # Its first step is still to come; what it goes on from is there.
+    expect(page.locator("#run-legend")).to_contain_text("up to step 1")
+    chart = page.locator('[data-panel="reward/mean"] .chart-box')
+    expect(chart).to_have_attribute("aria-label", re.compile(r"stem \S+ at step 1"))
+    page.get_by_role("button", name="Show stem up to step 1").click()
+    expect(chart).not_to_have_attribute("aria-label", re.compile("stem [0-9]"))
+    page.get_by_role("link", name="Clone…").click()
+    expect(page.get_by_role("textbox", name="Name", exact=True)).to_have_value("stem fork 2")
+    expect(page.locator("#start")).to_contain_text("begins with the base model")
+    expect(page.locator("#changes-list")).to_have_text("None: exactly its settings.")

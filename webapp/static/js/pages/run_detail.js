@@ -322,6 +322,7 @@ async function readAncestors() {
       return;
     }
   }
+  byId("panels").hidden = false;
   renew();
 }
 if (ancestors.length) void readAncestors();
@@ -349,7 +350,7 @@ function waiting(state) {
   if (!note) return;
   const any = (session.feeds.get(main.id)?.series.size ?? 0) > 0;
   note.hidden = any;
-  byId("panels").hidden = !any && runs.length === 1;
+  byId("panels").hidden = !any && runs.length === 1 && !before.size;
   if (any) return;
   const phase = state.phase ? ` · ${state.phase}${state.phase_total ? ` ${state.phase_done} of ${state.phase_total}` : ""}` : "";
   if (hasEnded(state.status)) setText(note, "This run ended before its first step, so it has no curves.");
