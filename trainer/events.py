@@ -68,6 +68,19 @@ class GrowingTree(BaseModel):
     finish: list[int]
 
 
+class Occupancy(BaseModel):
+    """What an engine is at just now. kv_use: share of its key-value memory; cached_share: of the prefixes of
+    this call's segments, what was not computed again.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    running: int = Field(ge=0, description="Segments that are being written.")
+    waiting: int = Field(ge=0, description="Segments and prompts that wait to be.")
+    kv_use: float = Field(ge=0)
+    cached_share: float = Field(ge=0, le=1)
+
+
 class Progress(_Event):
     """Where inside a step the trainer is; a hint for people, at most a few per second. It is no part of the
     log: the next one replaces it.
@@ -79,6 +92,7 @@ class Progress(_Event):
     done: int = Field(ge=0)
     total: int = Field(ge=0)
     growing: list[GrowingTree] = Field([], description="The first trees of the step, while it samples.")
+    occupancy: Occupancy | None = Field(None, description="Of the engine, while it samples.")
 
 
 class Metrics(_Event):

@@ -70,6 +70,7 @@ from trainer.trained import with_training
 from trainer.tree import CreditState, RolloutTree, Verdict
 from trainer.verifiers import JudgingStopped, judge_from_config, verify_trees
 
+STALE = 10  # times the tolerance of the start: how far engine and policy may be apart later
 SKIPS_IN_A_ROW = 3  # updates that are not finite before a run fails
 PROGRESS_SECONDS = 0.5
 Emit = Callable[[Event], None]
@@ -130,6 +131,7 @@ def _steps(run: _Run) -> Outcome:
     """The algorithm."""
     config = run.config
     try:
+        run.engine.sync()
         run.check_engine()
         if run.state.is_evaluation_due:
             run.evaluate()
@@ -146,6 +148,8 @@ def _steps(run: _Run) -> Outcome:
                 run.engine.sync()
                 clock.lap("training")
                 run.count(step, updates, clock)
+                if run.is_agreement_due():
+                    run.check_engine()
                 run.tell(trees, rollouts, updates, clock)
             except NotFiniteError as error:
                 run.skip(step, error.found, clock)
@@ -269,6 +273,8 @@ class _Run:
         self.is_packing_checked = False
         self.saved_step = None if resume is None else self.state.step  # of the last whole checkpoint
         self.saved_at = time.monotonic()
+        self.figures: dict[str, float] = {}  # of the engine, when it sampled last
+        self.agreement: dict[str, float] = {}  # of the last comparison of engine and policy
         self.not_finite: NotFinite | None = None  # what the last skipped update found
         self.accuracy: tuple[int, float | None] = (-1, None)  # of the last evaluation: its step, its figure
         self.sampled_tokens = 0  # in the step under way, also those that stand in no tree
@@ -322,20 +328,28 @@ class _Run:
         raise NoCheckpointError(TROUBLES["no checkpoint"].advice(count=len(damage), what=what))
 
     def check_engine(self) -> None:
-        """Raises EngineMismatchError unless the engine samples from the policy."""
+        """Raises EngineMismatchError unless the engine samples from the policy. What it finds is told with
+        the next metrics.
+        """
         problems = self.data.training.batch(1, max(2, self.ranks.size))
-        self.within_memory(
+        gap = self.within_memory(
             lambda: check_against_policy(
                 self.engine,
                 self.policy,
                 problems,
                 temperature=self.plan.temperature,
-                tolerance=tolerance(self.config.engine),
+                # Rounding grows while a run learns; what stale weights do lies farther off.
+                tolerance=tolerance(self.config.engine) * (STALE if self.state.step else 1),
             ),
             self.sampling_size,
             self.state.step,
             "comparing engine and policy",
         )
+        self.agreement = {"engine/logprob_gap": gap}
+
+    def is_agreement_due(self) -> bool:
+        every = self.config.engine.agreement_every_steps
+        return every > 0 and self.state.step % every == 0
 
     @property
     def evaluation_tokens(self) -> int:
@@ -403,7 +417,7 @@ class _Run:
         config = self.config
         self.sampled_tokens = 0
         try:
-            return collect(
+            found = collect(
                 self.data.training,
                 step,
                 config.training.problems_per_step,
@@ -414,6 +428,8 @@ class _Run:
             raise
         except FloatingPointError as error:  # the engine's
             raise NotFiniteError(NotFinite("logprob", math.nan, f"while sampling: {error}")) from error
+        self.figures = self.engine.figures()
+        return found
 
     def grow(self, problems: Sequence[Problem], step: int) -> list[RolloutTree]:
         """One verified tree with rewards per problem."""
@@ -582,6 +598,8 @@ class _Run:
             "evaluating",
         )
         self.tell_troubles(self.state.step)
+        if self.state.step == 0:
+            values |= self.agreement
         self.emit(Metrics(time=time.time(), step=self.state.step, values=values))
         self.state = replace(self.state, is_evaluation_due=False)
         sampled = values["eval/pass1_sampled"]
@@ -675,8 +693,10 @@ class _Run:
             values["policy/logprob_gap"] = updates[0].logprob_gap
         if following := self.ahead.batches.get(state.step + 1):
             values["speed/training_seconds"] -= following.waited
+        if self.is_agreement_due():
+            values |= self.agreement
         batch = self.ahead.batches.get(state.step)
-        values |= last.figures | (self.engine.figures() if batch is None else batch.metrics())
+        values |= last.figures | (self.figures if batch is None else batch.metrics())
         if self.ranks.size > 1:
             held = self.ranks.exchange(memory_bytes(self.policy.device))
             values |= {
@@ -756,7 +776,13 @@ class _Run:
                 last = now
                 self.emit(
                     Progress(
-                        time=time.time(), step=step, phase=phase, done=done, total=total, growing=growing()
+                        time=time.time(),
+                        step=step,
+                        phase=phase,
+                        done=done,
+                        total=total,
+                        growing=growing(),
+                        occupancy=self.engine.occupancy() if phase == "sampling" else None,
                     )
                 )
 
@@ -780,8 +806,8 @@ class _Aside(_Run):
         try:
             rollouts, found = self.sample(step), None
         except NotFiniteError as error:
-            rollouts, found = Rollouts([], []), error.found
-        return Batch(step, rollouts, self.sampled_tokens, found, self.engine.figures(), tuple(self.said))
+            rollouts, found, self.figures = Rollouts([], []), error.found, {}
+        return Batch(step, rollouts, self.sampled_tokens, found, self.figures, tuple(self.said))
 
     def within_memory(
         self,

@@ -306,14 +306,20 @@ _ALL = (
         "Sequences at once",
         "sequences",
         "mean over the engine's steps of the segments that were written at the same time",
-        only_with="engine vllm",
+    ),
+    Metric(
+        "engine/logprob_gap",
+        "Engine-policy agreement",
+        "nats",
+        "largest |engine logprob - policy logprob| over small trees that the engine samples after this "
+        "step's update; at the start (step 0) and every engine.agreement_every_steps",
+        "lower",
     ),
     Metric(
         "engine/kv_use",
         "Key-value memory in use",
         "",
         "largest share of the engine's key-value memory that sequences held at once",
-        only_with="engine vllm",
     ),
     Metric(
         "engine/cached_share",
@@ -321,7 +327,6 @@ _ALL = (
         "",
         "1 - computed tokens / tokens of the prefixes of all segments of the step",
         "higher",
-        "engine vllm",
     ),
     Metric(
         "engine/most_read_again",
@@ -330,7 +335,6 @@ _ALL = (
         "most tokens of its prefix that any continuation of the step computed; more than a block: the "
         "key-value memory is too small",
         "lower",
-        "engine vllm",
     ),
     Metric(
         "speed/sync_seconds",
@@ -338,7 +342,6 @@ _ALL = (
         "s",
         "wall time of handing the new weights to the engine",
         "lower",
-        "engine vllm",
     ),
     Metric(
         "policy/skipped_updates",

@@ -407,10 +407,11 @@ class Recorder:
                     WHERE id = %s AND lease_epoch = %s AND status = ANY(%s)
                     RETURNING id, project_id, last_seq
                 ), grown AS (
-                    INSERT INTO arborist_growing (run_id, step, at, trees)
-                    SELECT id, %s, statement_timestamp(), %s::jsonb FROM shown WHERE %s
+                    INSERT INTO arborist_growing (run_id, step, at, trees, occupancy)
+                    SELECT id, %s, statement_timestamp(), %s::jsonb, %s::jsonb FROM shown WHERE %s
                     ON CONFLICT (run_id) DO UPDATE SET
-                        step = excluded.step, at = excluded.at, trees = excluded.trees
+                        step = excluded.step, at = excluded.at, trees = excluded.trees,
+                        occupancy = excluded.occupancy
                 )
                 SELECT pg_notify(
                     'arborist_poke',
@@ -426,6 +427,7 @@ class Recorder:
                     [str(status) for status in LEASED],
                     min(progress.step, _INT64_MAX),
                     _dump(growing),
+                    None if progress.occupancy is None else progress.occupancy.model_dump_json(),
                     bool(growing),
                 ],
             )

@@ -30,6 +30,7 @@ PAGES = [
     "/r/{run}/config",
     "/r/{run}/events",
     "/r/{run}/attempts",
+    "/r/{run}/system",
     "/t/{tree}/n/1",
     "/t/{tree}/siblings?n=1",
     "/t/{tree}/diff?a=1&b=2",

@@ -6,13 +6,16 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from trainer.data import Problem, load_data
+from trainer.events import Occupancy
 from trainer.policy import Policy
 from trainer.sampling.agreement import EngineMismatchError, check_against_policy
 from trainer.sampling.decoder import CachedDecoder
+from trainer.sampling.engine import SamplingPlan
 from trainer.sampling.local_engine import LocalEngine
 from trainer.schema.data import ChainData
 
@@ -34,8 +37,8 @@ def test_an_engine_that_does_not_follow_the_policy_is_refused(tiny_reasoner: Pol
     check_against_policy(engine, policy, problems())
     with torch.no_grad():
         policy.model.model.layers[1].mlp.up_proj.weight.mul_(1.01)
-    check_against_policy(engine, policy, problems())  # it takes the weights over first
-    engine.sync = lambda: None
+    engine.sync()
+    check_against_policy(engine, policy, problems())
     with torch.no_grad():
         policy.model.model.layers[1].mlp.up_proj.weight.mul_(1.01)
     with pytest.raises(EngineMismatchError, match=r"token \d+ of an answer to problem chain-3-train"):
@@ -71,3 +74,35 @@ def test_values_are_those_of_the_head_on_the_normed_state(
     expected = torch.sigmoid(policy.value_head(state))[:, 0]
     assert expected.std() > 0.01
     torch.testing.assert_close(decoder.values(hidden), expected.detach(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("max_rows", [1024, 5])
+def test_the_local_engine_tells_what_it_is_at(tiny_reasoner: Policy, max_rows: int) -> None:
+    """Trees [2, 2] whose first segments are cut after 6 tokens; at most `max_rows` are written at once."""
+    engine = LocalEngine(tiny_reasoner, max_rows=max_rows)
+    seen: list[Occupancy] = []
+
+    def look(_done: int, _total: int) -> None:
+        found = engine.occupancy()
+        assert found is not None
+        seen.append(found)
+
+    plan = SamplingPlan((2, 2), (6, 10), split_at_newline=False, temperature=1.0)
+    trees = engine.sample(problems(), plan, seed=0, step=0, should_stop=lambda: False, on_progress=look)
+    assert max(one.running for one in seen) <= max_rows
+    assert max(one.running + one.waiting for one in seen) >= min(2 * len(trees), max_rows)
+    assert any(one.waiting for one in seen) == (max_rows == 5)
+    prompts = sum(int(tree.token_counts()[0]) for tree in trees)
+    inner = [node for tree in trees for node in np.flatnonzero(~tree.is_leaf())[1:]]
+    # Two segments below each prompt, two behind each inner segment; a prompt is read once, and a segment's
+    # last token once more where others follow it.
+    prefix = 2 * prompts + sum(
+        2 * (int(tree.token_counts()[0]) + int(tree.token_counts()[node]))
+        for tree in trees
+        for node in np.flatnonzero(~tree.is_leaf())[1:]
+    )
+    figures = engine.figures()
+    assert figures["engine/cached_share"] == pytest.approx(1 - (prompts + len(inner)) / prefix)
+    assert figures["engine/most_read_again"] == 1
+    assert 0 < figures["engine/kv_use"] < 0.1
+    assert 1 <= figures["engine/sequences"] <= min(max_rows, 4 * len(trees))

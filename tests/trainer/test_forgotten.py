@@ -30,6 +30,9 @@ NOT_STATE = {
     "run.optimiser.adamw.adamw.param_groups.0.lr": "set before every update, from the step",
     "run.engine.spent": "only differences of it are used",
     "run.engine._most_written": "where halving begins when memory runs out; rows at once decide no tree",
+    "run.engine.figures_of_last": "of the last call of sample: metrics of its step",
+    "run.figures": "of the engine when it sampled last: metrics of that step",
+    "run.agreement": "of the last comparison of engine and policy: a metric of its step",
     "run.saved_at": "of this process's clock: when the next checkpoint by time is due, not what is learned",
     "run.judge": "processes that judge: an answer's verdict depends on the answer alone",
 }

@@ -28,6 +28,8 @@ from trainer.loop import Outcome, train
 from trainer.losses import LossPart, policy_loss
 from trainer.metrics import METRICS
 from trainer.policy import ModelError, Policy, load_policy
+from trainer.sampling.agreement import EngineMismatchError
+from trainer.sampling.local_engine import LocalEngine
 from trainer.summary import summarise
 from trainer.token_texts import token_pieces
 from trainer.tree import CreditState, RolloutTree, Verdict
@@ -559,3 +561,29 @@ def test_an_adapter_leaves_the_base_alone_and_its_checkpoint_is_a_plain_model(tm
     ]
     assert moved
     assert all("_proj" in name for name in moved)
+
+
+def test_engine_and_policy_are_compared_at_the_start_and_every_few_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "run", small("engine.agreement_every_steps=2"))
+    gaps = {
+        e.step: e.values["engine/logprob_gap"]
+        for e in run.events
+        if isinstance(e, Metrics) and "engine/logprob_gap" in e.values
+    }
+    assert list(gaps) == [0, 2, 4]
+    assert all(0 < gap < 1e-4 for gap in gaps.values())
+    plain = Run(tmp_path / "plain", small("engine.agreement_every_steps=0"))
+    assert plain.outcome.weights_sha256 == run.outcome.weights_sha256
+    count, sync = 0, LocalEngine.sync
+
+    def once(own: LocalEngine) -> None:  # at its making and at the start; updates are not followed
+        nonlocal count
+        count += 1
+        if count <= 2:
+            sync(own)
+
+    monkeypatch.setattr(LocalEngine, "sync", once)
+    with pytest.raises(EngineMismatchError, match="local engine does not sample from the policy"):
+        Run(tmp_path / "stale", small("engine.agreement_every_steps=2"))

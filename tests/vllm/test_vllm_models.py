@@ -26,6 +26,7 @@ def test_other_architectures(policy: Policy, random_model: Callable[..., Any], k
     try:
         assert 0 < check_against_policy(found, other, problems(2)) < 1e-4
         moved(other)
+        found.sync()
         assert 0 < check_against_policy(found, other, problems(2), temperature=0.7) < 1e-4
     finally:
         found.close()
@@ -40,9 +41,11 @@ def test_without_packing_the_tied_head_again_its_logits_are_the_old_ones(
     with monkeypatch.context() as without:
         without.setattr(vllm_engine, "_pack_tied", lambda _worker: None)
         found = VllmEngine(other, VllmEngineChoice(kv_memory_mib=KV_MEMORY_MIB, max_sequences=8))
+        found.sync()
         with pytest.raises(EngineMismatchError, match="vllm engine does not sample from the policy"):
             check_against_policy(found, other, problems(2))
     try:
+        found.sync()
         assert 0 < check_against_policy(found, other, problems(2)) < 1e-4
     finally:
         found.close()

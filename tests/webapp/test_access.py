@@ -54,6 +54,7 @@ PAGES = {
     "worker-drain": ("POST", 302, 403, 403, 403),  # it is the operators'
     "worker-undrain": ("POST", 302, 403, 403, 403),
     "run-attempts": ("GET", 302, 404, 200, 200),
+    "run-system": ("GET", 302, 404, 200, 200),
     "run-control": ("POST", 302, 404, 403, 302),
     "run-fork": ("GET", 302, 404, 403, 302),
     "problem-list": ("GET", 302, 404, 200, 200),

@@ -562,6 +562,18 @@ def test_growing_trees_are_told_while_the_run_is_active(run: Run, client: Client
     GrowingTrees.objects.create(run=run, step=4, at=datetime.now(UTC), trees=[hint])
     assert (told()["step"], told()["is_recorded"], told()["trees"]) == (4, False, [hint])
     assert told()["branching"] == [4, 2, 2]
+    assert told()["occupancy"] is None
+    busy = {"running": 31, "waiting": 7, "kv_use": 0.125, "cached_share": 0.5}
+    GrowingTrees.objects.filter(run=run).update(occupancy=busy)
+    Run.objects.filter(id=run.id).update(phase="sampling")
+    assert told()["occupancy"] == busy
+    system = client.get(f"/r/{run.id}/system").content.decode()
+    assert all(words in system for words in ("Step 4 is sampled", ">31<", ">7<", "12.5 %", "50.0 %"))
+    panels = json.loads(system.partition('id="catalogue"')[2].partition(">")[2].partition("</script>")[0])
+    assert {panel["section"] for panel in panels} == {"Engine", "Speed"}
+    assert "engine/logprob_gap" in [panel["metrics"][0] for panel in panels]
+    Run.objects.filter(id=run.id).update(phase="training")  # the engine rests
+    assert told()["occupancy"] is None
     assert b'id="growing"' in client.get(page).content
     Run.objects.filter(id=run.id).update(step=4)
     assert told()["is_recorded"]

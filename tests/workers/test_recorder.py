@@ -22,7 +22,7 @@ from tests.workers.factories import (
     started,
     tree,
 )
-from trainer.events import GrowingTree, PackingChecked, Progress
+from trainer.events import GrowingTree, Occupancy, PackingChecked, Progress
 from webapp import limits
 from webapp.runs.models import Attempt, Checkpoint, Event, Point, Run, Series
 from webapp.trees.models import GrowingTrees, StoredTree
@@ -521,14 +521,20 @@ def test_trees_that_grow_are_shown_and_are_no_event() -> None:
 
     def told(step: int, trees: int) -> Progress:
         growing = [GrowingTree(problem_id="p", parent=[-1, 0], tokens=[0, 3], finish=[0, 1])] * trees
-        return Progress(time=1.0, step=step, phase="sampling", done=1, total=2, growing=growing)
+        busy = Occupancy(running=step, waiting=2, kv_use=0.1, cached_share=0.5) if step < 2 else None
+        return Progress(
+            time=1.0, step=step, phase="sampling", done=1, total=2, growing=growing, occupancy=busy
+        )
 
     recorder.show(told(1, 2))
+    assert GrowingTrees.objects.get(run=run).occupancy == {
+        "running": 1, "waiting": 2, "kv_use": 0.1, "cached_share": 0.5,
+    }  # fmt: skip
     assert [len(row.trees) for row in GrowingTrees.objects.filter(run=run)] == [2]
     recorder.show(told(2, 1))
     recorder.show(told(3, 0))  # says nothing of trees: what is known stays
     (row,) = GrowingTrees.objects.filter(run=run)
-    assert row.step == 2
+    assert (row.step, row.occupancy) == (2, None)
     assert row.trees == [{"problem_id": "p", "parent": [-1, 0], "tokens": [0, 3], "finish": [0, 1]}]
     assert Run.objects.get(id=run.id).last_seq == before
     Run.objects.filter(id=run.id).update(lease_epoch=9)

@@ -1,5 +1,6 @@
-"""Does the engine sample from the policy that is trained? Asserted at the start of every run, on the engine
-in use: with stale or wrong weights its samples still read well, but push the wrong way."""
+"""Does the engine sample from the policy that is trained? Asserted at the start of every run and every few
+steps, on the engine in use: with stale or wrong weights its samples still read well, but push the wrong
+way."""
 
 from __future__ import annotations
 
@@ -30,11 +31,10 @@ def check_against_policy(
     temperature: float = 1.0,
     tolerance: float = TOLERANCE,
 ) -> float:
-    """Give the engine the policy's weights, sample small trees below the first problems, and compare every
+    """Sample small trees below the first problems by the weights that the engine has, and compare every
     logprob with the policy's own. Returns the largest gap in nats; raises EngineMismatchError where one is
     larger than `tolerance`.
     """
-    engine.sync()
     plan = SamplingPlan((2, 2), (6, 10), split_at_newline=False, temperature=temperature)
 
     def sample(own: Sequence[Problem]) -> list[RolloutTree]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from trainer.data import Problem
+from trainer.events import Occupancy
 from trainer.sampling.flat import FlatGrowth
 from trainer.sampling.fork_tree import ForkTreeGrowth
 from trainer.sampling.growth import Ground, Growth, Vocabulary
@@ -185,6 +186,50 @@ class TopK:
 NO_ALTERNATIVES = TopK()
 
 
+@dataclass(slots=True)
+class EngineFigures:
+    """What an engine did in one call of `sample`, and is at just now."""
+
+    steps: int = 0
+    sequences: int = 0  # written at the same time, summed over steps
+    most_kv_use: float = 0.0  # share of the key-value memory
+    prefix_tokens: int = 0  # of all requests
+    read_tokens: int = 0  # of them computed, not found in the cache
+    most_read: int = 0  # of one continuation
+    cancelled: int = 0
+    running: int = 0
+    waiting: int = 0
+    kv_use: float = 0.0
+
+    def at_work(self, running: int, waiting: int, kv_use: float) -> None:
+        """A step in which so many segments are written."""
+        self.steps += 1
+        self.sequences += running
+        self.running, self.waiting, self.kv_use = running, waiting, kv_use
+        self.most_kv_use = max(self.most_kv_use, kv_use)
+
+    @property
+    def cached_share(self) -> float:
+        return 1 - self.read_tokens / max(self.prefix_tokens, 1)
+
+    def metrics(self) -> dict[str, float]:
+        """By metric name."""
+        return {
+            "engine/sequences": self.sequences / max(self.steps, 1),
+            "engine/kv_use": self.most_kv_use,
+            "engine/cached_share": self.cached_share,
+            "engine/most_read_again": float(self.most_read),
+        }
+
+    def occupancy(self) -> Occupancy:
+        return Occupancy(
+            running=self.running,
+            waiting=self.waiting,
+            kv_use=self.kv_use,
+            cached_share=min(max(self.cached_share, 0.0), 1.0),
+        )
+
+
 class Engine(Protocol):
     """Samples trees from the policy whose weights it was last given."""
 
@@ -203,6 +248,9 @@ class Engine(Protocol):
 
     def figures(self) -> dict[str, float]:
         """Metrics of the last call of `sample`; none if the engine has none of its own."""
+
+    def occupancy(self) -> Occupancy | None:
+        """What it is at just now; asked for by `on_progress`, in the thread that samples. None: not known."""
 
     def versions(self) -> dict[str, str]:
         """Versions of packages that it needs besides the trainer's."""

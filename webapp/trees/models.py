@@ -91,6 +91,7 @@ class GrowingTrees(models.Model):
     step = models.BigIntegerField()
     at = models.DateTimeField()
     trees = models.JSONField()
+    occupancy = models.JSONField(null=True)  # `trainer.events.Occupancy` of the engine; null while it rests
 
     class Meta:
         db_table = "arborist_growing"

@@ -15,5 +15,6 @@ tree_urls = [
 urlpatterns = [
     path("r/<int:run_id>/trees", views.run_trees, name="run-trees"),
     path("r/<int:run_id>/growing", views.growing_tree, name="growing-tree"),
+    path("r/<int:run_id>/system", views.run_system, name="run-system"),
     path("t/<int:tree_id>/", include(tree_urls)),
 ]

@@ -15,7 +15,8 @@ from webapp.errors import RequestError
 from webapp.probes.querysets import node_probes
 from webapp.projects.access import Role, get_tree, may
 from webapp.runs.origin import how_made, method_of_run
-from webapp.runs.querysets import run_states
+from webapp.runs.panels import system_panels
+from webapp.runs.querysets import has_overwritten, resumes_of, run_states
 from webapp.runs.views import run_context
 from webapp.trees import comparing
 from webapp.trees.columns import columns_path
@@ -50,6 +51,23 @@ def run_trees(request: HttpRequest, run_id: int) -> HttpResponse:
         return render(request, "runs/trees.html", context, status=refused.status)
     context |= listed | {"steps": steps_with_trees(run, address.sort)}
     return render(request, "runs/trees.html", context, status=400 if listed["filter_error"] else 200)
+
+
+@require_GET
+def run_system(request: HttpRequest, run_id: int) -> HttpResponse:
+    """What the engine is at while it samples, and its curves."""
+    context = run_context(request, run_id, "system")
+    now = growing(context["run"])
+    context |= {
+        "catalogue": system_panels(),
+        "resumes": resumes_of(context["run"]),
+        "has_overwritten": has_overwritten(context["run"]),
+        "overlay_runs": [],
+        "ancestors": [],
+        "occupancy": now["occupancy"],
+        "growing_step": now["step"],
+    }
+    return render(request, "runs/system.html", context)
 
 
 @require_GET

@@ -95,7 +95,7 @@ const sizes = new ResizeObserver((entries) => {
 const logged = () => new Set([...session.feeds.values()].flatMap((feed) => [...feed.series.keys()]));
 
 function layOut() {
-  for (const panel of panelsOf(catalogue, logged())) {
+  for (const panel of panelsOf(catalogue, root.dataset.part === undefined ? logged() : [])) {
     const id = idOf(panel);
     if (panels.has(id)) continue;
     panels.set(id, panel);
