@@ -110,10 +110,11 @@ def _run(
     except Exception as error:  # the last event must say how the run ended, whatever the reason
         expected = (DataError, ModelError, CheckpointError, RewardRangeError, OutOfRoomError, ValueError)
         is_expected = isinstance(error, expected)
-        logger.log(logging.INFO if is_expected else logging.ERROR, "The run ended early", exc_info=error)
         if place is not None and is_loss_of_rank(error):
             # What ended the other one is the reason, and whoever watches both will say it.
+            logger.info("Another process of the run does not answer any more: %s", error)
             time.sleep(PEER_SECONDS)
+        logger.log(logging.INFO if is_expected else logging.ERROR, "The run ended early", exc_info=error)
         outcome = Outcome(*_ending(error, is_expected, writer), "")
     if place is not None and place.rank > 0:
         return 1 if outcome.outcome in ("failed", "paused") else 0

@@ -63,12 +63,12 @@ def told_events(run: Run, after: int, limit: int) -> tuple[Sequence[dict[str, An
 
 
 def trained_on(started: dict[str, Any]) -> str:
-    """What a trainer that started runs on, in words: `cpu`, `2 processes, cuda:0 to cuda:1`."""
+    """What a trainer that started runs on, in words: `cpu`, `2 processes on cuda:0 to cuda:1`."""
     device, processes = str(started.get("device", "?")), int(started.get("processes", 1))
     if processes == 1:
         return device
     kind, _, first = device.partition(":")
-    return f"{processes} processes, {device}" + (f" to {kind}:{processes - 1}" if first else "")
+    return f"{processes} processes on {device}" + (f" to {kind}:{processes - 1}" if first else "")
 
 
 def devices_of(run: Run) -> dict[int, str]:
@@ -86,7 +86,8 @@ def _told(row: Event) -> dict[str, Any]:
         case "started":
             resumed = f", resumed from {body['resumed_from']}" if body.get("resumed_from") else ""
             message = (
-                f"Training starts after step {row.step or 0} on {trained_on(body)} with "
+                f"Training starts after step {row.step or 0} "
+                f"{'in' if body.get('processes', 1) > 1 else 'on'} {trained_on(body)} with "
                 f"{body.get('engine', '?')}, {body.get('parameters', 0):,} parameters{resumed}."
             )
         case "packing_checked":
