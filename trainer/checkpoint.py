@@ -120,36 +120,43 @@ def save_checkpoint(
     scratch = unfinished_name(target)
     weights = policy.weights_sha256()
     contents = _Contents.of(policy, optimiser)
-    if not policy.ranks.is_first:
-        return SavedCheckpoint(state.step, f"{FOLDER}/{target.name}", 0, weights)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _make_room(
-            folder,
-            _bytes_needed(policy) + sum(map(len, (more or {}).values())),
-            lambda: _delete_old(run_dir, state.step, keep_last - 1, keep_best),
-        )
-        _write(scratch, config, state, policy, contents)
-        for name, content in (more or {}).items():
-            (scratch / name).write_bytes(content)
-        size = _write_manifest(scratch, state, config, weights, accuracy)
-        _take_name(scratch, target, weights, accuracy)
-        _sync(folder)
-        _delete_old(run_dir, state.step, keep_last, keep_best)
-    except DiskFullError:
-        raise
-    except Exception as error:  # what writes for us raises errors of its own, not only OSError
-        shutil.rmtree(scratch, ignore_errors=True)
-        if is_full(error):
-            raise DiskFullError(
-                f"there was no room left while it was written under {folder} ({error})"
-            ) from error
-        if not isinstance(error, OSError | SafetensorError):
+
+    def write() -> int:
+        """Bytes of all files; of a rank that writes nothing 0."""
+        if not policy.ranks.is_first:
+            return 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _make_room(
+                folder,
+                _bytes_needed(policy) + sum(map(len, (more or {}).values())),
+                lambda: _delete_old(run_dir, state.step, keep_last - 1, keep_best),
+            )
+            _write(scratch, config, state, policy, contents)
+            for name, content in (more or {}).items():
+                (scratch / name).write_bytes(content)
+            size = _write_manifest(scratch, state, config, weights, accuracy)
+            _take_name(scratch, target, weights, accuracy)
+            _sync(folder)
+            _delete_old(run_dir, state.step, keep_last, keep_best)
+        except DiskFullError:
             raise
-        raise CheckpointError(
-            f"The checkpoint of step {state.step} could not be written: "
-            f"{getattr(error, 'strerror', None) or error}."
-        ) from error
+        except Exception as error:  # what writes for us raises errors of its own, not only OSError
+            shutil.rmtree(scratch, ignore_errors=True)
+            if is_full(error):
+                raise DiskFullError(
+                    f"there was no room left while it was written under {folder} ({error})"
+                ) from error
+            if not isinstance(error, OSError | SafetensorError):
+                raise
+            raise CheckpointError(
+                f"The checkpoint of step {state.step} could not be written: "
+                f"{getattr(error, 'strerror', None) or error}."
+            ) from error
+        return size
+
+    # A disk that is full pauses the run, which all ranks have to do together.
+    size = policy.ranks.together(write, (DiskFullError, CheckpointError))
     return SavedCheckpoint(state.step, f"{FOLDER}/{target.name}", size, weights)
 
 

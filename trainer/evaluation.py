@@ -79,7 +79,9 @@ def evaluate(
             )
             return verify_trees(trees, judge, should_stop=should_stop)
 
-        return count_verdicts(ranks.grown(problems, grow, (SamplingStopped, JudgingStopped)))
+        return count_verdicts(
+            ranks.grown(problems, grow, (SamplingStopped, JudgingStopped, FloatingPointError))
+        )
 
     sampled, greedy = judged(samples, 1.0, 0), judged(1, 0.0, 1)
     values = _share("eval/pass1_sampled", sampled) | _share("eval/pass1_greedy", greedy)

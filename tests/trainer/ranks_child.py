@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def main() -> None:
     group = Group(Place(rank, size, port, store), torch.device("cpu"))
     for name, case in cases.items():
         events: list[Event] = []
+        resource.setrlimit(resource.RLIMIT_FSIZE, (case["most_file_bytes"], resource.RLIM_INFINITY))
         outcome = train(
             RunConfig.model_validate(case["config"]),
             emit=events.append,
@@ -35,6 +37,7 @@ def main() -> None:
             resume=[Path(path) for path in case["resume"]] or None,
             group=group,
         )
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         said = {"outcome": outcome.outcome, "weights": outcome.weights_sha256}
         (folder / f"{name}-{rank}.json").write_text(json.dumps(said))
         lines = [event.model_dump_json() for event in events]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +20,16 @@ from safetensors.torch import load_file
 
 from tests.trainer.test_presets import small
 from trainer.config import RunConfig
+from trainer.data import Problem
+from trainer.evaluation import evaluate
 from trainer.events import Event, Metrics, TreeSampled, parse_line
 from trainer.launcher import rank_environment
 from trainer.loop import train
+from trainer.policy import Policy
 from trainer.ranks import ALONE, Ranks
-from trainer.tree import RolloutTree
+from trainer.sampling.local_engine import LocalEngine
+from trainer.tree import RolloutTree, Verdict
+from trainer.verifiers import Judgement
 
 CHILD = Path(__file__).with_name("ranks_child.py")
 CLOSE = 1e-5
@@ -43,11 +52,17 @@ def case(slug: str) -> RunConfig:
     return RunConfig.model_validate(values)
 
 
-def two(cases: dict[str, tuple[RunConfig, list[Path]]], folder: Path) -> None:
-    """Train each in two processes."""
+def two(
+    cases: dict[str, tuple[RunConfig, list[Path]]], folder: Path, *, full: frozenset[str] = frozenset()
+) -> None:
+    """Train each in two processes. `full`: those whose disk has no room for a checkpoint."""
     folder.mkdir()
     content = {
-        name: {"config": config.model_dump(mode="json"), "resume": [str(path) for path in resume]}
+        name: {
+            "config": config.model_dump(mode="json"),
+            "resume": [str(path) for path in resume],
+            "most_file_bytes": 10**5 if name in full else resource.RLIM_INFINITY,
+        }
         for name, (config, resume) in cases.items()
     }
     (folder / "cases.json").write_text(json.dumps(content))
@@ -101,7 +116,11 @@ def furthest(left: Path, right: Path) -> float:
 @pytest.mark.process
 def test_two_processes_are_one(tmp_path: Path) -> None:
     configs = {slug: case(slug) for slug in SLUGS}
-    two({slug: (config, []) for slug, config in configs.items()}, tmp_path / "two")
+    cases: dict[str, tuple[RunConfig, list[Path]]] = {slug: (own, []) for slug, own in configs.items()}
+    # First, so that all that follows shows that the ranks are still in step.
+    two({"full": cases["treerpo"]} | cases, tmp_path / "two", full=frozenset({"full"}))
+    ends = [json.loads((tmp_path / "two" / f"full-{rank}.json").read_text()) for rank in (0, 1)]
+    assert [end["outcome"] for end in ends] == ["paused", "paused"]
     for slug, config in configs.items():
         alone = one(config, tmp_path / "one" / slug)
         together = events_of(tmp_path / "two", slug)
@@ -145,6 +164,45 @@ def assert_same(slug: str, alone: list[Event], together: list[Event]) -> None:
         assert np.array_equal(a.reward, b.reward, equal_nan=True)
         assert np.allclose(a.advantage, b.advantage, atol=CLOSE, equal_nan=True)
         assert np.allclose(a.logprobs, b.logprobs, atol=5 * CLOSE)
+
+
+class _Thread(Ranks):
+    """A rank that is a thread of this process."""
+
+    def __init__(self, rank: int, said: list[bytes], barrier: threading.Barrier) -> None:
+        self.rank, self.size = rank, len(said)
+        self._said, self._barrier = said, barrier
+
+    def gather(self, content: bytes) -> list[bytes]:
+        self._said[self.rank] = content
+        self._barrier.wait(10)
+        everyones = list(self._said)
+        self._barrier.wait(10)
+        return everyones
+
+
+def test_answers_that_one_rank_cannot_sample_end_the_evaluation_on_all(wild_policy: Policy) -> None:
+    problems = [Problem("p", "1+1=", "2")]  # the other rank has nothing to sample
+    diverged = copy.deepcopy(wild_policy.model)
+    diverged.lm_head.weight.data[0, 0] = float("inf")
+    engine = LocalEngine(Policy(diverged, wild_policy.tokenizer, wild_policy.end_ids))
+    barrier, said = threading.Barrier(2), [b"", b""]
+
+    def evaluated(rank: int) -> None:
+        evaluate(
+            engine,
+            problems,
+            lambda *_: Judgement(Verdict.INCORRECT, 0.0, ""),
+            most_tokens=4,
+            seed=1,
+            should_stop=lambda: False,
+            on_progress=lambda _done, _total: None,
+            ranks=_Thread(rank, said, barrier),
+        )
+
+    with ThreadPoolExecutor(2) as threads:
+        ends = [threads.submit(evaluated, rank) for rank in range(2)]
+    assert [type(end.exception()) for end in ends] == [FloatingPointError] * 2
 
 
 class _Of(Ranks):
