@@ -32,7 +32,7 @@ EXPECTED_ERRORS = re.compile(
     r"OperationalError|InterfaceError|AdminShutdown|CannotConnectNow|PoolTimeout|ConnectionTimeout|ConnectionError"
     r"|ConnectionResetError|ConnectionRefusedError|BrokenPipeError|WorkerLostError|TimeoutError|Lost"
     r"|DiskFull|No space left on device|File too large"
-    r"|LockNotAvailable|QueryCanceled|OutOfMemoryError|BusyLoadingError|ExecAbortError|CheckpointError"
+    r"|LockNotAvailable|QueryCanceled|OutOfMemoryError|BusyLoadingError|ExecAbortError|RestartFreqExceeded|CheckpointError"
 )
 
 

@@ -86,7 +86,7 @@ class System:
         self.temporary.chmod(0o1777)
         self.is_ending = False
         self.clock: Path | None = None
-        self.seams: dict[str, Path] = {}  # by worker; what is written there, `seams.c` obeys
+        self.seams: dict[str, Path] = {}  # by worker; what is written there, `seams` obeys
         launcher = Stack(self.folder, Terminal(io.StringIO()))
         launcher.secret_key = self.folder.make_secret_key()
         self.launcher = launcher
@@ -135,7 +135,8 @@ class System:
         self.up("broker")
         (self.folder.root / "runs").mkdir(mode=0o700)
         self.mount(self.folder.root / "runs", RUNS_MB)
-        self._prepare_libraries()
+        self._prepare_clock()
+        self._prepare_seams()
         self.web_port = free_port()
         for name in VIEWED:
             self.proxies[name] = Proxy(self.loop, 0, self.web_port)
@@ -172,28 +173,26 @@ class System:
     def _migrate(self) -> None:
         self.launcher._run_once("migrate", ["manage.py", "migrate", "--noinput"], self.env)
 
-    def _prepare_libraries(self) -> None:
-        """One worker's time of day is what we say, and trainers stand still at seams that we name, where a C
-        compiler can be had.
-        """
-        clock, seams = self._built("clock"), self._built("seams")
-        if clock is None or seams is None:
+    def _prepare_clock(self) -> None:
+        """One worker's time of day is what we say, where a C compiler can be had."""
+        compiler = shutil.which("cc") or shutil.which("gcc")
+        library = self.folder.root / "clock.so"
+        source = Path(__file__).with_name("clock.c")
+        argv = [compiler or "cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"]
+        if compiler is None or subprocess.run(argv, check=False, capture_output=True).returncode:
             return
         self.clock = self.folder.root / "clock"
         self.set_clock(0)
-        for name in WORKERS:
-            self.seams[name] = self.folder.root / f"seam-{name}"
-            self.extra_env[name] = {"LD_PRELOAD": str(seams), "ARBORIST_SEAM": str(self.seams[name])}
-        self.extra_env[CLOCKED] |= {"LD_PRELOAD": f"{clock}:{seams}", "ARBORIST_CLOCK": str(self.clock)}
+        self.extra_env[CLOCKED] |= {"LD_PRELOAD": str(library), "ARBORIST_CLOCK": str(self.clock)}
 
-    def _built(self, name: str) -> Path | None:
-        compiler = shutil.which("cc") or shutil.which("gcc")
-        library = self.folder.root / f"{name}.so"
-        source = Path(__file__).with_name(f"{name}.c")
-        argv = [compiler or "cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"]
-        if compiler is None or subprocess.run(argv, check=False, capture_output=True).returncode:
-            return None
-        return library
+    def _prepare_seams(self) -> None:
+        """Trainers stand still where we say. They get little of their worker's environment, but this."""
+        for name in WORKERS:
+            home = self.folder.root / f"seams-{name}"
+            home.mkdir()
+            shutil.copy(Path(__file__).with_name("seams.py"), home / "sitecustomize.py")
+            self.seams[name] = home / "seam"
+            self.extra_env[name] |= {"PYTHONPATH": str(home)}
 
     def _worker(self, name: str) -> Program:
         program = self.launcher._celery(name, "cpu", 1, self.environment(name))
