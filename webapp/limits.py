@@ -62,6 +62,7 @@ DATABASE_SILENCE_SECONDS = 2.0  # of a statement, then the server is asked for a
 DATABASE_SILENCE_MAX_SECONDS = 30.0  # ... up to this
 DATABASE_ANSWER_SECONDS = 1.5  # that it may take to give one
 DATABASE_ASK_SECONDS = 1.0  # between two questions while it gives none
+DATABASE_LOCK_IDLE_SECONDS = 15  # a run's row stays locked by who says nothing more; less than a lease
 OUTAGE_RETRY_SECONDS = 5  # when a page that was refused for an outage may be asked for again
 SOCKET_READERS = 4  # threads that read for sockets
 SOCKET_READ_SECONDS = 15  # for one read with its wait for a thread; a frozen database sends no error

@@ -15,6 +15,7 @@ from django.db.models import Q
 from django.db.models.functions import Coalesce, Now
 
 from trainer.text import storable
+from webapp.database.locks import let_go_when_idle
 from webapp.limits import LEASE_SECONDS
 from webapp.queue import order
 from webapp.runs.models import CLAIMABLE, LEASED, Attempt, Run, RunStatus, WishKind, Worker
@@ -94,6 +95,7 @@ def lock(lease: Lease) -> Run:
 
     A run that was given up for lost but taken by nobody since is taken back: the worker was out of contact.
     """
+    let_go_when_idle()
     run = Run.objects.select_for_update().defer("config").filter(id=lease.run_id).first()
     if run is None:
         raise LeaseLostError(f"run {lease.run_id} was deleted")

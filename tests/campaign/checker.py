@@ -249,17 +249,22 @@ def unexcused(start: float, end: float, spans: Sequence[tuple[float, float]]) ->
 
 
 def false_spans(history: list[Line]) -> list[FalseSpan]:
-    """Every time a run's status was not true, however short."""
+    """Every time a run's status was not true, however short: nobody worked on it, or nobody who could say
+    so.
+    """
     spans = excuses(history, "database", "sweeper", "lock")
     status: dict[int, tuple[str, int]] = {}
     alive: dict[tuple[int, int], bool] = {}
     since: dict[int, float] = {}
+    owner: dict[int, str] = {}
+    cut_off: set[str] = set()
     found = []
     end = history[-1]["t"] if history else 0.0
 
     def look(run: int, t: float) -> None:
         said, epoch = status.get(run, ("", 0))
-        is_false = said in LEASED and alive.get((run, epoch)) is False
+        is_gone = alive.get((run, epoch)) is False or owner.get(run) in cut_off
+        is_false = said in LEASED and is_gone
         if is_false and run not in since:
             since[run] = t
         elif not is_false and run in since:
@@ -275,7 +280,13 @@ def false_spans(history: list[Line]) -> list[FalseSpan]:
         if line["op"] == "run":
             before[line["run"]] = status.get(line["run"], ("", 0))
             status[line["run"]] = (line["status"], line["epoch"])
+            owner[line["run"]] = line.get("owner", "").partition("@")[0]
             look(line["run"], line["t"])
+        elif line["op"] == "link":
+            (cut_off.add if line["type"] == "invoke" else cut_off.discard)(line["worker"])
+            for run in owner:
+                before.pop(run, None)
+                look(run, line["t"])
         elif line["op"] == "holder":
             alive[line["run"], line["epoch"]] = line["alive"]
             before.pop(line["run"], None)
@@ -290,7 +301,7 @@ def status_is_true(history: list[Line], left: Evidence) -> list[str]:
     """Nothing says "running" for longer than 30 s without a worker; no trainer outlives its run by 60 s."""
     found = [
         f"run {span.run} said {span.status} for {span.seconds:.0f} s after the worker of attempt "
-        f"{span.epoch} was gone (from {span.start:.0f} s to {span.end:.0f} s)"
+        f"{span.epoch} was gone or cut off (from {span.start:.0f} s to {span.end:.0f} s)"
         for span in false_spans(history)
         if span.seconds > TRUE_WITHIN
     ]

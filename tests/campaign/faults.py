@@ -822,7 +822,7 @@ class WorkerCutOff(WorkerFault):
     def prepare(self) -> None:
         super().prepare()
         self.how = self.rng.choice(("cut", "a black hole"))
-        self.hold = self.rng.choice((5.0, 15.0, 32.0))
+        self.hold = self.rng.choice((5.0, 15.0, 45.0))
 
     def inject(self) -> str:
         self.system.note_away(self.worker)

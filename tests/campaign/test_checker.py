@@ -224,6 +224,15 @@ def one_false_status(history: list[Line], left: Evidence) -> None:
 
 
 @forged("5 status")
+def a_false_status_of_who_is_cut_off(history: list[Line], left: Evidence) -> None:
+    """The second worker lives, and cannot reach the database from 38.5 s on."""
+    lines(history, "run")[-2]["owner"] = "worker2@here"
+    lines(history, "run")[-1]["t"] = 70.0
+    history.append({"t": 38.5, "op": "link", "type": "invoke", "worker": "worker2"})
+    history.sort(key=lambda line: line["t"])
+
+
+@forged("5 status")
 def a_trainer_of_an_ended_run(history: list[Line], left: Evidence) -> None:
     lines(history, "trainers")[-1]["t"] = 111.0
     history.sort(key=lambda line: line["t"])

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from datetime import timedelta
 
 import pytest
-from django.db import close_old_connections, connection
+from django.db import OperationalError, close_old_connections, connection, transaction
 from django.db.models.functions import Now
 
 from tests.workers.factories import make_run
+from webapp.database import locks
+from webapp.limits import LEASE_SECONDS
 from webapp.runs.controls import Action, control
 from webapp.runs.models import Attempt, Event, Run, RunStatus
 from workers import lease
@@ -215,3 +218,29 @@ def test_preemption_of_a_run_that_should_stop_ends_it() -> None:
     run.refresh_from_db()
     assert run.status == "stopped"
     assert run.ended_at is not None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_worker_that_falls_silent_in_a_transaction_holds_the_row_no_longer_than_a_lease(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is frozen, or cut off without a word, just where it records something."""
+    assert locks.DATABASE_LOCK_IDLE_SECONDS < LEASE_SECONDS
+    monkeypatch.setattr(locks, "DATABASE_LOCK_IDLE_SECONDS", 0.5)
+    run = make_run()
+    held = claimed(run)
+
+    def silent() -> None:
+        with transaction.atomic():
+            lease.lock(held)
+            time.sleep(1)
+            Run.objects.filter(id=run.id).update(step=7)
+
+    with pytest.raises(OperationalError):  # which is tried again, as after any cut
+        silent()
+    connection.close()
+    with transaction.atomic():
+        assert Run.objects.select_for_update(skip_locked=True).filter(id=run.id, step=0).exists()
+    monkeypatch.undo()
+    with transaction.atomic():
+        assert lease.lock(held).status == "starting"

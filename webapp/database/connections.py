@@ -41,6 +41,13 @@ class PatientConnection(psycopg.Connection[Any]):
 
     def wait(self, gen: PQGen[Any], interval: float = INTERVAL, timeout: float | None = None) -> Any:
         """What psycopg waits with for everything but connecting. Raises OperationalError, and closes."""
+        try:
+            return self._wait(gen, interval, timeout)
+        except errors.IdleInTransactionSessionTimeout as error:
+            # Of psycopg's kinds this is an internal error. It is a lost connection: do it again.
+            raise psycopg.OperationalError(str(error)) from error
+
+    def _wait(self, gen: PQGen[Any], interval: float, timeout: float | None) -> Any:
         if timeout is not None:
             return super().wait(gen, interval, timeout)
         silence, unanswered = DATABASE_SILENCE_SECONDS, 0

@@ -14,6 +14,7 @@ from django.db import connection
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
+from webapp.database.locks import let_go_when_idle
 from webapp.queue.models import ProjectTurn
 from webapp.runs.models import CLAIMABLE, LEASED, Run, RunStatus
 
@@ -98,5 +99,6 @@ def claim_one_at_a_time() -> None:
     """Wait for other claims to commit, so that what is counted next is true until this one commits, too. Call
     it first in a transaction.
     """
+    let_go_when_idle()
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", [CLAIM_LOCK])

@@ -20,6 +20,7 @@ from django.db.models.functions import Now
 
 from trainer.guards import TROUBLES, told
 from webapp import broker
+from webapp.database.locks import let_go_when_idle
 from webapp.limits import (
     KILL_SECONDS,
     LEASE_SECONDS,
@@ -56,6 +57,7 @@ def sweep(*, is_settled: bool = True) -> Swept:
     `is_settled`: False just after an outage, when workers may not have come to renew their leases yet.
     """
     with transaction.atomic():
+        let_go_when_idle()
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK])
             if not cursor.fetchone()[0]:
