@@ -83,8 +83,13 @@ def test_attempts_that_have_ended_are_told_by_the_api(people: People, run: Run) 
     Attempt.objects.create(run=run, epoch=1, owner="w", ended_at=Now(), outcome="stopped", last_step=3)
     (attempt,) = people.client("viewer").get(f"/api/v1/runs/{run.id}").json()["attempts"]
     assert (attempt["outcome"], attempt["last_step"], attempt["lasted_s"] < 60) == ("stopped", 3, True)
+    body = {"device": "cuda:0", "processes": 4}
+    Event.objects.create(run=run, seq=run.last_seq + 1, epoch=1, kind="started", at=Now(), body=body)
     page = people.client("viewer").get(f"/r/{run.id}/attempts").content.decode()
     assert "stopped" in page
+    assert "4 processes on cuda:0 to cuda:3" in page
+    system = people.client("viewer").get(f"/r/{run.id}/system").content.decode()
+    assert "4 processes on cuda:0 to cuda:3; the figures are of the first one" in system
 
 
 def test_a_recovering_run_is_cancelled(people: People, run: Run) -> None:

@@ -14,6 +14,7 @@ from trainer.tree import RolloutTree
 from webapp.errors import RequestError
 from webapp.probes.querysets import node_probes
 from webapp.projects.access import Role, get_tree, may
+from webapp.runs.events import devices_of
 from webapp.runs.origin import how_made, method_of_run
 from webapp.runs.panels import system_panels
 from webapp.runs.querysets import has_overwritten, resumes_of, run_states
@@ -66,6 +67,7 @@ def run_system(request: HttpRequest, run_id: int) -> HttpResponse:
         "ancestors": [],
         "occupancy": now["occupancy"],
         "growing_step": now["step"],
+        "trained_on": next(reversed(devices_of(context["run"]).values()), ""),
     }
     return render(request, "runs/system.html", context)
 
