@@ -19,7 +19,7 @@ import orjson
 from numpy.typing import NDArray
 
 from trainer.config import RunConfig
-from trainer.credit import CreditPlan, RewardRangeError, credit_of, credit_plan
+from trainer.credit import CreditPlan, credit_of, credit_plan
 from trainer.presets import PRESETS
 from trainer.text import storable
 from trainer.tree import MOST_TOP, ROOT, CreditState, FinishReason, RolloutTree, Verdict
@@ -31,6 +31,7 @@ MOST_LINE_BYTES: Final = 64 * 2**20
 MOST_TREES: Final = 100_000
 MOST_NODES: Final = 200_000  # of one tree
 MOST_TOKENS: Final = 10_000_000  # of one tree
+MOST_ANSWERS: Final = 200_000  # of one tree, with merged ones: no more than without them
 MOST_DEPTH: Final = 1000
 MOST_NUMBER: Final = 1e6  # size of a reward, value, advantage or logprob
 MOST_CLIP: Final = 7  # all of `clipping.Clip`
@@ -102,7 +103,7 @@ def disagreement(tree: RolloutTree, plan: CreditPlan) -> str | None:
     """Where `plan` does not come to the tree's values and advantages, in a sentence; None: it does."""
     try:
         credit = credit_of(tree, plan)
-    except RewardRangeError as error:
+    except ValueError as error:  # rewards out of range; figures of the batch that the tree does not have
         return str(error)
     for what, computed, given in (
         ("value", credit.scores.value, tree.value),
@@ -312,7 +313,13 @@ def _tree(given: Mapping[str, Any], nodes: list[Any], problem_id: str) -> Rollou
     inner = np.zeros(len(order), np.bool_)
     inner[parent[1:]] = True
     inner[ROOT] = True
-    rows = [_Node(old, nodes[old], is_inner) for old, is_inner in zip(order, inner.tolist(), strict=True)]
+    rows = [
+        _Node(old, nodes[old], is_inner, len(order))
+        for old, is_inner in zip(order, inner.tolist(), strict=True)
+    ]
+    answers = sum(row.copies for row in rows)
+    if answers > MOST_ANSWERS:
+        raise TreeLineError(f": its copies are {answers:,} answers; at most {MOST_ANSWERS:,} are read.")
     counts = [len(row.tokens) for row in rows]
     if sum(counts) > MOST_TOKENS:
         raise TreeLineError(f": {sum(counts):,} tokens; at most {MOST_TOKENS:,} are read.")
@@ -413,8 +420,9 @@ def _stream(given: Any) -> int | None:
     """Digits, since JSON readers elsewhere round so large a number. `Any`: JSON."""
     if given is None:
         return None
-    if not (isinstance(given, str) and given.isascii() and given.isdecimal() and len(given) <= 20):
-        raise TreeLineError(': "stream" must be null or a text of at most 20 digits.')
+    is_number = isinstance(given, str) and given.isascii() and given.isdecimal() and len(given) <= 20
+    if not (is_number and int(given) < 2**64):
+        raise TreeLineError(': "stream" must be null or a whole number below 2^64, as a text of digits.')
     return int(given)
 
 
@@ -456,7 +464,7 @@ class _Node:
         "visits",
     )  # fmt: skip
 
-    def __init__(self, number: int, given: Mapping[str, Any], is_inner: bool) -> None:
+    def __init__(self, number: int, given: Mapping[str, Any], is_inner: bool, n_nodes: int) -> None:
         where = f", node {number}"
         is_root = given["parent"] is None
         self.text = _text(given, "text", "", where)
@@ -476,7 +484,8 @@ class _Node:
         )
         self.copies = _whole(given, "copies", 0 if is_inner else 1, MOST_COUNT, where)
         self.visits = _whole(given, "visits", 0, MOST_COUNT, where)
-        self.subgroup = _whole(given, "subgroup", 0, MOST_COUNT, where)
+        # Groups are counted up to the largest number, so it must be one that nodes can have.
+        self.subgroup = _whole(given, "subgroup", 0, n_nodes - 1, where)
         if is_inner and (not math.isnan(self.reward) or self.verdict != Verdict.NONE):
             raise TreeLineError(f"{where}: it is no leaf, so it has no reward and no verdict of its own.")
         if is_inner and self.copies:

@@ -205,6 +205,8 @@ ROOT = {"parent": None, "text": "q"}
         ([ROOT, {"parent": 0, "finish": ["eos"]}], ", node 1: finish is ['eos']"),
         ([ROOT, {"parent": 0, "reward": 1}, {"parent": 1}], ", node 1: it is no leaf"),
         ([ROOT, {"parent": 0, "copies": 2**31}], ", node 1: copies is"),
+        ([ROOT, {"parent": 0, "copies": 200_001}], ": its copies are 200,001 answers; at most 200,000"),
+        ([ROOT, {"parent": 0, "subgroup": 2}], ", node 1: subgroup is 2; expected a whole number from 0"),
         ([ROOT, {"parent": 0, "advantage": 1, "credit_state": "no_reward"}], ", node 1: it has an adv"),
         (chain(MOST_DEPTH + 2), f", node {MOST_DEPTH + 1}: it is 1,001 deep"),
         (chain(100_000), ", node 99999: it is 99,999 deep; at most 1,000"),
@@ -234,6 +236,8 @@ def test_what_is_no_tree_is_refused_with_its_node(nodes: Any, message: str) -> N
         (b"[" * 100_000, "Line 2 is nested too deeply"),
         (b'{"format": "arborist.tree", "version": 1, "extra": 1}', "Line 2: unknown key 'extra'"),
         (b'{"format": "arborist.tree", "version": 1, "nodes": [{}], "problem_id": " "}', '"problem_id" must'),
+        ((b'{"format": "arborist.tree", "version": 1, "nodes": [{"parent": null}], "problem_id": "p", '
+          b'"stream": "18446744073709551616"}'), 'Line 2: "stream" must be null or a whole number'),
     ],
 )  # fmt: skip
 def test_what_is_no_line_is_refused_with_its_number(raw: bytes, message: str) -> None:
@@ -271,6 +275,9 @@ def test_disagreement_names_node_and_both_numbers() -> None:
     told = disagreement(dataclasses.replace(tree, reward=beyond, value=np.full(7, math.nan)), plan)
     assert told is not None
     assert "rewards from 0 to 1" in told
+    told = disagreement(tree, credit_plan(PRESETS["treepo-tiny"].config))
+    assert told is not None
+    assert "needs figures of the whole batch, and this tree remembers none" in told
 
 
 @pytest.mark.parametrize(

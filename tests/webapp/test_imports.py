@@ -129,6 +129,11 @@ def test_the_audit_is_there_where_the_file_names_a_preset_that_comes_to_its_numb
     assert told in client.get(f"/r/{bad.run.id}/config").content.decode()
 
 
+def test_what_a_file_calls_its_run_is_kept_no_longer_than_a_name(run: Run, people: People) -> None:
+    done = take(run.project, people, write_line(TreeLine("x" * 10_000, 0, None, worked_tree())))
+    assert done.run.config["runs"] == ["x" * 120]
+
+
 def test_bad_lines_leave_nothing_behind_and_are_named(run: Run, people: People) -> None:
     before = (Run.objects.count(), StoredTree.objects.count(), Event.objects.count())
     good = lines(*[worked_tree(step) for step in range(1, 61)])  # more than one batch

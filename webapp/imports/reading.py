@@ -27,7 +27,7 @@ from webapp.errors import RequestError
 from webapp.limits import MAX_IMPORT_ERRORS
 from webapp.projects.models import Project
 from webapp.runs.models import Event, Run, RunOrigin, RunStatus
-from webapp.runs.services import N_COLOURS, check_name
+from webapp.runs.services import MAX_NAME_LETTERS, N_COLOURS, check_name
 from webapp.runs.states import append_status_event
 from webapp.trees.models import StoredTree, summary_columns
 
@@ -242,7 +242,7 @@ class _Told:
         self.steps.add(tree.step)
         self.problems.add(tree.problem_id)
         if line.run:
-            self.runs.add(line.run)
+            self.runs.add(line.run[:MAX_NAME_LETTERS])
 
 
 class _Staged:
