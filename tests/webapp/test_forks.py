@@ -169,6 +169,19 @@ def test_form_forks_with_any_setting_and_keeps_what_was_typed(
     assert new.config["model"] == run.config["model"]
 
 
+def test_form_does_not_fork_another_checkpoint_than_the_one_that_was_chosen(
+    people: People, run: Run, kept: Checkpoint
+) -> None:
+    client, address = people.client("editor"), f"/r/{run.id}/fork"
+    gone = Checkpoint.objects.get(run=run, step=1)
+    typed = form_of(people, address) | {"training.steps": "300", "checkpoint": str(gone.id)}
+    refused = client.post(address, typed)
+    assert refused.status_code == 400
+    assert "That checkpoint is not kept any more. Step 2 is chosen instead" in refused.content.decode()
+    assert not Run.objects.filter(parent=run).exists()
+    assert client.post(address, typed | {"checkpoint": str(kept.id)}).status_code == 302
+
+
 def test_fork_form_says_at_once_that_a_value_head_does_not_fit(
     people: People, run: Run, kept: Checkpoint
 ) -> None:

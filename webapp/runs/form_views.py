@@ -96,7 +96,12 @@ def run_fork(request: HttpRequest, run_id: int) -> HttpResponseBase:
     sent = request.POST if request.method == "POST" else request.GET
     chosen = _number(sent.get("checkpoint", ""))
     project = get_project(request, run.project.slug)
-    return _form(request, project, of_checkpoint(run, config, kept, chosen))
+    start = of_checkpoint(run, config, kept, chosen)
+    gone = []
+    if request.method == "POST" and start.chosen is not None and start.chosen.id != chosen:
+        message = f"That checkpoint is not kept any more. Step {start.chosen.step} is chosen instead."
+        gone = [ConfigError("checkpoint", message)]
+    return _form(request, project, start, gone)
 
 
 def _why_not(run: Run) -> str:
@@ -109,8 +114,12 @@ def _number(text: str) -> int:
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else 0
 
 
-def _form(request: HttpRequest, project: ProjectSeen, start: Start) -> HttpResponseBase:
-    """Show what was typed so far, with what is wrong with it; a POST without a fault makes the run."""
+def _form(
+    request: HttpRequest, project: ProjectSeen, start: Start, known: Sequence[ConfigError] = ()
+) -> HttpResponseBase:
+    """Show what was typed so far, with what is wrong with it, `known` or found; a POST without a fault makes
+    the run.
+    """
     is_final = request.method == "POST"
     sent = request.POST if is_final else request.GET
     typed = {key: value for key, value in sent.items() if isinstance(value, str) and not start.is_fixed(key)}
@@ -120,6 +129,7 @@ def _form(request: HttpRequest, project: ProjectSeen, start: Start) -> HttpRespo
     name = typed.get("name", _name(project, start))
     key = typed.get("idempotency_key", secrets.token_urlsafe(16))
     config, errors = _read(start, typed, options, is_final=is_final)
+    errors = [*known, *errors]
     if config is not None and not errors:
         try:
             check_capacity(config.resources.queue, config.resources.processes)
