@@ -112,9 +112,10 @@ function start() {
     const canvas = make("canvas", { class: "stage-icicle", "aria-hidden": "true" });
     const link = make("a", { class: "stage-link" });
     const facts = make("p", { class: "stage-facts figures" });
-    byId("stage").append(make("div", { class: "stage-run" }, make("p", { class: "stage-head" }, make("span", { class: `dot c${run.colour}`, "aria-hidden": "true" }), run.name), canvas, facts, make("p", {}, link)));
+    byId("stage").append(make("div", { class: "stage-run" }, make("p", { class: "stage-head" }, make("span", { class: `dot c${run.colour}`, "aria-hidden": "true" }), make("span", { "data-model-text": "" }, run.name)), canvas, facts, make("p", {}, link)));
     return { run, canvas, link, facts };
   });
+  revealHidden(byId("stage"));
   const looks = stylesOf(runs);
   const panels = /** @type {const} */ ([
     ["value", "Value of the root", "The value that the run's estimator gave the prompt: the mean over the trees of a step."],
