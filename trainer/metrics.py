@@ -135,8 +135,8 @@ _ALL = (
     Metric(
         "sampling/staleness",
         "Staleness",
-        "updates",
-        "mean over the step's trees of the updates between the policy that sampled and the one that trains",
+        "steps",
+        "mean over the step's trees of the steps between the policy that sampled and the one that trains",
         only_with="training.max_staleness 1",
     ),
     Metric("tree/unique_tokens", "Unique tokens", "tokens", "tokens of this step's trees, each segment once"),

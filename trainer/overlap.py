@@ -56,7 +56,8 @@ class Batch:
     waited: float = 0.0
 
     def staleness(self) -> float:
-        """Mean updates between the policy that sampled a tree and the one that it trains."""
+        """Mean steps, of one or more updates each, between the policy that sampled a tree and the one that it
+        trains."""
         trees = self.rollouts.trees
         return sum(self.step - 1 - tree.policy_version for tree in trees) / max(len(trees), 1)
 

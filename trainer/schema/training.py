@@ -67,9 +67,9 @@ class TrainingConfig(Section):
     max_staleness: int = knob(
         0,
         title="Staleness bound",
-        unit="updates",
+        unit="steps",
         description="0: a step's trees are sampled from the policy that they train. 1: the next step's trees "
-        "are sampled while this one's train, by the policy before that update; needs "
+        "are sampled while this one's train, by the policy before its updates; needs "
         "objective.importance where ratios are clipped.",
         ge=0,
         le=1,
