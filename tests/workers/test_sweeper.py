@@ -266,5 +266,31 @@ def test_sweeping_goes_on_over_a_lost_database(sent: list[Any], monkeypatch: pyt
         return len(rounds) == 3
 
     sweeper.sweep_until(cut_then_stop)
-    assert rounds == [limits.SWEEP_SECONDS] * 3
+    assert rounds == [limits.SWEEP_SECONDS, sweeper.AWAY_SECONDS, limits.SWEEP_SECONDS]
     assert Run.objects.get().restarts == 2
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(("outage_seconds", "lost"), [(14, 1), (16, 0)])
+def test_after_an_outage_in_which_nobody_could_renew_nobody_is_lost_for_a_lease(
+    outage_seconds: int, lost: int, sent: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen database has not started anew: `pg_postmaster_start_time` knows nothing of it."""
+    now = 1000.0
+    monkeypatch.setattr(sweeper.time, "monotonic", lambda: now)
+    monkeypatch.setattr(sweeper, "LEASE_SECONDS", 1)  # so long ago the server has started
+    run = lost_run()
+    rounds = 0
+
+    def frozen_once(_seconds: float) -> bool:
+        nonlocal now, rounds
+        rounds += 1
+        if rounds == 1:
+            Run.objects.filter(id=run.id).update(status="running", lease_until=Now() - timedelta(seconds=1))
+            connection.connection.close()
+        elif rounds == 2:
+            now += outage_seconds
+        return rounds == 3
+
+    sweeper.sweep_until(frozen_once)
+    assert Run.objects.get().restarts == 1 + lost

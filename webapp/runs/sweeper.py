@@ -22,6 +22,7 @@ from trainer.guards import TROUBLES, told
 from webapp import broker
 from webapp.database.locks import let_go_when_idle
 from webapp.limits import (
+    HEARTBEAT_SECONDS,
     KILL_SECONDS,
     LEASE_SECONDS,
     MAX_RESTARTS,
@@ -38,6 +39,9 @@ from webapp.runs.states import append_status_event, move
 LOCK = 0x4152_424F_5245  # any number that nobody else uses: "ARBORE"
 MAX_SENT = 1000  # messages of one sweep
 FORGET_WORKERS_SECONDS = 3600  # a worker that was not seen for so long leaves the health page
+
+SHORT_OUTAGE_SECONDS = LEASE_SECONDS - HEARTBEAT_SECONDS
+AWAY_SECONDS = 1.0  # between two attempts while the database is away
 
 CONTACT_LOST = "Contact with its worker was lost"
 logger = logging.getLogger(__name__)
@@ -189,26 +193,28 @@ def _send(waiting: dict[str, list[int]]) -> int:
 def sweep_until(told_to_stop: Callable[[float], bool], others: Sequence[Callable[[], object]] = ()) -> None:
     """Sweep and do the others for ever. `told_to_stop` waits that many seconds and says whether to end.
 
-    A database that was frozen or cut off has not started anew, and yet nobody could renew: after an outage of
-    half a lease nobody is declared dead for a lease.
+    A database that was frozen or cut off has not started anew, and yet nobody could renew. A lease that was
+    renewed in time outlasts an outage of `SHORT_OUTAGE_SECONDS`; after a longer one nobody is declared dead
+    for a lease.
     """
-    answered_at = settled_at = time.monotonic()
-    is_away = False
+    away_since: float | None = None
+    settled_at = 0.0
     while True:
-        if is_away and time.monotonic() - answered_at > LEASE_SECONDS / 2:
-            settled_at = time.monotonic() + LEASE_SECONDS
+        began = time.monotonic()
+        if away_since is not None and began - away_since > SHORT_OUTAGE_SECONDS:
+            settled_at = began + LEASE_SECONDS
         try:
-            sweep(is_settled=time.monotonic() >= settled_at)
+            sweep(is_settled=began >= settled_at)
             for one in others:
                 one()
-            if is_away:
+            if away_since is not None:
                 logger.info("The database answers again.")
-            is_away = False
-            answered_at = time.monotonic()
+            away_since = None
         except (OperationalError, InterfaceError) as error:
-            if not is_away:
+            if away_since is None:
                 logger.warning("The database does not answer: %s", error)
-            is_away = True
+                away_since = began  # it may have said nothing for a while
             connection.close()
-        if told_to_stop(SWEEP_SECONDS):
+        # Soon, so that a short outage is not taken for a long one.
+        if told_to_stop(SWEEP_SECONDS if away_since is None else AWAY_SECONDS):
             return
