@@ -9,7 +9,9 @@ from django.db.models.functions import Now
 from tests.webapp.material import People
 from trainer.presets import PRESETS
 from webapp.projects.models import Project
+from webapp.runs.clones import free_name
 from webapp.runs.models import Attempt, Checkpoint, Event, Run
+from webapp.runs.services import check_name
 
 
 @pytest.fixture
@@ -216,6 +218,14 @@ def test_clone_by_api_is_made_once_by_its_key_and_named_by_itself(people: People
     ]
     assert made[0]["id"] == made[1]["id"]
     assert (made[0]["name"], made[0]["seed"]) == ("first 2", 3)
+
+
+@pytest.mark.parametrize("name", ["a" * 118 + "-9", "a" * 120, "a" * 113 + "-999999"])
+def test_clone_of_a_run_with_a_long_name_has_a_name_too(people: People, run: Run, name: str) -> None:
+    Run.objects.filter(id=run.id).update(name=name)
+    free = free_name(run.project, name)
+    assert free != name
+    assert check_name(free) == free
 
 
 def test_a_run_of_another_project_is_no_start(people: People, run: Run) -> None:

@@ -19,7 +19,8 @@ def free_name(project: Project, name: str) -> str:
     `base 2`. One query.
     """
     found = _NUMBERED.fullmatch(name)
-    stem, n = (f"{name[: MAX_NAME_LETTERS - 8]} ", 1) if found is None else (found["stem"], int(found["n"]))
+    most = MAX_NAME_LETTERS - 7  # so that a number has room
+    stem, n = (f"{name[: most - 1]} ", 1) if found is None else (found["stem"][:most], int(found["n"]))
     like = Run.objects.filter(project=project, name__startswith=stem.rstrip())
     taken = set(like.values_list("name", flat=True))
     while name in taken:
