@@ -65,3 +65,13 @@ def test_a_resumed_run_ends_as_the_unbroken_one(unbroken: Run, tmp_path: Path) -
     Run(tmp_path, small(*VLLM, "engine.kv_memory_mib=32"), resume=checkpoint)
     with pytest.raises(CheckpointError, match=r"engine\.kind"):
         Run(tmp_path, small(), resume=checkpoint)
+
+
+def test_one_step_off_policy_it_goes_on_exactly_too(tmp_path: Path) -> None:
+    config = small(*VLLM, "training.max_staleness=1", "objective.importance={kind: truncated}")
+    whole = Run(tmp_path, config)
+    steps = [e.values for e in whole.of(Metrics) if "policy/loss" in e.values]
+    assert [values["sampling/staleness"] for values in steps] == [0, 1, 1, 1]
+    (half,) = [path for path in list_checkpoints(tmp_path) if path.name == "step-2"]
+    resumed = Run(tmp_path, config, resume=half)
+    assert resumed.outcome.weights_sha256 == whole.outcome.weights_sha256

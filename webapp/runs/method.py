@@ -63,7 +63,8 @@ def method_of(config: RunConfig) -> Method:
         source=preset.source if preset is not None else "",
         source_url=source_url(preset.source) if preset is not None else "",
         is_preset=is_preset,
-        sampling=sampler_words(config.sampler),
+        sampling=sampler_words(config.sampler)
+        + (", one step ahead of training" if config.training.max_staleness else ""),
         learning=objective_words(config.objective),
         changes=tuple(changes_from(preset.config, config)) if preset is not None else (),
     )
@@ -192,6 +193,15 @@ def _policy_words(objective: PolicyObjective) -> Iterator[str]:
         "sequence_mean": "mean over answers",
         "fixed_length": f"sum over answers × {objective.fixed_length:,}",
     }[objective.aggregate]
+    importance = objective.importance
+    if importance.kind != "none":
+        of = "tokens" if importance.level == "token" else "answers"
+        cut = (
+            f"cut at {importance.cap:g}"
+            if importance.kind == "truncated"
+            else f"masked outside {importance.low:g} … {importance.high:g}"
+        )
+        yield f"importance weights of {of} {cut}"
     if objective.max_token_probability < 1:
         yield f"only tokens below probability {objective.max_token_probability:g}"
     if objective.mask_truncated:

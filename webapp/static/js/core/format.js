@@ -100,6 +100,7 @@ export function figure(value) {
 /** `1,200` → `1.2k`, for axes. @param {number} value */
 export function short(value) {
   const size = Math.abs(value);
+  if (size > 0 && size < 1e-3) return value.toExponential().replace(/^(-?\d(?:\.\d)?)\d*/, "$1").replaceAll("-", MINUS);
   const [divisor, unit] = size >= 1e9 ? [1e9, "G"] : size >= 1e6 ? [1e6, "M"] : size >= 1e4 ? [1e3, "k"] : [1, ""];
   return `${Number((value / divisor).toPrecision(4))}${unit}`.replaceAll("-", MINUS);
 }

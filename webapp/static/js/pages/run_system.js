@@ -41,7 +41,7 @@ function show(now) {
   const note = byId("occupancy-note");
   if (!now.is_active) setText(note, "The run has ended; what its engine did is in the curves below.");
   else if (found) setText(note, `Step ${number(now.step, 0)} is sampled.`);
-  else setText(note, now.phase ? `Nothing is sampled at this moment: the trainer is ${now.phase}.` : "Nothing is sampled at this moment.");
+  else setText(note, now.phase ? `Nothing is sampled at this moment: the run is ${now.phase}.` : "Nothing is sampled at this moment.");
   for (const [name, word] of words) {
     const place = byId(`occupancy-${name}`);
     if (found) setText(place, word(found[name]));
