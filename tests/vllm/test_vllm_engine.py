@@ -131,6 +131,7 @@ def test_weights_are_tagged_and_followed(engine: VllmEngine, policy: Policy) -> 
     old = sample(engine, problems(2), TREE)
     assert 0 < check_against_policy(engine, policy, problems(2)) < 1e-4
     moved(policy)
+    engine.sync()
     assert 0 < check_against_policy(engine, policy, problems(2)) < 1e-4
     assert engine.weights_version != before
     assert [t.tokens.tolist() for t in sample(engine, problems(2), TREE)] != [t.tokens.tolist() for t in old]
@@ -151,11 +152,13 @@ def test_cached_keys_of_old_weights_are_dropped(
     assert len(policy.encode(problem.prompt)) > 2 * BLOCK
     check_against_policy(engine, policy, [problem])
     moved(policy)
+    engine.sync()
     assert 0 < check_against_policy(engine, policy, [problem]) < 1e-4
     # The same without dropping: found out.
     with monkeypatch.context() as undropped:
         undropped.setattr(engine._core._core, "reset_prefix_cache", lambda: True)
         moved(policy)
+        engine.sync()
         with pytest.raises(EngineMismatchError):
             check_against_policy(engine, policy, [problem])
     # And dropping that fails is an error, not a surprise.
