@@ -25,6 +25,7 @@ from tests.campaign.material import Site, TwinInWork
 from tests.campaign.stack import System
 from tests.campaign.viewers import Audience, Viewer
 from tests.campaign.watching import Asker, RunSeen, Watcher, ask
+from webapp.embedded import processes
 
 STEPS = 40
 RUNS_AT_ONCE = 4  # two are worked on, the others wait for a worker, or for their back-off
@@ -95,8 +96,10 @@ class Campaign:
     def begin(self, steps: int = STEPS) -> None:
         self.configs = material.configs(steps)
         shutil.copytree(material.tiny_reasoner(), self.own_model)
+        # Marked, so that they end with the rest whatever happens.
+        env = self.system.env | {processes.MARK: self.system.folder.digest}
         self.twins_in_work: dict[str, TwinInWork] = {
-            name: material.begin_twin(self.system.folder.root / "twins", name, config, self.system.env)
+            name: material.begin_twin(self.system.folder.root / "twins", name, config, env)
             for name, config in self.configs.items()
         }
         self.site = Site(self.own_model)
