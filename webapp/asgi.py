@@ -31,12 +31,13 @@ def build() -> Any:  # an ASGI application: asgiref's types are too narrow for m
     from channels.sessions import CookieMiddleware
 
     from webapp.body_limit import BodyLimit
+    from webapp.imports.admission import sender
     from webapp.live.routing import websocket_urlpatterns
     from webapp.origin import OwnOrigin
 
     return ProtocolTypeRouter(
         {
-            "http": BodyLimit(django_application),
+            "http": BodyLimit(django_application, sender),
             "websocket": OwnOrigin(CookieMiddleware(URLRouter(websocket_urlpatterns))),
         }
     )

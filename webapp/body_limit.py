@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from webapp.errors import error_response
@@ -17,24 +18,29 @@ from webapp.limits import (
     UPLOAD_SECONDS,
     UPLOADS_AT_ONCE,
 )
+from webapp.live.reading import UNREACHABLE
 
 # Where files are uploaded: the only bodies that are larger than others, handed on as they come.
 UPLOADS = re.compile(r"/p/[-\w]+/import|/api/v1/projects/[-\w]+/imports")
 FORM_BYTES = 10_000  # of an upload, beside the file
+
+Sender = Callable[[dict[str, Any]], Awaitable[int | None]]  # from an ASGI scope to the user's id
 
 
 class BodyLimit:
     """ASGI middleware. A body has at most 1 MB, so it is gathered here and handed on whole; a file that is
     uploaded may be larger (`MAX_UPLOAD_BYTES`), and must say so before.
 
-    413 as soon as one byte too many was announced or came, 408 when it takes too long.
+    413 as soon as one byte too many was announced or came, 408 when it takes too long. Uploads are taken from
+    known users alone (`sender`), one of each at a time and `UPLOADS_AT_ONCE` in all.
     """
 
     def __init__(
-        self, application: Any
+        self, application: Any, sender: Sender
     ) -> None:  # ASGI applications: asgiref's types are too narrow for middleware
         self.application = application
-        self._uploads = 0
+        self._sender = sender
+        self._uploading: set[int] = set()
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
@@ -86,8 +92,17 @@ class BodyLimit:
                 "the server: manage.py import_trees FILE.",
             )
             return
-        if self._uploads >= UPLOADS_AT_ONCE:
-            await _refuse(send, 503, "Other files are being uploaded just now. Try again in a minute.")
+        try:
+            user = await self._sender(scope)
+        except UNREACHABLE:
+            await _refuse(send, 503, "Who sends this cannot be known now. Try again in a minute.")
+            return
+        if user is None:
+            await _refuse(send, 401, "Log in, or send a token in the header `Authorization: Bearer …`.")
+            return
+        if user in self._uploading or len(self._uploading) >= UPLOADS_AT_ONCE:
+            whose = "Another file of yours is" if user in self._uploading else "Other files are"
+            await _refuse(send, 503, f"{whose} being uploaded just now. Try again in a minute.")
             return
         left, until = int(announced), asyncio.get_running_loop().time() + UPLOAD_SECONDS
 
@@ -102,11 +117,11 @@ class BodyLimit:
             left -= len(message.get("body", b""))
             return message if left >= 0 else gone
 
-        self._uploads += 1
+        self._uploading.add(user)
         try:
             await self.application(scope, counted, send)
         finally:
-            self._uploads -= 1
+            self._uploading.discard(user)
 
 
 async def _refuse(send: Any, status: int, detail: str) -> None:

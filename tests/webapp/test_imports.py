@@ -11,15 +11,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from asgiref.sync import async_to_sync
+from django.conf import settings
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.core.management import CommandError, call_command
 from django.db.models.functions import Now
+from django.test import Client
 
 from tests.webapp.material import People, worked_tree
 from tests.webapp.test_exports import asked, written
 from trainer.tree_lines import Estimator, TreeLine, write_line
+from webapp.accounts.models import ApiToken
+from webapp.accounts.services import create_token
 from webapp.errors import RequestError
 from webapp.imports import files, services
+from webapp.imports.admission import sender
 from webapp.imports.models import Import
 from webapp.imports.reading import import_trees
 from webapp.imports.sweeper import sweep_imports
@@ -303,3 +309,24 @@ def test_the_command_imports_a_file_and_says_what_came_of_it(
         call_command("import_trees", str(source), project="lab")
     with pytest.raises(CommandError, match="no project 'none'"):
         call_command("import_trees", str(source), project="none")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_file_is_taken_from_known_users_alone(client: Client, people: People) -> None:
+    """Asked before a byte of it is read."""
+
+    def whose(**headers: str) -> int | None:
+        given = [(name.encode(), value.encode()) for name, value in headers.items()]
+        return async_to_sync(sender)({"headers": given})
+
+    assert whose() is None
+    assert whose(cookie="sessionid=made-up; other") is None
+    assert whose(authorization="Bearer made-up") is None
+    client.force_login(people.editor)
+    session = client.cookies[settings.SESSION_COOKIE_NAME].value
+    assert whose(cookie=f"a=b; {settings.SESSION_COOKIE_NAME}={session}") == people.editor.id
+    token = create_token(people.editor, "cli", ApiToken.Scope.WRITE)
+    assert whose(authorization=f"Bearer {token}") == people.editor.id
+    assert whose(authorization=token, cookie=f"{settings.SESSION_COOKIE_NAME}={session}") is None
+    client.logout()
+    assert whose(cookie=f"{settings.SESSION_COOKIE_NAME}={session}") is None

@@ -43,6 +43,10 @@ async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": str(size).encode()})
 
 
+async def nobody(_scope: dict[str, Any]) -> None:
+    """Whose upload it is."""
+
+
 async def call(
     chunks: Iterator[bytes], headers: list[tuple[bytes, bytes]] | None = None
 ) -> tuple[int, bytes, int]:
@@ -62,7 +66,7 @@ async def call(
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    await BodyLimit(echo)({"type": "http", "headers": headers or []}, receive, send)
+    await BodyLimit(echo, nobody)({"type": "http", "headers": headers or []}, receive, send)
     return sent[0]["status"], sent[1]["body"], taken
 
 
@@ -117,7 +121,7 @@ async def test_a_slow_body_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    await BodyLimit(echo)({"type": "http", "headers": []}, never, send)
+    await BodyLimit(echo, nobody)({"type": "http", "headers": []}, never, send)
     assert sent[0]["status"] == 408
 
 
@@ -140,9 +144,15 @@ async def test_an_upload_says_its_length_is_handed_on_as_it_comes_and_few_are_at
         await send({"type": "http.response.start", "status": 400 if gone else 200, "headers": []})
         await send({"type": "http.response.body", "body": str(size).encode()})
 
-    limit = BodyLimit(reading)
+    async def sender(scope: dict[str, Any]) -> int | None:
+        user: int | None = scope["user"]
+        return user
 
-    async def upload(chunks: list[bytes], *, length: int | None, path: str = "/p/lab/import") -> int:
+    limit = BodyLimit(reading, sender)
+
+    async def upload(
+        chunks: list[bytes], *, length: int | None, path: str = "/p/lab/import", user: int | None = 0
+    ) -> int:
         sent: list[dict[str, Any]] = []
         waiting = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
         waiting.append({"type": "http.request", "body": b"", "more_body": False})
@@ -154,14 +164,19 @@ async def test_an_upload_says_its_length_is_handed_on_as_it_comes_and_few_are_at
             sent.append(message)
 
         headers = [] if length is None else [(b"content-length", str(length).encode())]
-        scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
+        scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "user": user}
         await limit(scope, receive, send)
         return int(sent[0]["status"])
 
     big = [b"a" * MAX_BODY_BYTES] * 2
-    both = [asyncio.create_task(upload(big, length=2 * MAX_BODY_BYTES)) for _ in range(UPLOADS_AT_ONCE)]
+    first = asyncio.create_task(upload(big, length=2 * MAX_BODY_BYTES, user=1))
+    await asyncio.sleep(0)
+    assert await upload(big, length=2 * MAX_BODY_BYTES, user=1) == 503  # another one of theirs
+    others = range(2, UPLOADS_AT_ONCE + 1)
+    both = [first, *(asyncio.create_task(upload(big, length=2 * MAX_BODY_BYTES, user=n)) for n in others)]
     await all_started.wait()
     assert await upload(big, length=2 * MAX_BODY_BYTES) == 503
+    assert await upload(big, length=2 * MAX_BODY_BYTES, user=None) == 401
     go.set()
     assert [await one for one in both] == [200] * UPLOADS_AT_ONCE
     assert await upload(big, length=None) == 411
