@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Generic, TypeVar
 
+from django.core.exceptions import ObjectDoesNotExist
+from django.db import IntegrityError
 from django.db.models import F
 from django.db.models.functions import Now
 
@@ -57,7 +59,14 @@ class Held(Generic[J]):
         return f"{self.model._meta.verbose_name} {self.id}"
 
     def job(self) -> J:
-        return self.model._default_manager.select_related("project", "created_by").get(id=self.id)
+        """Raises JobLostError when the row was deleted, with its project."""
+        rows = self.model._default_manager.select_related("project", "created_by")
+        if (found := rows.filter(id=self.id).first()) is None:
+            raise JobLostError("it was deleted")
+        return found
+
+    def is_there(self) -> bool:
+        return self.model._default_manager.filter(id=self.id).exists()
 
     def update(self, **changes: object) -> None:
         """Raises JobLostError when the row is not ours any more."""
@@ -118,6 +127,12 @@ def work_off(held: Held[J], do: Callable[[Held[J]], None], os_words: Callable[[O
         )
     except RequestError as refused:
         fail(held, refused.detail)
+    except ObjectDoesNotExist:
+        fail(held, "What it was to read was deleted meanwhile.")
+    except IntegrityError:
+        if held.is_there():
+            raise
+        logger.info("%s ends here: it was deleted with its project.", held.what.capitalize())
     except OSError as error:
         fail(held, os_words(error))
     except JobFailedError as error:

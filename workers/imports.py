@@ -6,6 +6,8 @@ its trees and the end of the job are one transaction, so nothing is imported twi
 
 from __future__ import annotations
 
+import contextlib
+import errno
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -18,7 +20,7 @@ from webapp.imports.models import Import
 from webapp.imports.reading import Imported, import_trees, told
 from webapp.limits import IMPORT_STORE_SECONDS, MAX_IMPORT_MEMORY
 from workers import file_jobs
-from workers.file_jobs import Held, JobFailedError
+from workers.file_jobs import Held, JobFailedError, JobLostError
 
 
 def claim(import_id: int, owner: str, told_to_leave: Callable[[], bool]) -> Held[Import] | None:
@@ -30,10 +32,17 @@ def work_off(held: Held[Import]) -> None:
     """Make a run of the file of a claimed import and move its row to an end. Database errors pass: the lease
     runs out and the sweeper brings it back.
     """
-    file_jobs.work_off(held, _read, lambda error: f"The file could not be read: {error.strerror or error}.")
-    asked = held.job()
-    if not asked.is_unfinished:
-        files.delete(asked.upload)
+    file_jobs.work_off(held, _read, _of_the_disk)
+    with contextlib.suppress(JobLostError):  # then the sweeper finds a file without a row
+        asked = held.job()
+        if not asked.is_unfinished:
+            files.delete(asked.upload)
+
+
+def _of_the_disk(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return "The worker's disk is full. Make room in its folder for temporary files, and import again."
+    return f"The file could not be read: {error.strerror or error}."
 
 
 def _read(held: Held[Import]) -> None:

@@ -223,6 +223,20 @@ def test_a_cancelled_import_stores_nothing(run: Run, people: People) -> None:
         services.cancel(done, people.editor)
 
 
+@pytest.mark.parametrize("moment", ["before it began", "while it read"])
+def test_an_import_that_is_deleted_with_its_project_ends_quietly(
+    run: Run, people: People, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    held = claimed(upload(run, people, lines(worked_tree())))
+    if moment == "before it began":
+        run.project.delete()
+    else:
+        monkeypatch.setattr(file_jobs, "REPORT_SECONDS", 0)
+        monkeypatch.setattr(held, "told_to_leave", lambda: bool(Project.objects.all().delete()) and False)
+    worker.work_off(held)
+    assert counts() == (0, 0, 0)
+
+
 def test_a_worker_that_leaves_gives_it_back_and_lines_that_cannot_be_used_are_kept_to_be_read(
     run: Run, people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:

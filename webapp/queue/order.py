@@ -3,7 +3,7 @@
 Projects share a class fairly: the next run is of the project that has the fewest runs at work there, and of
 equals of the one whose last turn is longest ago. Within a project the highest priority is first, then the
 longest wait; a priority says nothing about other projects. A run that was at work and lost its worker comes
-before all that: it goes on, which is no new turn (docs/adr/0019).
+before all that: it goes on, which is no new turn (docs/adr/0018).
 
 A message to a worker is a hint that something waits; which run it takes is decided here, from the rows.
 """
