@@ -16,7 +16,7 @@ from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Site, Watched, read_json, wait_for
-from tests.browser.test_watch import create_run, drawn_points, wait_for_steps
+from tests.browser.test_watch import create_run, drawn_steps, wait_for_steps
 from webapp.embedded import processes
 from webapp.embedded.folder import DataFolder
 
@@ -138,7 +138,12 @@ def test_pages_outlive_the_database(site: Site, watched: Watched, running: int) 
     expect(other.locator("#events-table")).to_be_visible(timeout=1000 * BACK_SECONDS)
     steps = int(page.locator("#status-step").inner_text())
     wait_for_steps(page, steps + 1)
-    wait_for(lambda: drawn_points(page) >= steps, 15, "what was trained meanwhile is on the chart")
+
+    def all_drawn() -> bool:
+        drawn = drawn_steps(page)
+        return drawn[0] >= steps and drawn == list(range(drawn[0], max(drawn[0] - 200, 0), -1))
+
+    wait_for(all_drawn, 15, "what was trained meanwhile is on the chart")
     assert read_json(page, f"/api/v1/runs/{running}")["attempts"][-1]["outcome"] == ""
 
 

@@ -200,9 +200,9 @@ def test_a_web_process_that_leaves_ends_the_uploads_it_can_and_leaves_nothing_of
     site: Site, project: Project, tmp_path: Path
 ) -> None:
     """As in a deployment: one file comes to its end in time, another one never does."""
-    cookie = cookie_of(make_user("editor", project))
-    quick, rest = uploading(site, project, cookie, "quick")
-    stuck, _ = uploading(site, project, cookie, "stuck")
+    cookies = [cookie_of(make_user("editor", project)) for _ in range(2)]  # one file of each at a time
+    quick, rest = uploading(site, project, cookies[0], "quick")
+    stuck, _ = uploading(site, project, cookies[1], "stuck")
     time.sleep(0.5)
     told = time.monotonic()
     site.popen.send_signal(signal.SIGTERM)

@@ -31,6 +31,7 @@ NOT_STATE = {
     "run.engine.spent": "only differences of it are used",
     "run.engine._most_written": "where halving begins when memory runs out; rows at once decide no tree",
     "run.engine.figures_of_last": "of the last call of sample: metrics of its step",
+    "run.engine.sync_seconds": "of this process's clock: how long the last copy of the weights took",
     "run.figures": "of the engine when it sampled last: metrics of that step",
     "run.agreement": "of the last comparison of engine and policy: a metric of its step",
     "run.saved_at": "of this process's clock: when the next checkpoint by time is due, not what is learned",

@@ -24,8 +24,8 @@ from workers.recorder import Recorder
 from workers.supervisor import _forget_sighting
 
 WORKERS = Path(keeping.__file__).parent
-# Exports and probes have rows and epochs of their own (test_exports, test_probing).
-OTHER_LEASES = ("exports", "export_files", "probing")
+# Exports, imports and probes have rows and epochs of their own (test_exports, test_imports, test_probing).
+OTHER_LEASES = ("exports", "export_files", "file_jobs", "imports", "probing")
 WRITES = re.compile(
     r"\.(update|create|delete|save|update_or_create|get_or_create|bulk_create|bulk_update)\("
     r"|\b(INSERT INTO|UPDATE [a-z{]|DELETE FROM|COPY \{?\w)|\bexecute\(_"

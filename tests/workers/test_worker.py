@@ -251,7 +251,7 @@ def test_a_drained_worker_gives_back_what_it_took_first_and_takes_nothing_until_
 ) -> None:
     worker()
     low = make_run(run_config=tiny(steps=1))
-    high = make_run(run_config=tiny(steps=100_000, checkpoint_every=0), priority=1)
+    high = make_run(low.project, run_config=tiny(steps=100_000, checkpoint_every=0), priority=1)
     broker.send_train_run(low.id, "cpu")  # a hint that something waits, no more
     until(lambda: step(high) >= 1, 60)
     assert status(low) == "queued"

@@ -43,6 +43,7 @@ export class PanelView {
       wide.setAttribute("aria-pressed", String(large));
     });
     this.#tableButton.addEventListener("click", () => this.#showTable(this.#table.hidden));
+    this.#box.setAttribute("aria-label", panel.title); // until it is drawn
     this.#table.setAttribute("aria-label", `${panel.title} as a table`);
     const title = make("h3", { class: "panel-title" }, panel.title);
     if (panel.unit) title.append(" ", make("span", { class: "unit" }, panel.unit));
