@@ -265,12 +265,12 @@ def test_a_drained_worker_gives_back_what_it_took_first_and_takes_nothing_until_
     until(lambda: broker_of(broker_url).llen("cpu") >= 1, 5)
     time.sleep(1.5)
     assert (broker.waiting("cpu") or 0) >= 1
-    Run.objects.filter(id=high.id).update(priority=-1)
     undrain(seen)
-    until(lambda: status(low) == "succeeded", 60)
-    until(lambda: step(high) >= 1 and status(high) == "running", 60)
+    until(lambda: status(high) == "running", 60)  # what was given back goes on first
+    assert status(low) == "queued"
     control(high, high.created_by, Action.STOP)
     until(lambda: status(high) == "stopped", 20)
+    until(lambda: status(low) == "succeeded", 60)
 
 
 def test_killed_worker_leaves_no_trainer_and_the_next_one_goes_on(
