@@ -112,7 +112,7 @@ def _measure(site: str, link: str, trees: list[tuple[int, int]]) -> None:
         page = context.new_page()
         page.goto(link)
         page.get_by_role("button", name="Log in").click()
-        page.wait_for_load_state()
+        page.wait_for_url(lambda url: "/login/" not in url)
         page.close()
         _open(context, trees[0][0])  # so that the site and the browser have their scripts, not the trees
         by_size = itertools.groupby(trees[1:], key=lambda tree: round(tree[1], -3))

@@ -9,7 +9,7 @@ const PATIENCE_MILLISECONDS = 250;
 /**
  * @param {TreePage} page @param {(found: Found | null) => void} show @param {() => Layout} drawn the layout in use
  */
-export function mountFind({ treeId, selection, shortcuts, root }, show, drawn) {
+export function mountFind({ treeId, selection, root }, show, drawn) {
   const input = typed("find-input", HTMLInputElement);
   const words = byId("find-words");
   const steps = [typed("find-previous", HTMLButtonElement), typed("find-next", HTMLButtonElement)];
@@ -75,9 +75,7 @@ export function mountFind({ treeId, selection, shortcuts, root }, show, drawn) {
   steps[0]?.addEventListener("click", () => go(-1));
   steps[1]?.addEventListener("click", () => go(1));
   selection.subscribe(() => say());
-  shortcuts.add({ "/": () => { input.focus(); input.select(); } }, "find in this tree; Enter and Shift-Enter go through what was found");
-  input.value = read("find") ?? "";
-  for (const step of steps) step.disabled = true;
+  input.value ||= read("find") ?? ""; // or what was typed before this script was here
   if (input.value) void find();
   // Places are another layout's when the tree is drawn anew.
   return () => { if (found) tell(found.in(drawn()), ""); };

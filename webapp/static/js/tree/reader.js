@@ -7,7 +7,6 @@ import { codePoint, parts } from "../core/text.js";
 import { onTheme, theme } from "../core/theme.js";
 import { read, write } from "../core/url_state.js";
 import { announce } from "../core/announce.js";
-import { typeset } from "./mathematics.js";
 import { chunksOf, decodeTokens, SHADES, shadesOf, shadingOf, textOf, TOKENS_VERSION, unbroken } from "./tokens.js";
 
 const NEAR = "800px 0px";
@@ -134,12 +133,19 @@ export class Reader {
 
   // ---- drawing
 
+  /** @param {Element} element @param {{withFormulas: string | null, isDrawn: boolean}} chunk */
+  async #typeset(element, chunk) {
+    this.#fillPlain(element, chunk.withFormulas ?? "");
+    const { typeset } = await import("./mathematics.js");
+    if (this.#math && chunk.isDrawn) await typeset(element, chunk.withFormulas ?? "", hidden);
+  }
+
   /** @param {Element} element @param {boolean} isNear */
   #draw(element, isNear) {
     const chunk = this.#chunks.get(element);
     if (!chunk || chunk.isDrawn === isNear) return;
     chunk.isDrawn = isNear;
-    if (this.#math && isNear) return void typeset(element, chunk.withFormulas ?? "", hidden);
+    if (this.#math && isNear) return void this.#typeset(element, chunk);
     if (!isNear || !this.#tokens || chunk.from === chunk.to) return this.#fillPlain(element, this.#math ? (chunk.withFormulas ?? "") : chunk.text);
     const spans = [];
     for (let i = chunk.from; i < chunk.to; i++) {

@@ -4,7 +4,6 @@ import { number } from "../core/format.js";
 import { read, write } from "../core/url_state.js";
 import { TreeCanvas } from "./canvas.js";
 import { SCALES } from "./colouring.js";
-import { mountFind } from "./find.js";
 import { place, WIDTHS } from "./layout.js";
 import { Legend } from "./legend.js";
 import { note } from "./note.js";
@@ -211,12 +210,26 @@ export function mountStage(page) {
 
   byId("view-choice").addEventListener("change", (event) => show(/** @type {typeof VIEWS[number]} */ (/** @type {HTMLInputElement} */ (event.target).value)));
   byId("fit-tree").addEventListener("click", () => picture().fit());
-  const findAgain = mountFind(page, (found) => {
-    hits = found;
-    canvas.show(scene(), true);
-    graph?.show(scene());
-    outline.show({ ...scene(), layout: shape });
-  }, () => drawn);
+
+  // What finds comes when somebody looks for something.
+  const input = typed("find-input", HTMLInputElement);
+  /** @type {() => void} */
+  let findAgain = () => {};
+  /** @type {Promise<void> | undefined} */
+  let finder;
+  function beginToFind() {
+    finder ??= import("./find.js").then(({ mountFind }) => {
+      findAgain = mountFind(page, (found) => {
+        hits = found;
+        canvas.show(scene(), true);
+        graph?.show(scene());
+        outline.show({ ...scene(), layout: shape });
+      }, () => drawn);
+    });
+  }
+  input.addEventListener("focus", beginToFind);
+  shortcuts.add({ "/": () => { input.focus(); input.select(); } }, "find in this tree; Enter and Shift-Enter go through what was found");
+  if (read("find")) beginToFind();
 
   // ---- keyboard
 
