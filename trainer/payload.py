@@ -154,8 +154,12 @@ def advantages_in(payload: bytes) -> NDArray[np.float64]:
     raise ValueError("This tree cannot be read: it has no advantages.")
 
 
-def _cannot_be_read(damage: Exception) -> ValueError:
-    return ValueError(f"This tree cannot be read: {damage}")
+class DamagedTreeError(ValueError):
+    """The payload cannot be read, or a part of it that was left packed."""
+
+
+def _cannot_be_read(damage: Exception) -> DamagedTreeError:
+    return DamagedTreeError(f"This tree cannot be read: {damage}")
 
 
 def _index(read: Read) -> list[tuple[int, int]] | None:
@@ -311,7 +315,7 @@ class _Parts:
         return PackedColumn(self, name, np.dtype(kind), self._top_k if is_wide else 0, means)
 
     def stretch(self, name: str, at: int, width: int) -> NDArray[Any]:
-        """Tokens at * CHUNK_TOKENS and on, of one column. Raises ValueError for damage."""
+        """Tokens at * CHUNK_TOKENS and on, of one column. Raises DamagedTreeError."""
         place = at + (self._n_chunks if width else 0)
         found = self._chunks.get(place)
         if found is None:

@@ -25,6 +25,7 @@ from ninja.renderers import BaseRenderer
 from ninja.throttling import BaseThrottle
 from ninja.utils import check_csrf
 
+from trainer.payload import DamagedTreeError
 from trainer.text import storable
 from webapp import strict_json
 from webapp.accounts.models import User
@@ -43,6 +44,7 @@ from webapp.runs.api import router as runs_router
 from webapp.saved.api import router as saved_router
 from webapp.search.api import router as search_router
 from webapp.trees.api import router as trees_router
+from webapp.trees.opened import words_of
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +131,11 @@ api.add_router("", notes_router)
 @api.exception_handler(RequestError)
 def _problem(_request: HttpRequest, error: RequestError) -> HttpResponse:
     return error_response(error.status, error.detail, error.errors)
+
+
+@api.exception_handler(DamagedTreeError)
+def _damaged(_request: HttpRequest, error: DamagedTreeError) -> HttpResponse:
+    return error_response(422, words_of(error))
 
 
 @api.exception_handler(Http404)

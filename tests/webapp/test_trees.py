@@ -527,6 +527,25 @@ def test_a_damaged_tree_says_so_everywhere(
     assert client.get(f"/r/{run.id}/trees?step=1").status_code == 200
 
 
+def test_damage_in_a_part_that_is_read_later_is_told_by_who_reads_it(
+    run: Run, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.payload.CHUNK_TOKENS", 4)
+    stored = add_tree(run, 8, worked_tree())
+    payload = bytes(stored.payload)
+    index = struct.unpack_from("<II", payload)[1]
+    first = 8 + index + msgpack.unpackb(payload[8 : 8 + index])[0]
+    StoredTree.objects.filter(id=stored.id).update(payload=payload[:first] + b"\0" * (len(payload) - first))
+    for path in ("columns", "estimators", "find?q=1"):  # what needs no token is still there
+        assert client.get(f"/api/v1/trees/{stored.id}/{path}").status_code == 200
+    response = client.get(f"/api/v1/trees/{stored.id}/nodes/1")
+    assert (response.status_code, response.json()["detail"][:25]) == (422, "This tree cannot be read:")
+    for path in ("n/1", "siblings?n=1"):
+        page = client.get(f"/t/{stored.id}/{path}")
+        assert page.status_code == 422, path
+        assert "Its summary in the list of trees is still right." in page.content.decode()
+
+
 def test_a_verdict_that_does_not_exist_is_damage_too(run: Run, stored: StoredTree, client: Client) -> None:
     raw = msgpack.unpackb(zstandard.ZstdDecompressor().decompress(bytes(stored.payload)))
     raw["columns"]["verdict"] = bytes([200] * stored.n_nodes)

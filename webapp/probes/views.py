@@ -24,13 +24,14 @@ from webapp.projects.access import Role, admins_of, get_probe, require, user_of
 from webapp.runs.origin import config_of
 from webapp.runs.views import page_cursor
 from webapp.trees.models import StoredTree
-from webapp.trees.views import damaged, find_or_404, tree_context
+from webapp.trees.views import damaged, find_or_404, tells_damage, tree_context
 
 USUAL_N = 16
 LEAST_TOKENS = 16  # proposed, also where the path has used up the run's answer length
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
+@tells_damage
 def branch(request: HttpRequest, tree_id: int) -> HttpResponseBase:
     """What was sampled from the node `n`, and the form; a POST asks for a probe."""
     stored, opened, context = tree_context(request, tree_id)

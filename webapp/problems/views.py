@@ -14,6 +14,7 @@ from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET
 
+from trainer.payload import DamagedTreeError
 from trainer.tree import CreditState, RolloutTree
 from webapp.errors import RequestError
 from webapp.limits import PAGE_SIZE
@@ -25,8 +26,9 @@ from webapp.runs.models import ACTIVE
 from webapp.runs.origin import how_made
 from webapp.runs.views import page_cursor, run_context
 from webapp.trees.columns import columns_path
+from webapp.trees.models import StoredTree
 from webapp.trees.nodes import node_json, text_start, usual_colour
-from webapp.trees.opened import open_tree
+from webapp.trees.opened import OpenTree, open_tree, words_of
 from webapp.trees.querysets import ICICLE_MAX_NODES, icicle, steps_with_trees, tree_row
 from webapp.trees.views import one_of
 from webapp.trees.words import CREDIT_WORDS
@@ -335,14 +337,18 @@ def _side(request: HttpRequest, tree_id: int, name: str) -> dict[str, Any]:
         "depths": [],
     }
     try:
-        opened = open_tree(stored)
+        return side | _node_of(stored, open_tree(stored), name)
     except RequestError as damage:
         return {**side, "reason": damage.detail}
+    except DamagedTreeError as damage:
+        return {**side, "reason": words_of(damage)}
+
+
+def _node_of(stored: StoredTree, opened: OpenTree, name: str) -> dict[str, Any]:
     tree, made = opened.tree, how_made(stored.run)
     found, is_there = nearest_node(tree, name)
     children = opened.children(found)
     return {
-        **side,
         "node": node_json(opened, found, made),
         "is_there": is_there,
         "children": [

@@ -90,7 +90,9 @@ class OpenTree:
 
 
 def open_tree(stored: StoredTree) -> OpenTree:
-    """The whole tree. Raises RequestError(422) with what is damaged."""
+    """The whole tree. Raises RequestError(422) with what is damaged, and what it gives raises
+    DamagedTreeError where a part of a large tree is, which API and pages answer alike.
+    """
     key = (stored.pk, getattr(stored, "version", None))
     if key[1] is None:  # not from `access.get_tree`, so there is no telling whether it changed
         return _decoded(stored)
@@ -127,7 +129,12 @@ def _decoded(stored: StoredTree) -> OpenTree:
     try:
         return OpenTree(open_payload(_reader_of(stored)))
     except ValueError as damage:
-        raise RequestError(422, f"{damage} Its summary in the list of trees is still right.") from damage
+        raise RequestError(422, words_of(damage)) from damage
+
+
+def words_of(damage: ValueError) -> str:
+    """Also of a part that is read only when it is looked at (`trainer.payload.DamagedTreeError`)."""
+    return f"{damage} Its summary in the list of trees is still right."
 
 
 def _reader_of(stored: StoredTree) -> Read:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET
 
 from trainer.comparison import estimators
+from trainer.payload import DamagedTreeError
 from trainer.tree import RolloutTree
 from webapp.errors import RequestError
 from webapp.probes.querysets import node_probes
@@ -27,7 +29,7 @@ from webapp.trees.inspector import inspector_context
 from webapp.trees.lists import ListAddress, list_beside, tree_list
 from webapp.trees.models import StoredTree
 from webapp.trees.nodes import find_node, outline, usual_colour
-from webapp.trees.opened import OpenTree, open_tree
+from webapp.trees.opened import OpenTree, open_tree, words_of
 from webapp.trees.querysets import steps_with_trees, tree_row
 from webapp.trees.scale import advantage_limit
 
@@ -36,6 +38,20 @@ COLOURS = (
     "advantage", "value", "change", "verdict", "entropy", "logprob", "mismatch", "policy", "tokens",
     "difference", "none",
 )  # fmt: skip
+
+
+def tells_damage(page: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
+    """For a page of one tree, of which a part may turn out to be damaged when it is looked at."""
+
+    @wraps(page)
+    def told(request: HttpRequest, tree_id: int, **rest: Any) -> HttpResponseBase:
+        try:
+            return page(request, tree_id, **rest)
+        except DamagedTreeError as damage:
+            _, _, context = tree_context(request, tree_id)
+            return damaged(request, context | {"reason": words_of(damage)})
+
+    return told
 
 
 @require_GET
@@ -98,6 +114,7 @@ def growing_tree(request: HttpRequest, run_id: int) -> HttpResponse:
 
 
 @require_GET
+@tells_damage
 def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
     """One tree: canvas, outline, the selected node and its path."""
     stored, opened, context = tree_context(request, tree_id)
@@ -135,6 +152,7 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
 
 
 @require_GET
+@tells_damage
 def node_page(request: HttpRequest, tree_id: int, name: str) -> HttpResponse:
     """One node as a plain page: where every node link leads without scripts."""
     stored, opened, context = tree_context(request, tree_id)
@@ -148,6 +166,7 @@ def node_page(request: HttpRequest, tree_id: int, name: str) -> HttpResponse:
 
 
 @require_GET
+@tells_damage
 def siblings_page(request: HttpRequest, tree_id: int) -> HttpResponse:
     """The siblings of a node beside each other."""
     _, opened, context = tree_context(request, tree_id)
@@ -162,6 +181,7 @@ def siblings_page(request: HttpRequest, tree_id: int) -> HttpResponse:
 
 
 @require_GET
+@tells_damage
 def diff_page(request: HttpRequest, tree_id: int) -> HttpResponse:
     """Two nodes against each other."""
     _, opened, context = tree_context(request, tree_id)
@@ -173,6 +193,7 @@ def diff_page(request: HttpRequest, tree_id: int) -> HttpResponse:
 
 
 @require_GET
+@tells_damage
 def estimators_page(request: HttpRequest, tree_id: int) -> HttpResponse:
     """A node and its whole tree under every estimator."""
     stored, opened, context = tree_context(request, tree_id)
