@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from statistics import median
+from typing import Any
 
 from benchmarks import parts
 
@@ -59,7 +60,8 @@ def _measure(what: str, do: Callable[[], None], server: int) -> None:
     print(f"{what}: {median(own[1:]):,.0f} ms, and {median(theirs[1:]):,.0f} ms in PostgreSQL")
 
 
-def _plant():  # type: ignore[no-untyped-def]
+def _plant() -> Any:
+    """The user who may see all of it. `Any`: models can be imported only once the database is there."""
     from django.db.models.functions import Now
 
     from benchmarks.rows import new_run
@@ -104,8 +106,8 @@ def _plant():  # type: ignore[no-untyped-def]
     return first.created_by
 
 
-def _log_two_steps(run) -> None:  # type: ignore[no-untyped-def]
-    """So that it has an ETA."""
+def _log_two_steps(run: Any) -> None:
+    """So that it has an ETA. `Any`: a run, as in `_plant`."""
     from django.db.models.functions import Now
 
     from webapp.runs.models import Event, Point, Series

@@ -5,8 +5,10 @@ and workers are told of those that nobody was told of. Anything here may be done
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 from django.db import connection
 from django.db.models.functions import Now
@@ -16,6 +18,7 @@ from webapp.file_jobs import FileJob, JobStatus
 from webapp.limits import FILE_JOB_ATTEMPTS, FILE_JOB_LEASE_SECONDS, RESEND_QUEUED_SECONDS
 
 MAX_AT_ONCE = 100
+ORPHAN_SECONDS = 3600  # a file that no job knows, and that was not written to for so long
 
 logger = logging.getLogger(__name__)
 
@@ -75,3 +78,17 @@ def tell_again(ids: list[int], send: Callable[[int], bool]) -> None:
         for job_id in ids:
             if not send(job_id):
                 break
+
+
+def delete_orphans(folder: Path, is_known: Callable[[str], bool], delete: Callable[[str], None]) -> None:
+    """Files, by name, that no job knows: of a process that died, or of a project that was deleted."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        try:
+            age = time.time() - path.stat().st_mtime
+        except FileNotFoundError:
+            continue
+        if age > ORPHAN_SECONDS and path.is_file() and not is_known(path.name):
+            logger.info("The file %s in %s belongs to no job; it is deleted.", path.name, folder.name)
+            delete(path.name)

@@ -5,8 +5,6 @@ A round of `manage.py sweep`. It uses the database's clock for rows, and anythin
 
 from __future__ import annotations
 
-import logging
-import time
 from datetime import timedelta
 
 from django.db import transaction
@@ -20,9 +18,6 @@ from webapp.limits import EXPORT_FORGET_SECONDS, EXPORT_KEEP_SECONDS
 
 LOCK = 0x4152_424F_4558  # any number that nobody else uses: "ARBOEX"
 MAX_AT_ONCE = 100
-ORPHAN_SECONDS = 3600  # a file without a row, or half a file, that was not written to for so long
-
-logger = logging.getLogger(__name__)
 
 
 def sweep_exports() -> None:
@@ -41,18 +36,6 @@ def sweep_exports() -> None:
         ended = Export.objects.exclude(status__in=(*UNFINISHED, ExportStatus.SUCCEEDED))
         ended.filter(ended_at__lt=Now() - old).delete()
     lost_jobs.tell_again(ids, broker.send_write_export)
-    _delete_orphans()
-
-
-def _delete_orphans() -> None:
-    """Files that no row knows: of a worker that died, or of a project that was deleted."""
-    if not files.folder().is_dir():
-        return
-    for path in files.folder().iterdir():
-        try:
-            age = time.time() - path.stat().st_mtime
-        except FileNotFoundError:
-            continue
-        if age > ORPHAN_SECONDS and path.is_file() and not Export.objects.filter(file=path.name).exists():
-            logger.info("The file %s belongs to no export; it is deleted.", path.name)
-            files.delete(path.name)
+    lost_jobs.delete_orphans(
+        files.folder(), lambda name: Export.objects.filter(file=name).exists(), files.delete
+    )
