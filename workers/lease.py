@@ -7,11 +7,12 @@ the row and looks whether the epoch is still ours. All times are the database's.
 from __future__ import annotations
 
 import logging
+import uuid
 from dataclasses import dataclass
 from datetime import timedelta
 
 from django.db import connection, transaction
-from django.db.models import Q
+from django.db.models import F, Q
 from django.db.models.functions import Coalesce, Now
 
 from trainer.text import storable
@@ -48,8 +49,11 @@ class Wish:
     by: str = ""
 
 
-def claim(run_id: int, owner: str) -> Lease | None:
-    """Take the run if it waits for a worker. None: it does not, or another was faster, which is no error."""
+def claim(run_id: int, owner: str, mark: uuid.UUID | None = None) -> Lease | None:
+    """Take the run if it waits for a worker. None: it does not, or another was faster, which is no error.
+
+    `mark`: a new one, by which `claimed` finds what this took although its answer was lost.
+    """
     owner = owner[:120]
     free = Q(lease_until__isnull=True) | Q(lease_until__lt=Now())
     due = Q(not_before__isnull=True) | Q(not_before__lte=Now())
@@ -71,13 +75,13 @@ def claim(run_id: int, owner: str) -> Lease | None:
             not_before=None,
         ):
             return None
-        Attempt.objects.create(run=run, epoch=run.lease_epoch, owner=owner)
+        Attempt.objects.create(run=run, epoch=run.lease_epoch, owner=owner, claim=mark)
     return Lease(run_id, run.lease_epoch, owner)
 
 
-def claim_next(queue: str, owner: str) -> Lease | None:
+def claim_next(queue: str, owner: str, mark: uuid.UUID | None = None) -> Lease | None:
     """Take the run of `queue` that is next (`webapp.queue.order`). None: none may be taken now, or this
-    worker is to take nothing new.
+    worker is to take nothing new. `mark`: see `claim`.
     """
     with transaction.atomic():
         order.claim_one_at_a_time()
@@ -87,7 +91,20 @@ def claim_next(queue: str, owner: str) -> Lease | None:
         if run_id is None:
             return None
         order.note_turn(run_id)
-        return claim(run_id, owner)
+        return claim(run_id, owner, mark)
+
+
+def claimed(mark: uuid.UUID) -> Lease | None:
+    """What the claim with this mark took. None: it was never stored, or the run was taken from it since.
+
+    Waits until the claim is over: it may still be on its way when the connection breaks.
+    """
+    with transaction.atomic():
+        order.claim_one_at_a_time()
+        attempt = Attempt.objects.filter(
+            claim=mark, run__lease_epoch=F("epoch"), run__status__in=LEASED
+        ).first()
+    return None if attempt is None else Lease(attempt.run_id, attempt.epoch, attempt.owner)
 
 
 def lock(lease: Lease) -> Run:

@@ -5,16 +5,22 @@ next there.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import time
+import uuid
 from typing import Any, TypeGuard
 
 from django.db import InterfaceError, OperationalError, connections
 
 from webapp import broker
+from webapp.limits import LEASE_SECONDS
 from webapp.queue import order
 from webapp.runs.models import Run
 from workers import exports, imports, lease, probing
 from workers.celery import app, draining, must_leave, urgency
+from workers.lease import Lease
+from workers.limits import RETRY_SECONDS
 from workers.supervisor import supervise
 
 logger = logging.getLogger(__name__)
@@ -25,19 +31,45 @@ def train_run(self: Any, run_id: object) -> None:
     """Work on the run that is next in this one's class. `Any`: Celery's task instance has no types."""
     if not _is_id(run_id, "run") or _takes_nothing():
         return
-    try:
-        queue = Run.objects.filter(id=run_id).values_list("queue", flat=True).first()
-        held = None if queue is None else lease.claim_next(queue, self.request.hostname or "worker")
-    except (OperationalError, InterfaceError) as error:
-        logger.warning("Run %s waits for the sweeper: the database does not answer (%s).", run_id, error)
-        return
-    finally:
-        connections.close_all()
-    if queue is None or held is None:
-        logger.info("Run %s does not wait for a worker, nor does another that may be taken.", run_id)
+    queue, held = _take_next(run_id, self.request.hostname or "worker")
+    if held is None:
         return
     supervise(held, told_to_leave=urgency)
     _tell_of_next(queue)
+
+
+def _take_next(run_id: int, owner: str) -> tuple[str, Lease | None]:
+    """The class of the run, and what may be worked on there."""
+    queue, mark = "", uuid.uuid4()
+    try:
+        queue = Run.objects.filter(id=run_id).values_list("queue", flat=True).first() or ""
+        held = lease.claim_next(queue, owner, mark) if queue else None
+    except (OperationalError, InterfaceError) as error:
+        logger.warning("Run %s waits for the sweeper: the database does not answer (%s).", run_id, error)
+        connections.close_all()
+        return queue, _claimed(mark) if queue else None
+    finally:
+        connections.close_all()
+    if held is None:
+        logger.info("Run %s does not wait for a worker, nor does another that may be taken.", run_id)
+    return queue, held
+
+
+def _claimed(mark: uuid.UUID) -> Lease | None:
+    """Whether a claim arrived whose answer did not: asked again and again, until its lease would be over."""
+    end, pauses = time.monotonic() + LEASE_SECONDS, itertools.chain(RETRY_SECONDS, itertools.repeat(1.0))
+    while time.monotonic() < end and not _takes_nothing():
+        try:
+            held = lease.claimed(mark)
+        except (OperationalError, InterfaceError):
+            time.sleep(next(pauses))
+            continue
+        finally:
+            connections.close_all()
+        if held is not None:
+            logger.warning("Run %s was taken by a claim whose answer was lost.", held.run_id)
+        return held
+    return None
 
 
 def _tell_of_next(queue: str) -> None:

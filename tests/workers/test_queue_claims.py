@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import random
+import tempfile
 import threading
+import uuid
+from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.db import connection
 from django.db.models.functions import Now
 
+from tests.campaign.proxy import Loop, Proxy
 from tests.workers.factories import make_project, make_run, make_user
 from webapp.projects.models import Project
 from webapp.queue.models import ProjectLimit, ProjectTurn
 from webapp.queue.querysets import queue_of
 from webapp.runs.models import Attempt, Run, Worker
 from webapp.runs.sweeper import sweep
-from workers import lease, upkeep
+from workers import lease, tasks, upkeep
+from workers.lease import Lease
 
 pytestmark = pytest.mark.django_db
 
@@ -244,3 +250,61 @@ def test_drain_now_asks_for_what_is_held() -> None:
     Worker.objects.create(name="w", queues="cpu", drain_at=Now(), drain_now=True)
     seen("w", taps)
     assert taps.turned == [(True, True)]
+
+
+# ----------------------------------------------------------------------------- an answer that never came
+
+
+@pytest.fixture
+def way_to_the_database() -> Iterator[Proxy]:
+    """This thread's way to it, which can be cut."""
+    settings_dict, loop = connection.settings_dict, Loop()
+    there = Path(settings_dict["HOST"]) / f".s.PGSQL.{settings_dict['PORT'] or 5432}"
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path is short
+        proxy = Proxy(loop, Path(folder) / there.name, there)
+        connection.close()
+        connection.settings_dict = settings_dict | {"HOST": folder}
+        try:
+            yield proxy
+        finally:
+            connection.close()
+            connection.settings_dict = settings_dict
+            loop.do(proxy.close())
+            loop.end()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_claim_whose_answer_was_lost_is_found_and_worked_on(way_to_the_database: Proxy) -> None:
+    run = waiting()
+    connection.ensure_connection()
+    way_to_the_database.cut_after = b"COMMIT"
+    mend = threading.Timer(1.0, way_to_the_database.mend)
+    mend.start()
+    queue, held = tasks._take_next(run.id, "w@here")
+    mend.join()
+    assert way_to_the_database.cuts >= 1  # else nothing was lost
+    assert (queue, held) == ("cpu", Lease(run.id, 1, "w@here"))
+    run.refresh_from_db()
+    assert (run.status, run.lease_epoch, Attempt.objects.filter(run=run).count()) == ("starting", 1, 1)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_claim_that_never_arrived_is_not_waited_for(way_to_the_database: Proxy) -> None:
+    run = waiting()
+    way_to_the_database.cut()
+    mend = threading.Timer(1.0, way_to_the_database.mend)
+    mend.start()
+    connection.close()
+    assert tasks._take_next(run.id, "w@here") == ("", None)
+    mend.join()
+    assert lease.claim_next("cpu", "w@here") == Lease(run.id, 1, "w@here")
+
+
+def test_a_claim_is_found_by_its_own_mark_while_it_holds_the_run() -> None:
+    run, (mine, other) = waiting(), (uuid.uuid4(), uuid.uuid4())
+    held = lease.claim_next("cpu", "w@here", mine)
+    assert held is not None
+    assert (lease.claimed(mine), lease.claimed(other)) == (held, None)
+    Run.objects.filter(id=run.id).update(status="recovering", lease_until=None)
+    assert lease.claim(run.id, "next@here", other) == Lease(run.id, 2, "next@here")
+    assert lease.claimed(mine) is None

@@ -209,6 +209,9 @@ class Attempt(models.Model):
     run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="attempts", db_index=False)
     epoch = models.BigIntegerField()
     owner = models.CharField(max_length=120)
+    claim = models.UUIDField(
+        null=True, unique=True, help_text="By which a worker knows its claim again whose answer was lost."
+    )
     started_at = models.DateTimeField(db_default=Now())
     ended_at = models.DateTimeField(null=True, blank=True)
     outcome = models.CharField(
