@@ -375,6 +375,7 @@ class _Contents:
     weights: dict[str, Tensor] | None
     optimiser: dict[str, Tensor]
     value_head: dict[str, Tensor]
+    adapter: dict[str, Tensor]
 
     @classmethod
     def of(cls, policy: Policy, optimiser: Optimiser) -> _Contents:
@@ -389,11 +390,21 @@ class _Contents:
             for part, value in optimiser.adamw.state.get(parameter, {}).items()
         }
         head = {} if policy.value_head is None else policy.value_head.state_dict()
+        adapter = {} if policy.adapter is None else policy.named_parameters()
         return cls(
-            policy.plain_weights() if policy.is_sharded else None,
+            _gathered(policy) if policy.is_sharded else None,
             moments,
             {name: kept(value) for name, value in head.items()},
+            {name: kept(value) for name, value in adapter.items()},
         )
+
+
+def _gathered(policy: Policy) -> dict[str, Tensor]:
+    """A copy of the weights that are split over ranks, what is tied still tied. Collective."""
+    with policy.merged():
+        weights = policy.plain_weights()
+        copies = {id(own): own.to("cpu", copy=True) for own in weights.values()}
+        return {name: copies[id(own)] for name, own in weights.items()}
 
 
 def _write(
@@ -404,9 +415,8 @@ def _write(
     else:
         with policy.merged() as model:
             model.save_pretrained(model_folder(scratch), state_dict=policy.plain_weights())
-    if policy.adapter is not None:
-        adapter = {name: own.detach().cpu().contiguous() for name, own in policy.named_parameters().items()}
-        save_file(adapter, scratch / ADAPTER)
+    if contents.adapter:
+        save_file(contents.adapter, scratch / ADAPTER)
     policy.tokenizer.save_pretrained(model_folder(scratch))
     save_file(contents.optimiser, scratch / "optimiser.safetensors")
     if contents.value_head:

@@ -93,21 +93,11 @@ class RunConfig(Section):
                 f"{self.training.problems_per_step}: whole trees are sampled and trained on one process. "
                 f"Set processes {self.training.problems_per_step} or fewer."
             )
-        if self.model.adapter.kind != "full":
-            raise ValueError(
-                f"resources.processes {processes} splits the weights that are trained, and model.adapter "
-                f"{self.model.adapter.kind} trains few. Set model.adapter full, or resources.processes 1."
-            )
         if self.training.max_staleness:
             raise ValueError(
                 f"resources.processes {processes} agree on every step, and training.max_staleness "
                 f"{self.training.max_staleness} samples the next one beside it. Set max_staleness 0, or "
                 "resources.processes 1."
-            )
-        if self.engine.kind == "vllm":
-            raise ValueError(
-                f"engine vllm works in one process, and resources.processes is {processes}. Set engine "
-                "local, which samples in every process, or resources.processes 1."
             )
         return self
 

@@ -29,10 +29,10 @@ from trainer.data import Problem, load_data
 from trainer.intervals import bootstrap_interval, wilson_interval
 from trainer.judges import canonical
 from trainer.ranks import ALONE, Ranks
-from trainer.sampling.engine import Engine, SamplingPlan, SamplingStopped
+from trainer.sampling.engine import ENDS, Engine, SamplingPlan
 from trainer.seeding import named_seed
 from trainer.tree import RolloutTree, Verdict
-from trainer.verifiers import JudgeAnswer, JudgingStopped, verify_trees
+from trainer.verifiers import JudgeAnswer, verify_trees
 
 PASS_AT: Final = (2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -79,9 +79,7 @@ def evaluate(
             )
             return verify_trees(trees, judge, should_stop=should_stop)
 
-        return count_verdicts(
-            ranks.grown(problems, grow, (SamplingStopped, JudgingStopped, FloatingPointError))
-        )
+        return count_verdicts(ranks.grown(problems, grow, ENDS))
 
     sampled, greedy = judged(samples, 1.0, 0), judged(1, 0.0, 1)
     values = _share("eval/pass1_sampled", sampled) | _share("eval/pass1_greedy", greedy)

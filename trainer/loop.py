@@ -61,7 +61,7 @@ from trainer.rollout_metrics import rollout_metrics
 from trainer.rollouts import Rollouts, collect
 from trainer.sampling.agreement import check_against_policy
 from trainer.sampling.choice import engine_from_config, tolerance
-from trainer.sampling.engine import SamplingStopped, TopK, plan_from_config
+from trainer.sampling.engine import ENDS, SamplingStopped, TopK, plan_from_config
 from trainer.sampling.watch import GrowthWatch
 from trainer.schema.data import ChainData, GraphData
 from trainer.seeding import named_seed
@@ -233,7 +233,7 @@ class _Run:
             self.say("warning", warning)
         self.seed = named_seed(config.seed, "sampling")
         self.credit = credit_plan(config)
-        self.engine = engine_from_config(config.engine, self.policy, label=run_dir.name)
+        self.engine = engine_from_config(config.engine, self.policy, label=run_dir.name, ranks=self.ranks)
         kept = config.recording
         self.top_k = TopK(kept.top_k if kept.trees_per_step else 0, kept.top_k_share)
         self.engine.sync()
@@ -434,8 +434,7 @@ class _Run:
     def grow(self, problems: Sequence[Problem], step: int) -> list[RolloutTree]:
         """One verified tree with rewards per problem."""
         before = self.engine.spent
-        known = (SamplingStopped, JudgingStopped, FloatingPointError)
-        trees = self.ranks.grown(problems, lambda own: self.grow_own(own, step), known)
+        trees = self.ranks.grown(problems, lambda own: self.grow_own(own, step), ENDS)
         self.sampled_tokens += int(self.ranks.sum((self.engine.spent - before).sampled)[0])
         self.tell_troubles(step)
         reward = self.config.reward

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -83,6 +83,7 @@ class Policy:
         self.value_head: nn.Linear | None = None
         self.adapter: Any = None  # peft's model around `model`, when only an adapter is trained
         self.is_half = False  # autocast to bfloat16 in training
+        self._buffers: dict[str, Tensor] = {}  # of a sharded model
         self._before: list[int] = []
         self._after: list[int] = []
 
@@ -131,8 +132,9 @@ class Policy:
         """From now on each rank holds a slice of every weight, the value head's included. What reads weights
         is collective then: `outputs`, `logprobs`, `merged`, `plain_weights`, `is_finite`, `weights_sha256`.
         """
-        if self.adapter is not None:
-            raise ModelError("An adapter is not split over processes. Set resources.processes 1.")
+        named = dict(self.model.named_parameters(remove_duplicate=False))
+        # Later `state_dict` would split what is gathered.
+        self._buffers = {name: own for name, own in self.model.state_dict().items() if name not in named}
         parts: dict[str, nn.Module] = {"model": self.model}
         if self.value_head is not None:
             parts["value_head"] = self.value_head
@@ -144,22 +146,24 @@ class Policy:
         """The model with its adapter added to the weights: what samples, and what a checkpoint holds. `Any`:
         a model of transformers. Of a sharded one every weight is whole inside, and gone after.
         """
-        if self._shards is not None:
-            with self._shards.gathered():
-                yield self.model
-            return
-        if self.adapter is None:
+        with nullcontext() if self._shards is None else self._shards.gathered(), self._with_adapter():
             yield self.model
+
+    @contextmanager
+    def _with_adapter(self) -> Iterator[None]:
+        if self.adapter is None:
+            yield
             return
         adapted = [module.base_layer for module in self.model.modules() if hasattr(module, "lora_A")]
-        before = [layer.weight.detach().clone() for layer in adapted]
+        # What is gathered is given up afterwards, and the slices stay as they are.
+        before = [] if self.is_sharded else [layer.weight.detach().clone() for layer in adapted]
         self.adapter.merge_adapter()
         try:
-            yield self.model
+            yield
         finally:
             self.adapter.unmerge_adapter()
             with torch.no_grad():  # taking off what was added rounds; the base weights must not wander
-                for layer, weight in zip(adapted, before, strict=True):
+                for layer, weight in zip(adapted, before, strict=not self.is_sharded):
                     layer.weight.copy_(weight)
 
     def plain_weights(self) -> dict[str, Tensor]:
@@ -167,11 +171,11 @@ class Policy:
         if self._shards is not None:
             named = dict(self.model.named_parameters(remove_duplicate=False))
             each = {id(parameter): whole(parameter.detach()) for parameter in named.values()}
-            return dict(self.model.state_dict()) | {name: each[id(own)] for name, own in named.items()}
+            everything = self._buffers | {name: each[id(own)] for name, own in named.items()}
+        else:
+            everything = self.model.state_dict()
         return {
-            name.replace(".base_layer.", "."): own
-            for name, own in self.model.state_dict().items()
-            if ".lora_" not in name
+            name.replace(".base_layer.", "."): own for name, own in everything.items() if ".lora_" not in name
         }
 
     def use_gradient_checkpointing(self) -> None:

@@ -34,18 +34,22 @@ from trainer.verifiers import Judgement
 CHILD = Path(__file__).with_name("ranks_child.py")
 CLOSE = 1e-5
 STEPS = 2
-# KL to a reference model and several updates a step, dynamic sampling, pairs, and a value head.
-SLUGS = ("treerpo", "dapo", "mcts-dpo", "rest-mcts")
+# KL to a reference model and several updates a step, dynamic sampling, pairs, a value head, and an adapter.
+SLUGS = ("treerpo", "dapo", "mcts-dpo", "rest-mcts", "lora")
 
 
 def case(slug: str) -> RunConfig:
-    values = small(f"{slug}-tiny").model_dump(mode="json")
+    values = small("treerpo-tiny" if slug == "lora" else f"{slug}-tiny").model_dump(mode="json")
     # AdamW moves an element whose whole gradient is rounding by up to the learning rate, this way or that.
     values["training"] |= {"steps": STEPS, "problems_per_step": 4, "learning_rate": 5e-5}
     values["training"]["microbatch_tokens"] = 512  # several, and not equally many on both ranks
     values["checkpoint"]["every_steps"] = 1
     values["recording"]["trees_per_step"] = 4
     values["evaluation"] |= {"problems": 3, "max_tokens": 24}
+    if slug == "lora":
+        values["model"]["adapter"] = {"kind": "lora", "rank": 4}
+        values["training"]["learning_rate"] = 1e-3  # of an adapter, whose gradients are larger
+        values["objective"]["regularizer"] = {"kind": "k3", "beta": 0.05}
     if slug == "treerpo":
         values["training"]["updates_per_step"] = 2
         values["objective"]["regularizer"] = {"kind": "k3", "beta": 0.05}
@@ -135,14 +139,14 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     # A checkpoint of either goes on in the other, and what was saved by two goes on to the bit in two.
     halves = {name: tmp_path / name / "treerpo" / "checkpoints" / "step-1" for name in ("one", "two")}
     config = configs["treerpo"]
-    two(
-        {name: (config, [path]) for name, path in halves.items()},
-        tmp_path / "resumed",
-    )
-    ends = {
-        name: json.loads((tmp_path / "resumed" / f"{name}-0.json").read_text())["weights"] for name in halves
-    }
-    assert ends["two"] == json.loads((tmp_path / "two" / "treerpo-0.json").read_text())["weights"]
+    adapted = {"lora": (configs["lora"], [tmp_path / "two" / "lora" / "checkpoints" / "step-1"])}
+    two({name: (config, [path]) for name, path in halves.items()} | adapted, tmp_path / "resumed")
+    for resumed, slug in (("two", "treerpo"), ("lora", "lora")):
+        end, unbroken = (
+            json.loads((tmp_path / folder / f"{name}-0.json").read_text())["weights"]
+            for folder, name in (("resumed", resumed), ("two", slug))
+        )
+        assert end == unbroken, slug
     one(config, tmp_path / "from-two", [halves["two"]])
     last = f"checkpoints/step-{STEPS}"
     whole = tmp_path / "one" / "treerpo" / last
@@ -227,8 +231,6 @@ def test_work_is_shared_about_equally() -> None:
         ({"training": {"problems_per_step": 3}, "resources": {"processes": 4}}, "problems_per_step"),
         ({"resources": {"queue": "gpu.2", "processes": 4}}, "gpu.4"),
         ({"resources": {"processes": 2}, "training": {"max_staleness": 1}}, "max_staleness 0"),
-        ({"resources": {"processes": 2}, "engine": {"kind": "vllm"}}, "engine local"),
-        ({"resources": {"processes": 2}, "model": {"adapter": {"kind": "lora"}}}, "model.adapter"),
     ],
 )
 def test_what_processes_cannot_do_is_refused_with_the_reason(changes: dict[str, Any], words: str) -> None:

@@ -16,9 +16,10 @@ from trainer.config_file import config_from_yaml
 from trainer.policy import Policy
 from trainer.sampling import vllm_engine
 from trainer.sampling.choice import engine_from_config, tolerance
+from trainer.sampling.engine import EngineError
 from trainer.sampling.growth import Request
 from trainer.sampling.local_engine import choose
-from trainer.sampling.vllm_engine import EngineError, TokenChooser, _Chain, _Job
+from trainer.sampling.vllm_engine import TokenChooser, _Chain, _Job
 from trainer.schema.engine import AutoEngine, VllmEngineChoice
 from trainer.seeding import uniforms
 

@@ -15,10 +15,18 @@ from tests.trainer.test_samplers import SAMPLERS, problems, valued
 from trainer.data import Problem
 from trainer.policy import Policy
 from trainer.sampling.agreement import EngineMismatchError, check_against_policy
-from trainer.sampling.engine import Engine, Plan, SamplingPlan, SamplingStopped, TopK, plan_from_config
+from trainer.sampling.engine import (
+    Engine,
+    EngineError,
+    Plan,
+    SamplingPlan,
+    SamplingStopped,
+    TopK,
+    plan_from_config,
+)
 from trainer.sampling.growth import PROMPT, Ground, Growth, Orders, Request, Segment, tree_of
 from trainer.sampling.local_engine import LocalEngine
-from trainer.sampling.vllm_engine import EngineError, VllmEngine
+from trainer.sampling.vllm_engine import VllmEngine
 from trainer.sampling.watch import GrowthWatch
 from trainer.tree import FinishReason, RolloutTree
 from trainer.verifiers import judge_gsm8k

@@ -13,7 +13,8 @@ from tests.vllm.test_vllm_engine import moved
 from trainer.policy import Policy
 from trainer.sampling import vllm_engine
 from trainer.sampling.agreement import EngineMismatchError, check_against_policy
-from trainer.sampling.vllm_engine import EngineError, VllmEngine
+from trainer.sampling.engine import EngineError
+from trainer.sampling.vllm_engine import VllmEngine
 from trainer.schema.engine import VllmEngineChoice
 
 

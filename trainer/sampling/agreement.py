@@ -12,7 +12,7 @@ import torch
 
 from trainer.data import Problem
 from trainer.policy import Policy
-from trainer.sampling.engine import Engine, SamplingPlan
+from trainer.sampling.engine import ENDS, Engine, SamplingPlan
 from trainer.tree import RolloutTree
 
 TOLERANCE: Final = 1e-4  # nats, float32
@@ -48,7 +48,7 @@ def check_against_policy(
         )
 
     # Of several ranks each has an engine.
-    trees = policy.ranks.grown(problems[: max(MOST_PROBLEMS, policy.ranks.size)], sample)
+    trees = policy.ranks.grown(problems[: max(MOST_PROBLEMS, policy.ranks.size)], sample, ENDS)
     largest = 0.0
     for tree in trees:
         for leaf in np.flatnonzero(tree.is_leaf()).tolist():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from trainer.policy import Policy
+from trainer.ranks import ALONE, Ranks
 from trainer.sampling.agreement import TOLERANCE
 from trainer.sampling.engine import Engine
 from trainer.sampling.local_engine import LocalEngine
@@ -13,15 +14,15 @@ from trainer.schema.engine import Engine as EngineChoice
 HALF_TOLERANCE: Final = 0.25  # nats, bfloat16: logits of small models move by about 0.1
 
 
-def engine_from_config(choice: EngineChoice, policy: Policy, *, label: str) -> Engine:
-    """A new engine with the policy's weights. `label`: the run's name in the version tags of weights. Raises
-    EngineError and UnsupportedModelError.
+def engine_from_config(choice: EngineChoice, policy: Policy, *, label: str, ranks: Ranks = ALONE) -> Engine:
+    """A new engine with the policy's weights. `label`: the run's name in the version tags of weights;
+    `ranks`: each of them makes one, at the same time. Raises EngineError and UnsupportedModelError.
     """
     if choice.kind == "vllm":
         # Here, so that a run without it does not look for vLLM.
         from trainer.sampling.vllm_engine import VllmEngine
 
-        return VllmEngine(policy, choice, label=label)
+        return VllmEngine(policy, choice, label=label, ranks=ranks)
     return LocalEngine(policy)
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from trainer.data import Problem
 from trainer.events import Occupancy
+from trainer.guards import OutOfRoomError
 from trainer.sampling.flat import FlatGrowth
 from trainer.sampling.fork_tree import ForkTreeGrowth
 from trainer.sampling.growth import Ground, Growth, Vocabulary
@@ -24,11 +25,26 @@ from trainer.sampling.width_tree import WidthTreeGrowth
 from trainer.schema.sampler import Sampler
 from trainer.seeding import named_seed
 from trainer.tree import RolloutTree
-from trainer.verifiers import JudgeAnswer
+from trainer.verifiers import JudgeAnswer, JudgingStopped
 
 
 class SamplingStopped(Exception):  # noqa: N818  # an orderly end, not an error
     """`should_stop` said so; the unfinished trees are given up."""
+
+
+class EngineError(ValueError):
+    """The engine cannot be had, or failed; the message says why and what to do."""
+
+
+# What ends sampling on one of several ranks, and then on all of them for the same reason (`Ranks.together`).
+ENDS: Final = (
+    SamplingStopped,
+    JudgingStopped,
+    FloatingPointError,
+    OutOfRoomError,
+    EngineError,
+    ValueError,
+)
 
 
 class Plan(Protocol):

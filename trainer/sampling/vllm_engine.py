@@ -25,7 +25,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from operator import length_hint
@@ -39,8 +39,10 @@ from torch import Tensor
 from trainer.data import Problem
 from trainer.events import Occupancy
 from trainer.policy import Policy
+from trainer.ranks import ALONE, Ranks
 from trainer.sampling.engine import (
     NO_ALTERNATIVES,
+    EngineError,
     EngineFigures,
     Plan,
     SamplingStopped,
@@ -69,10 +71,6 @@ _ENVIRONMENT: Final = {
     "GLOO_SOCKET_IFNAME": "lo",  # its process groups would listen wherever the machine's name leads
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the policy trains in the same process
 }
-
-
-class EngineError(ValueError):
-    """The engine cannot be had, or failed; the message says why and what to do."""
 
 
 def installed_version() -> str | None:
@@ -259,11 +257,15 @@ class VllmEngine:
 
     name = "vllm"
 
-    def __init__(self, policy: Policy, choice: VllmEngineChoice, *, label: str = "run") -> None:
-        """Raises EngineError, with a sentence for people."""
-        self._policy, self._label = policy, label
+    def __init__(
+        self, policy: Policy, choice: VllmEngineChoice, *, label: str = "run", ranks: Ranks = ALONE
+    ) -> None:
+        """`ranks`: each of them makes one, at the same time, and samples for itself. Raises EngineError, with
+        a sentence for people.
+        """
+        self._policy, self._label, self._ranks = policy, label, ranks
         self._chooser = TokenChooser()
-        self._core = _Core(policy, choice, self._chooser)
+        self._core = _Core(policy, choice, self._chooser, ranks)
         self._most_sequences = choice.max_sequences
         self._syncs = 0
         self.spent = Spent()
@@ -283,7 +285,7 @@ class VllmEngine:
             weights = self._policy.plain_weights()
             if self._policy.model.config.tie_word_embeddings:
                 weights.pop("lm_head.weight", None)  # it is the embedding's, which goes once
-            self._core.load(weights, self.weights_version)
+            self._ranks.together(lambda: self._core.load(weights, self.weights_version), (EngineError,))
         self.sync_seconds = time.perf_counter() - started
 
     def halve_rows(self) -> tuple[int, int]:
@@ -554,7 +556,7 @@ class _Expansion:
 class _Core:
     """vLLM, as far as it is used here. `Any`: vLLM's own objects; it need not be installed to check types."""
 
-    def __init__(self, policy: Policy, choice: VllmEngineChoice, chooser: TokenChooser) -> None:
+    def __init__(self, policy: Policy, choice: VllmEngineChoice, chooser: TokenChooser, ranks: Ranks) -> None:
         vllm = _imported(policy.device.type)
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine import EngineCoreRequest
@@ -563,6 +565,7 @@ class _Core:
         self._request: Any = EngineCoreRequest
         self._params: Any = vllm.SamplingParams
         self._is_cpu = policy.device.type == "cpu"
+        self._is_one_of_several = ranks.size > 1
         self.most_positions: int = policy.model.config.max_position_embeddings
         with tempfile.TemporaryDirectory() as folder, _torch_as_it_was():
             # All that vLLM reads from a file is the shape of the model; its weights come with the first load.
@@ -587,6 +590,8 @@ class _Core:
                         async_scheduling=False,
                         disable_log_stats=True,
                         logits_processors=[_processor(chooser)],
+                        # On this rank's GPU, beside the ranks' own process group.
+                        distributed_executor_backend="external_launcher" if ranks.size > 1 else None,
                     )
                 )
             except (
@@ -676,7 +681,8 @@ class _Core:
         return use
 
     def close(self) -> None:
-        self._core.shutdown()
+        with _group_as_it_was() if self._is_one_of_several else nullcontext():
+            self._core.shutdown()
 
 
 def _imported(device: str) -> Any:
@@ -750,6 +756,22 @@ def _torch_as_it_was() -> Iterator[None]:
     finally:
         torch.set_num_threads = setter
         setter(threads)
+
+
+@contextmanager
+def _group_as_it_was() -> Iterator[None]:
+    """vLLM ends torch's process group with its own ones, and that of the ranks is not its to end."""
+    destroy = torch.distributed.destroy_process_group
+
+    def destroy_own(group: Any = None) -> None:
+        if group is not None:
+            destroy(group)
+
+    torch.distributed.destroy_process_group = destroy_own
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group = destroy
 
 
 def _why_not_started(error: BaseException, choice: VllmEngineChoice) -> str:
