@@ -207,6 +207,11 @@ test("the status line tells live, catching up, paused, lost, silent and finished
   assert.match(liveWords(now({ connection: "refused" })).text, /log in again/);
 });
 
+test("a trainer that stands still is told long before its run counts as stalled", () => {
+  assert.match(liveWords(now({ state: run({ progress_age_s: 59 }) })).text, /behind$/);
+  assert.equal(liveWords(now({ state: run({ progress_age_s: 125 }) })).text, "Live · no word from the trainer for 2 min 5 s");
+});
+
 test("a trainer that does not answer to a stop is not called live, and when it is ended is told", () => {
   const stopping = { status: "stopping", progress_age_s: 20 };
   assert.match(liveWords(now({ state: run(stopping) })).text, /^Live/);

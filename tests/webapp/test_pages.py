@@ -131,6 +131,15 @@ def test_the_eta_is_the_recent_wall_time_times_what_is_left(run: Run) -> None:
     assert 0 <= state["heartbeat_age_s"] < 60
 
 
+def test_the_eta_does_not_shrink_while_nothing_is_done(run: Run) -> None:
+    """The last step was ten minutes ago: 147 steps of 10 s are left, of which the next one is overdue."""
+    now = datetime.now(UTC)
+    for step in (1, 2, 3):
+        run.events.filter(kind="metrics", step=step).update(at=now + timedelta(seconds=10 * (step - 3) - 600))
+    run.refresh_from_db()
+    assert run_states([run])[0]["eta_s"] == pytest.approx(1460, abs=0.1)
+
+
 def test_a_resumed_run_has_no_eta_from_before_it_was_resumed_and_no_mark_at_step_0(run: Run) -> None:
     now = datetime.now(UTC)
     for step in (1, 2, 3):

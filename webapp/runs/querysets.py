@@ -164,9 +164,11 @@ def _etas(runs: Sequence[Run]) -> dict[int, float]:
         if run.id in rows:
             step, steps, seconds, since = rows[run.id]
             if steps > 0 and seconds > 0:
-                etas[run.id] = round(
-                    max((run.steps_total - step) * seconds / steps - max(since, 0.0), 0.0), 1
-                )
+                # Time since the last step is progress at most up to the next one: of a trainer that stands
+                # still, nothing comes nearer.
+                each = seconds / steps
+                gone = min(max(since, 0.0), each)
+                etas[run.id] = round(max((run.steps_total - step) * each - gone, 0.0), 1)
     return etas
 
 

@@ -3,6 +3,8 @@ import { clock, duration, hasEnded, number } from "../core/format.js";
 
 /** A worker that says nothing for this long is called silent. */
 export const SILENT_WORKER_SECONDS = 15;
+/** A trainer that says nothing for this long is worth a word: it speaks all the time while it samples and trains. */
+export const SILENT_TRAINER_SECONDS = 60;
 /** A server that says nothing for this long is called silent: of a run that is worked on it speaks every 5 s, at all every 20 s. */
 export const SILENT_SERVER_SECONDS = { worked_on: 12, else: 25 };
 
@@ -52,6 +54,8 @@ export function liveWords(now) {
   if (silent >= SILENT_WORKER_SECONDS) return { word: "silent", text: `Worker silent for ${duration(Math.round(silent))}` };
   if (state.wish_ends_s != null) return { word: "stalled", text: `Trainer does not answer · ${endedIn(state.wish_ends_s)}` };
   if (state.stalled) return { word: "stalled", text: `Stalled · no progress for ${duration(Math.round(state.progress_age_s ?? 0))}` };
+  const unheard = state.progress_age_s ?? 0;
+  if (unheard >= SILENT_TRAINER_SECONDS) return { word: "live", text: `Live · no word from the trainer for ${duration(Math.round(unheard))}` };
   // A worker whose clock runs ahead makes events that are not yet; that says nothing about the page.
   if (now.behind === null || now.behind < -1) return { word: "live", text: "Live" };
   const behind = Math.max(now.behind, 0);
