@@ -14,7 +14,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from webapp.exports import files
-from webapp.exports.found import look
+from webapp.exports.found import FoundNodes, look
 from webapp.exports.kinds import NodesExport, PageExport, Parameters, read_parameters
 from webapp.exports.models import Export, ExportStatus
 from webapp.exports.page import page_of
@@ -83,7 +83,9 @@ def _fill(
     found = _found(held, export, selection) if selection.search else None
     maker = RowMaker(parameters, found)
     wanted = places(
-        trees_of(export.project, selection, found), by_problem=maker.by_problem, most=MAX_EXPORT_TREES + 1
+        trees_of(export.project, selection, None if found is None else found.trees),
+        by_problem=maker.by_problem,
+        most=MAX_EXPORT_TREES + 1,
     )
     if len(wanted) > MAX_EXPORT_TREES:
         raise JobFailedError(f"More than {MAX_EXPORT_TREES:,} trees match by now. Choose fewer steps.")
@@ -114,7 +116,7 @@ def _fill(
     return rows, {reason: count for reason, count in maker.left_out.items() if count}
 
 
-def _found(held: Held[Export], export: Export, selection: Selection) -> dict[int, set[str]]:
+def _found(held: Held[Export], export: Export, selection: Selection) -> FoundNodes:
     """All that its search finds, told on the way."""
 
     def goes_on(looked: int, n_nodes: int) -> bool:

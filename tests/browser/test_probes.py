@@ -63,12 +63,20 @@ def test_continuations_are_asked_for_and_read_by_keyboard_alone(
     page.keyboard.press("End")
     expect(probes.locator(".probe-cell").last).to_be_focused()
     expect(probes.locator(".continuation:visible .continuation-name")).to_have_text("5")
+    expect(page).to_have_url(re.compile(r"[?&]probe=\d+\.4$"))
 
     # They belong to their node, and stay.
     page.reload()
     expect(mark).to_have_text("◇ 1 probe")
     expect(probes.locator(".probe-cell")).to_have_count(5)
+    expect(probes.locator(".continuation:visible .continuation-name")).to_have_text("5")
     expect(page.locator("#inspector")).to_contain_text("1 probe")
+    # The lane below the tree: a click reads the continuation that it is on.
+    lane = page.locator("#icicle").bounding_box()
+    assert lane is not None
+    page.locator("#icicle").click(position={"x": 30, "y": lane["height"] - 27})
+    expect(page).to_have_url(re.compile(r"[?&]probe=\d+\.1$"))
+    expect(probes.locator(".continuation:visible .continuation-name")).to_have_text("2")
     open_tree(page, f"/t/{tree}/?n=2")
     expect(probes.locator(".probe-cell")).to_have_count(0)
     probes.get_by_role("link", name="1", exact=True).click()

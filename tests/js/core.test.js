@@ -2,11 +2,22 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import { cells, rowsOf, shapeInWords } from "../../webapp/static/js/core/branching.js";
-import { duration, figure, number, percent, short, signed } from "../../webapp/static/js/core/format.js";
+import { axisLabels, duration, figure, number, percent, short, signed } from "../../webapp/static/js/core/format.js";
 import { sameValue, shown } from "../../webapp/static/js/core/knobs.js";
 import { filterPresets } from "../../webapp/static/js/core/presets.js";
 import { codePoint, parts } from "../../webapp/static/js/core/text.js";
 import { changed } from "../../webapp/static/js/core/url_state.js";
+
+test("the labels of an axis tell its places apart", () => {
+  assert.deepEqual(axisLabels([0.99985, 0.9999, 0.99995, 1]), ["0.99985", "0.9999", "0.99995", "1"]);
+  assert.deepEqual(axisLabels([-0.2, 0, 0.2]), ["−0.2", "0", "0.2"]);
+  assert.deepEqual(axisLabels([0, 10_000, 20_000]), ["0", "10k", "20k"]);
+  for (const start of [0.3, 1, 99_999, 1e9]) {
+    const labels = axisLabels(Array.from({ length: 6 }, (_, i) => start + (i * start) / 1e7));
+    assert.equal(new Set(labels).size, 6, labels.join(" "));
+  }
+  assert.deepEqual(axisLabels([5]), ["5"]);
+});
 
 test("numbers read as the server writes them", () => {
   assert.equal(number(0.4123), "0.412");

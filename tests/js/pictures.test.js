@@ -7,7 +7,8 @@ import { rangeIn } from "../../webapp/static/js/tree/signals.js";
 import { Found } from "../../webapp/static/js/tree/found.js";
 import { layout, nodeAt, place } from "../../webapp/static/js/tree/layout.js";
 import { TEXT_BLOCK, TextStarts, visible } from "../../webapp/static/js/tree/texts.js";
-import { BUDGET, MOST_CHILDREN, Unfolded } from "../../webapp/static/js/tree/unfolded.js";
+import { cellsOf, laneBoxes } from "../../webapp/static/js/tree/probe_cells.js";
+import { BUDGET, MOST_CHILDREN, MOST_PROBES, Unfolded } from "../../webapp/static/js/tree/unfolded.js";
 import { outlineRows } from "../../webapp/static/js/tree/walk.js";
 import { randomParents, seeded } from "./random.js";
 
@@ -116,6 +117,44 @@ test("of very many children a window is shown, which goes where one looks", () =
   assert.ok(items.some(({ node, kind }) => node === 700 && kind === "node"));
   graph.showFrom(more[1].node);
   assert.ok(graph.items().some(({ node, kind }) => node === more[1].node && kind === "node"));
+});
+
+test("in the graph what was sampled by hand hangs from its node, and is no answer of the tree", () => {
+  const tree = layout([-1, 0, 0, 1, 1]);
+  const graph = new Unfolded(tree);
+  const before = graph.items().filter(({ kind }) => kind !== "probe").map(({ node, leaves }) => [node, leaves]);
+  const probed = new Map([[1, [{ id: 7, verdicts: "ci", pending: 1 }]], [3, [{ id: 8, verdicts: "u".repeat(20), pending: 0 }]]]);
+  assert.equal(graph.hang(probed), true);
+  assert.equal(graph.hang(new Map(probed)), false, "nothing is laid out anew for nothing new");
+  const items = graph.items();
+  const probes = items.filter(({ kind }) => kind === "probe");
+  assert.deepEqual(items.filter(({ kind }) => kind !== "probe").map(({ node, leaves }) => [node, leaves]), before);
+  assert.deepEqual(probes.filter(({ node }) => node === 1).map(({ probe }) => [probe.id, probe.verdict]), [["7.0", "correct"], ["7.1", "incorrect"], ["", ""]]);
+  assert.equal(probes.filter(({ node }) => node === 3).length, MOST_PROBES);
+  assert.equal(probes.find(({ node }) => node === 3).probe.earlier, 20 - MOST_PROBES);
+  assert.ok(probes.every(({ leaves, parent, node }) => leaves === 0 && parent.node === node));
+});
+
+test("the lane of probes: nothing covers anything, all stay inside, and every continuation stands in some box", () => {
+  const random = seeded(11);
+  for (let turn = 0; turn < 300; turn++) {
+    const width = 120 + random.below(900);
+    const nodes = 1 + random.below(40);
+    const probed = new Map(Array.from({ length: nodes }, (_, node) => [node, Array.from({ length: 1 + random.below(3) }, (_, id) => ({ id, verdicts: "c".repeat(random.below(64)), pending: random.below(2) }))]).filter(([, probes]) => probes.some(({ verdicts, pending }) => verdicts || pending)));
+    if (!probed.size) continue;
+    const selected = random.below(nodes);
+    const left = new Map([...probed.keys()].map((node) => [node, random.below(width)]));
+    const boxes = laneBoxes(probed, selected, (node) => [left.get(node), left.get(node) + 30], width).sort((a, b) => a.left - b.left);
+    let end = 0;
+    for (const box of boxes) {
+      assert.ok(box.left >= end - 1e-9 && box.left + box.width <= width + 1e-9, `${box.left}, ${box.width} of ${width} after ${end}`);
+      end = box.left + box.width;
+    }
+    const all = [...probed].reduce((sum, [node, probes]) => sum + cellsOf(probes, node).length, 0);
+    const drawn = boxes.reduce((sum, { count }) => sum + count, 0);
+    const own = probed.has(selected) ? cellsOf(probed.get(selected), selected).length : 0;
+    assert.ok(drawn === all || (own * 6 > width - 80 && drawn >= all - own), `${drawn} of ${all}`);
+  }
 });
 
 test("a scale puts every number where it reads it back", () => {

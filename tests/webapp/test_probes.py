@@ -337,7 +337,12 @@ def test_a_node_without_probes_costs_one_query(
     for _ in range(4):
         answer(ask(stored, people), "ci")
     with django_assert_num_queries(6):
-        node_probes(stored.id, "1")
+        drawn = node_probes(stored.id, "1")["probed"]
+    # What pictures draw: a letter per continuation, in the order of their numbers.
+    assert [probe["verdicts"] for probe in drawn["1"]] == ["ci"] * 4
+    waiting = ask(stored, people, node="2")
+    drawn = node_probes(stored.id, "1")["probed"]
+    assert drawn["2"] == [{"id": waiting.id, "verdicts": "", "pending": waiting.n}]
 
 
 def test_nothing_is_sampled_from_trees_that_came_without_a_model(

@@ -41,8 +41,9 @@ def preview(project: Project, selection: Selection, parameters: Parameters) -> P
     found = first_found(project, selection) if selection.search else None
     nodes = None if found is None else found.nodes
     at_least = found is not None and not found.is_complete
-    n_trees = count_trees(project, selection, parameters, nodes)
-    trees = trees_of(project, selection, nodes)
+    within = None if nodes is None else nodes.trees
+    n_trees = count_trees(project, selection, parameters, within)
+    trees = trees_of(project, selection, within)
     n_rows: int | None = None
     if isinstance(parameters, TreesExport | PageExport):
         n_rows = n_trees

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from trainer.tree import RolloutTree
 from trainer.tree_lines import Estimator, TreeLine, tree_object
 from trainer.tree_rows import BestAnswers, Row, node_rows, preference_pairs, step_labels
+from webapp.exports.found import FoundNodes
 from webapp.exports.kinds import (
     ChatsExport,
     LabelsExport,
@@ -26,8 +27,8 @@ class RowMaker:
     no row, by reason.
     """
 
-    def __init__(self, parameters: Parameters, only: Mapping[int, set[str]] | None = None) -> None:
-        """`only`: of nodes, those with these names, tree by tree."""
+    def __init__(self, parameters: Parameters, only: FoundNodes | None = None) -> None:
+        """`only`: of nodes, these."""
         self.parameters = parameters
         self._only = only
         self.left_out: Counter[str] = Counter()
@@ -60,7 +61,7 @@ class RowMaker:
             case TreesExport():
                 yield tree_object(TreeLine(run, stored.index, estimator, tree))
             case NodesExport():
-                names = None if self._only is None else self._only.get(stored.id, set())
+                names = None if self._only is None else self._only.of(stored.id)
                 yield from node_rows(tree, where, names)
             case PairsExport(gap=gap, answers=answers, most=most):
                 yield from preference_pairs(

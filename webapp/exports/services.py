@@ -83,7 +83,7 @@ def create_export(project: Project, user: User, selection: Selection, parameters
     at once or too many bytes of earlier ones.
     """
     found = first_found(project, selection) if selection.search else None
-    n_trees = count_trees(project, selection, parameters, None if found is None else found.nodes)
+    n_trees = count_trees(project, selection, parameters, None if found is None else found.nodes.trees)
     # A search that was not done in that while may still find something.
     if not n_trees and (found is None or found.is_complete):
         raise RequestError(400, "No tree matches, so there is nothing to export. Choose other steps.")
@@ -176,6 +176,7 @@ def export_rows(exports: Sequence[Export]) -> list[dict[str, Any]]:
             "created_at": export.created_at,
             "ended_at": export.ended_at,
             "expires_at": export.expires_at,
+            "attempts": export.attempts,
             "is_unfinished": export.is_unfinished,
             "has_file": export.status == ExportStatus.SUCCEEDED,
         }

@@ -126,6 +126,7 @@ def import_rows(imports: Sequence[Import]) -> list[dict[str, Any]]:
             "created_by": one.created_by.get_username(),
             "created_at": one.created_at,
             "ended_at": one.ended_at,
+            "attempts": one.attempts,
             "is_unfinished": one.is_unfinished,
         }
         for one in imports

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import Count, Q, QuerySet
-from django.db.models.functions import Now
+from django.contrib.postgres.aggregates import StringAgg
+from django.db.models import Count, Q, QuerySet, Value
+from django.db.models.functions import Left, Now
 
 from trainer.intervals import difference_interval, wilson_interval
 from webapp.probes.models import ACTIVE, Continuation, Probe, ProbeStatus
@@ -189,10 +190,23 @@ def probes_of_node(
     return states, probes[-1].id if more else None
 
 
-def probed_nodes(tree_id: int) -> dict[str, int]:
-    """Node -> how many probes it has, for the nodes that have any. One query."""
-    rows = Probe.objects.filter(tree=tree_id).values("node").annotate(n=Count("id")).order_by()
-    return {row["node"]: row["n"] for row in rows}
+def drawn_probes(tree_id: int) -> dict[str, list[dict[str, Any]]]:
+    """What a picture of the tree draws. Node -> its probes, oldest first: `id`; `verdicts`, the first letter
+    of each continuation's verdict in the order of their numbers; `pending`, how many may still come. One
+    query.
+    """
+    letters = StringAgg(
+        Left("continuations__verdict", 1),
+        delimiter="",
+        order_by="continuations__number",
+        default=Value(""),
+    )
+    rows = Probe.objects.filter(tree=tree_id).annotate(verdicts=letters).order_by("id")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for probe_id, node, n, status, verdicts in rows.values_list("id", "node", "n", "status", "verdicts"):
+        pending = n - len(verdicts) if status in ACTIVE else 0
+        found.setdefault(node, []).append({"id": probe_id, "verdicts": verdicts, "pending": pending})
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,11 +304,11 @@ def compare(tree_id: int, node: str) -> list[Comparison]:
 
 
 def node_probes(tree_id: int, node: str, *, before: int | None = None) -> dict[str, Any]:
-    """What a node's pages show of its probes: `probes`, in a context of their own, and `probed`, how many
-    each node of the tree has. One query where there are none, up to eight.
+    """What a node's pages show of its probes: `probes`, in a context of their own, and `probed`, what the
+    picture of the tree draws. One query where there are none, up to eight.
     """
-    nodes = probed_nodes(tree_id)
-    probed = dict(nodes)
+    probed = drawn_probes(tree_id)
+    nodes = {name: len(probes) for name, probes in probed.items()}
     found, following = probes_of_node(tree_id, node, before=before) if node in nodes else ([], None)
     for probe in found:  # a place in the lane for each that may still come
         probe["pending"] = range(probe["n"] - probe["n_done"] if probe["is_active"] else 0)

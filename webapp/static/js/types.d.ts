@@ -260,6 +260,15 @@ interface ColourSignal {
 }
 type Theme = "light" | "dark";
 
+/** One request for continuations, as pictures draw it. */
+interface DrawnProbe {
+  id: number;
+  /** A letter for each continuation that is there, by number: c, i, u, t, e, n. */
+  verdicts: string;
+  /** How many may still come. */
+  pending: number;
+}
+
 /** What a picture of a tree is painted from. */
 interface Scene {
   columns: TreeColumns;
@@ -271,8 +280,10 @@ interface Scene {
   hits: import("./tree/found.js").Found | null;
   /** The node below the value cliff; -1: there is none. */
   cliff: number;
-  /** How many probes start at a node. They are drawn apart from the tree, and counted nowhere. */
-  probed?: ReadonlyMap<number, number>;
+  /** The probes that start at a node. They are drawn apart from the tree, and counted nowhere. */
+  probed?: ReadonlyMap<number, readonly DrawnProbe[]>;
+  /** The continuation that is read, as `12.3`; "": none. */
+  continuation?: string;
 }
 
 /** What every part of a tree's page is mounted with (`tree/page.js`). */
@@ -292,8 +303,10 @@ interface TreePage {
   /** A node as a screen reader hears it. */
   inWords: (node: number) => string;
   texts: import("./tree/texts.js").TextStarts;
-  /** How many probes start at a node, by its index; the element `root` hears `probed` when there is one more. */
-  probed: Map<number, number>;
+  /** The probes that start at a node, by its index, oldest first; the element `root` hears `probed` when something of them changed. */
+  probed: Map<number, DrawnProbe[]>;
+  /** The continuation that is read, as `12.3`: number 3 of probe 12; "": none. */
+  continuation: string;
   /** The start of a node's text; "" while it is on its way. */
   textOf: (node: number) => string;
 }

@@ -1,7 +1,7 @@
 // One chart: uPlot behind the few words that pages need. It paints the lines it is given; what they are is decided in
 // `series.js`. Ticks for values that are not finite, event marks and bands are painted here.
 import uPlot from "../../vendor/uPlot.js";
-import { short } from "../core/format.js";
+import { axisLabels } from "../core/format.js";
 import { colour, faded, runColour } from "../core/theme.js";
 import { xRange, yRange } from "./scale.js";
 import { aligned } from "./series.js";
@@ -100,7 +100,7 @@ export class Chart {
       ticks: { show: false },
       font: FONT,
       gap: 4,
-      values: (_, splits) => splits.map((value) => short(value)),
+      values: (_, splits) => axisLabels(splits),
     };
     return {
       ...this.#size(),
@@ -116,7 +116,7 @@ export class Chart {
         x: { time: false, range: () => this.#window() },
         y: { range: () => this.#yRange() },
       },
-      axes: [{ ...axis, size: 22, space: 60, incrs: WHOLE }, { ...axis, size: 46, space: 28 }],
+      axes: [{ ...axis, size: 22, space: 60, incrs: WHOLE }, { ...axis, size: (_, labels) => Math.max(46, 12 + 6.3 * Math.max(0, ...(labels ?? []).map((label) => `${label}`.length))), space: 28 }],
       series: [{}, ...this.#drawing.lines.flatMap((line, i) => this.#series(line, /** @type {Look} */ (looks[i])))],
       bands: this.#drawing.lines.flatMap((line, i) =>
         line.low === null ? [] : [{ series: /** @type {[number, number]} */ ([1 + COLUMNS * i + 3, 1 + COLUMNS * i + 2]), fill: faded(runColour(/** @type {Look} */ (looks[i]).slot), 0.13) }],

@@ -97,12 +97,23 @@ export function figure(value) {
   return number(value, size >= 1000 ? 0 : size >= 100 ? 1 : size >= 10 ? 2 : 3);
 }
 
-/** `1,200` → `1.2k`, for axes. @param {number} value */
-export function short(value) {
+/** The labels of an axis: with as many digits as tell neighbours apart. @param {readonly number[]} values evenly apart @returns {string[]} */
+export function axisLabels(values) {
+  const apart = Math.abs((values[1] ?? 0) - (values[0] ?? 0));
+  const largest = Math.max(...values.map(Math.abs));
+  const digits = apart > 0 ? Math.ceil(Math.log10(largest / apart) - 1e-9) + 1 : 0;
+  return values.map((value) => shortened(value, Math.min(15, Math.max(4, digits))));
+}
+
+/** `12,300` → `12.3k`. @param {number} value */
+export const short = (value) => shortened(value, 4);
+
+/** @param {number} value @param {number} digits */
+function shortened(value, digits) {
   const size = Math.abs(value);
   if (size > 0 && size < 1e-3) return value.toExponential().replace(/^(-?\d(?:\.\d)?)\d*/, "$1").replaceAll("-", MINUS);
   const [divisor, unit] = size >= 1e9 ? [1e9, "G"] : size >= 1e6 ? [1e6, "M"] : size >= 1e4 ? [1e3, "k"] : [1, ""];
-  return `${Number((value / divisor).toPrecision(4))}${unit}`.replaceAll("-", MINUS);
+  return `${Number((value / divisor).toPrecision(digits))}${unit}`.replaceAll("-", MINUS);
 }
 
 /** Time of day, local. @param {number} milliseconds */

@@ -1,7 +1,7 @@
 // What a run's engine is at just now, asked for again and again. Hints: late, or lost, is no harm. The curves below are
 // run_detail's.
 import { ApiError, json } from "../core/api.js";
-import { byId, make, setText } from "../core/dom.js";
+import { byId, setText } from "../core/dom.js";
 import { number } from "../core/format.js";
 
 const ASK_MS = 1000;
@@ -39,13 +39,15 @@ async function ask() {
 function show(now) {
   const found = now.occupancy;
   const note = byId("occupancy-note");
-  if (!now.is_active) setText(note, "The run has ended; what its engine did is in the curves below.");
-  else if (found) setText(note, `Step ${number(now.step, 0)} is sampled.`);
+  if (!now.is_active) {
+    setText(note, "The run has ended; what its engine did is in the curves below.");
+    section.querySelector(".tiles")?.remove();
+    return;
+  }
+  if (found) setText(note, `Step ${number(now.step, 0)} is sampled.`);
   else setText(note, now.phase ? `Nothing is sampled at this moment: the run is ${now.phase}.` : "Nothing is sampled at this moment.");
   for (const [name, word] of words) {
-    const place = byId(`occupancy-${name}`);
-    if (found) setText(place, word(found[name]));
-    else if (!now.is_active) place.replaceChildren(make("span", { class: "missing" }, "—"));
+    if (found) setText(byId(`occupancy-${name}`), word(found[name]));
   }
 }
 

@@ -2,6 +2,7 @@
 // the server's own HTML, the same that the page without scripts shows; here it is fetched again when there is something new.
 import { json, post } from "../core/api.js";
 import { byId, make, setText } from "../core/dom.js";
+import { read, write } from "../core/url_state.js";
 import { load } from "../core/regions.js";
 import { revealHidden } from "../core/text.js";
 import { announce } from "../core/announce.js";
@@ -18,11 +19,15 @@ export class Probes {
   /** @type {ReturnType<typeof setTimeout> | undefined} */ #timer;
   #tree;
   #pageOf;
+  #page;
 
-  /** @param {string} tree id @param {(node: string) => string} pageOf the page that has a node's section */
-  constructor(tree, pageOf) {
+  /** @param {string} tree id @param {(node: string) => string} pageOf the page that has a node's section @param {TreePage} [page] with a picture */
+  constructor(tree, pageOf, page) {
     this.#tree = tree;
     this.#pageOf = pageOf;
+    this.#page = page;
+    if (page) this.#current = elementOf(page.continuation);
+    window.addEventListener("popstate", () => this.#read(elementOf(read("probe") ?? "")));
     document.addEventListener("visibilitychange", () => this.#wait(0));
     document.addEventListener("click", (event) => this.#onClick(event));
     document.addEventListener("keydown", (event) => this.#onKey(event));
@@ -53,13 +58,24 @@ export class Probes {
     await this.reload(node);
   }
 
+  /** Someone wants to read this one. Its node's HTML may still be on the way. @param {string} id `12.3`, or "" */
+  choose(id) {
+    if (!id) return;
+    write({ probe: id });
+    this.#current = elementOf(id);
+    if (!document.getElementById(this.#current)) return;
+    this.#read();
+    byId("probes").querySelector(".continuation[data-current]")?.scrollIntoView({ block: "nearest" });
+  }
+
   // ---- reading one by one
 
   /** @param {string} [id] of a continuation; without: the one read before, or the first */
   #read(id = this.#current) {
     const all = [...this.#section.querySelectorAll(".continuation")];
     const chosen = all.find((one) => one.id === id) ?? all[0];
-    this.#current = chosen?.id ?? "";
+    this.#current = chosen?.id ?? id;
+    this.#tell(chosen?.id.slice(2).replace("-", ".") ?? "");
     for (const one of all) one.toggleAttribute("data-current", one === chosen);
     for (const lane of this.#section.querySelectorAll(".probe-lane")) {
       const cells = [...lane.querySelectorAll(".probe-cell")];
@@ -73,12 +89,42 @@ export class Probes {
     }
   }
 
+  /** The picture marks what is read. @param {string} id */
+  #tell(id) {
+    if (!this.#page || this.#page.continuation === id) return;
+    this.#page.continuation = id;
+    this.#page.root.dispatchEvent(new Event("probed"));
+  }
+
+  /** The picture draws what came. @param {{id: number, node: string, n: number, n_done: number, is_active: boolean, continuations: {number: number, verdict: string}[]}[]} states */
+  drawn(states) {
+    if (!this.#page) return;
+    const { probed, layout, root } = this.#page;
+    for (const { id, node, n, n_done, is_active, continuations } of states) {
+      const index = nodeNamed(layout, node);
+      const drawn = probed.get(index) ?? [];
+      const before = drawn.find((probe) => probe.id === id) ?? { id, verdicts: "", pending: 0 };
+      const verdicts = [...before.verdicts];
+      for (const { number, verdict } of continuations) verdicts[number] = verdict.charAt(0);
+      const now = { id, verdicts: verdicts.join(""), pending: is_active ? n - n_done : 0 };
+      probed.set(index, [...drawn.filter((probe) => probe.id !== id), now]);
+    }
+    root.dispatchEvent(new Event("probed"));
+  }
+
   /** @param {MouseEvent} event */
   #onClick(event) {
     const cell = /** @type {Element} */ (event.target).closest?.(".probe-cell");
     if (!cell) return;
     event.preventDefault();
-    this.#read(cell.getAttribute("href")?.slice(1));
+    this.#pick(cell);
+  }
+
+  /** Read by choice: the address says so. @param {Element} cell */
+  #pick(cell) {
+    const id = cell.getAttribute("href")?.slice(1) ?? "";
+    if (this.#page) write({ probe: id.slice(2).replace("-", ".") });
+    this.#read(id);
   }
 
   /** @param {KeyboardEvent} event */
@@ -91,7 +137,7 @@ export class Probes {
     const next = to === undefined ? undefined : cells[to];
     if (!next) return;
     event.preventDefault();
-    this.#read(next.getAttribute("href")?.slice(1));
+    this.#pick(next);
     next.focus({ preventScroll: true });
     next.scrollIntoView({ block: "nearest" });
   }
@@ -129,6 +175,7 @@ export class Probes {
       if (this.#section !== section) return;
       const changed = states.filter((state, i) => String(state.n_done) !== active[i]?.dataset.done || state.status !== active[i]?.dataset.status);
       if (changed.length) {
+        this.drawn(changed);
         await this.reload();
         for (const state of changed) announce(spoken(state));
         return;
@@ -149,7 +196,7 @@ export class Probes {
  * Returns how to open it.
  * @param {TreePage} page @param {Probes} probes @param {HTMLDialogElement} dialog
  */
-export function mountDialog({ treeId, selection, layout, probed, root }, probes, dialog) {
+export function mountDialog({ treeId, selection }, probes, dialog) {
   const open = async () => {
     if (dialog.open) return;
     const node = selection.name;
@@ -184,11 +231,9 @@ export function mountDialog({ treeId, selection, layout, probed, root }, probes,
     const button = form.querySelector("button[type=submit]");
     if (button instanceof HTMLButtonElement) button.disabled = true;
     try {
-      await post(`/trees/${treeId}/nodes/${node}/branch`, asked(new FormData(form)));
+      const state = await post(`/trees/${treeId}/nodes/${node}/branch`, asked(new FormData(form)));
       dialog.close();
-      const index = nodeNamed(layout, node);
-      probed.set(index, (probed.get(index) ?? 0) + 1);
-      root.dispatchEvent(new Event("probed"));
+      probes.drawn([state]);
       if (selection.name === node) await probes.asked(node);
       byId("probes").scrollIntoView({ block: "nearest" });
     } catch (error) {
@@ -203,3 +248,6 @@ export function mountDialog({ treeId, selection, layout, probed, root }, probes,
   });
   return open;
 }
+
+/** The element of a continuation. @param {string} id `12.3`, or "" */
+const elementOf = (id) => (id ? `c-${id.replace(".", "-")}` : "");

@@ -10,7 +10,7 @@ export function mountBranching(page) {
   let loaded;
   const parts = () =>
     (loaded ??= import("./branch.js").then(({ mountDialog, Probes }) => {
-      const probes = new Probes(page.treeId, (node) => `/t/${page.treeId}/n/${node}`);
+      const probes = new Probes(page.treeId, (node) => `/t/${page.treeId}/n/${node}`, page);
       return { probes, open: dialog instanceof HTMLDialogElement ? mountDialog(page, probes, dialog) : async () => {} };
     }));
   if (dialog) {
@@ -23,6 +23,9 @@ export function mountBranching(page) {
     });
     page.shortcuts.add({ b: () => void open() }, "Branch here: sample continuations of the node");
   }
+  page.root.addEventListener("probe-chosen", async (event) => {
+    (await parts()).probes.choose(/** @type {CustomEvent<string>} */ (event).detail);
+  });
   return async () => {
     if (loaded || document.querySelector("#probes:not(.probes-none)")) (await parts()).probes.shown();
   };

@@ -5,7 +5,7 @@ import { Blend, Tally, Worst } from "./blend.js";
 import { LEVELS, OUTCOME } from "./colour.js";
 import { hit, leafFrom } from "./hit.js";
 import { eachBox, nodeAt, placeOf } from "./layout.js";
-import { fitted, forgetWidths, hatch, outcome, probeDiamond, sized, textWidth } from "./paint.js";
+import { fitted, forgetWidths, hatch, outcome, sized, textWidth } from "./paint.js";
 import { label, look, times, verdictGlyph, withoutCredit } from "./signals.js";
 import { around, bringIn, fit, transformOf, viewOf } from "./viewport.js";
 import { pathTo } from "./walk.js";
@@ -47,6 +47,7 @@ export class TreeCanvas {
   #zoom;
   /** @type {View} */ #view = { x0: 0, x1: 1 };
   /** Everything but the marks, so that marks can move without painting the tree again. */ #base = document.createElement("canvas");
+  /** What was sampled by hand. @type {import("./probe_lane.js").ProbeLane | null} */ #lane = null;
   /** @type {Blend | null} */ #blend = null;
   /** @type {Tally | null} */ #tally = null;
   /** @type {Worst | null} */ #worst = null;
@@ -59,7 +60,7 @@ export class TreeCanvas {
 
   /**
    * @param {HTMLCanvasElement} canvas in a box that scrolls when the tree is deep
-   * @param {{onSelect: (node: number) => void, onHover: (node: number) => void, onZoom: (node: number | null) => void}} hooks
+   * @param {{onSelect: (node: number) => void, onHover: (node: number) => void, onZoom: (node: number | null) => void, onProbe?: (node: number, id: string) => void}} hooks
    * `onZoom`: the node whose subtree now fills the width; null: none, the reader moved the window by hand
    */
   constructor(canvas, hooks) {
@@ -83,7 +84,9 @@ export class TreeCanvas {
     this.#selection.on("dblclick.zoom", null);
     canvas.addEventListener("click", (event) => {
       const node = this.#at(event);
+      const probe = this.#lane?.at(...pointer(event, this.#canvas));
       if (node >= 0) this.#hooks.onSelect(node);
+      else if (probe) this.#hooks.onProbe?.(probe.node, probe.id);
     });
     canvas.addEventListener("dblclick", (event) => {
       const node = this.#at(event);
@@ -128,6 +131,12 @@ export class TreeCanvas {
       else if (this.#box.scrollTop + room < top) this.#box.scrollTop = top - room;
     }
     this.#drawSoon(false);
+  }
+
+  /** A lane below the tree. @param {import("./probe_lane.js").ProbeLane} lane */
+  hang(lane) {
+    this.#lane = lane;
+    this.redraw();
   }
 
   fit() {
@@ -235,14 +244,22 @@ export class TreeCanvas {
     const scene = this.#scene;
     if (!scene || !this.#width || !this.#canvas.checkVisibility()) return;
     const rows = this.#rowsHeight();
-    const height = rows + OUTCOMES + OVERVIEW;
+    const height = rows + OUTCOMES + (this.#lane?.height ?? 0) + OVERVIEW;
     const { ctx, dpr } = sized(this.#canvas, this.#width, height);
     if (this.#stale) this.#drawBase(scene, rows, height);
     this.#stale = false;
     this.#box.style.setProperty("--all-rows", `${ROW * (scene.layout.maxDepth + 1) - rows}px`);
     ctx.drawImage(this.#base, 0, 0, this.#base.width / dpr, this.#base.height / dpr);
     this.#marks(ctx, scene, rows);
-    this.#overview(ctx, rows + OUTCOMES + 2);
+    ctx.font = FONT;
+    ctx.textBaseline = "middle";
+    const { layout } = scene;
+    this.#lane?.draw(ctx, scene, {
+      width: this.#width, rows, top: rows + OUTCOMES, selected: this.#selected, hatching: hatch(ctx, dpr),
+      edges: (node) => [this.#px(/** @type {number} */ (layout.x[node])), this.#px(/** @type {number} */ (layout.x[node]) + /** @type {number} */ (layout.width[node]))],
+      bottomOf: (node) => (/** @type {number} */ (layout.depth[node]) + 1) * ROW - this.#box.scrollTop,
+    });
+    this.#overview(ctx, height - OVERVIEW + 2);
   }
 
   /** @param {Scene} scene @param {number} rows @param {number} height */
@@ -284,7 +301,6 @@ export class TreeCanvas {
     ctx.fillStyle = colour("--accent");
     for (const [left, width, top] of found) ctx.fillRect(left, top + CELL - 3, width, 3);
     if (scene.cliff > 0) this.#notch(ctx, scene, scrolled);
-    for (const node of scene.probed?.keys() ?? []) this.#probes(ctx, scene, node, scrolled);
     ctx.restore();
     this.#outcomes(ctx, scene, rows, hatching);
   }
@@ -383,19 +399,6 @@ export class TreeCanvas {
     if (!words) return;
     if (plated) plate(ctx, words, start, y);
     ctx.fillText(words, start, y);
-  }
-
-  /**
-   * Probes that start at a node hang from it: a dashed diamond, never a part of the tree.
-   * @param {CanvasRenderingContext2D} ctx @param {Scene} scene @param {number} node @param {number} scrolled
-   */
-  #probes(ctx, { layout }, node, scrolled) {
-    const left = this.#px(/** @type {number} */ (layout.x[node]));
-    const right = this.#px(/** @type {number} */ (layout.x[node]) + /** @type {number} */ (layout.width[node]));
-    if (right < 0 || left > this.#width) return;
-    const x = Math.min(Math.max(right - 9, left + 1, 8), this.#width - 8);
-    const y = (/** @type {number} */ (layout.depth[node]) + 1) * ROW - scrolled - 3;
-    probeDiamond(ctx, x, y, 6);
   }
 
   /** Where the value falls most. @param {CanvasRenderingContext2D} ctx @param {Scene} scene @param {number} scrolled */

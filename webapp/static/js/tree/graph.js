@@ -4,7 +4,8 @@ import { number } from "../core/format.js";
 import { colour, theme } from "../core/theme.js";
 import { FONT } from "./canvas.js";
 import { OUTCOME } from "./colour.js";
-import { fitted, hatch, probeDiamond, sized, textWidth } from "./paint.js";
+import { fitted, hatch, sized, textWidth } from "./paint.js";
+import { probeDiamond } from "./probe_lane.js";
 import { label, look, times, verdictGlyph } from "./signals.js";
 import { COLUMN, ROW, Unfolded } from "./unfolded.js";
 
@@ -35,7 +36,7 @@ export class TreeGraph {
   #zoom;
   #transform = zoomIdentity;
 
-  /** @param {HTMLCanvasElement} canvas @param {{onSelect: (node: number) => void, onHover: (node: number) => void, correct: Int32Array, answers: Int32Array}} hooks */
+  /** @param {HTMLCanvasElement} canvas @param {{onSelect: (node: number) => void, onHover: (node: number) => void, onProbe: (node: number, id: string) => void, correct: Int32Array, answers: Int32Array}} hooks */
   constructor(canvas, hooks) {
     this.#canvas = canvas;
     this.#hooks = hooks;
@@ -52,7 +53,7 @@ export class TreeGraph {
     canvas.addEventListener("click", (event) => this.#click(event));
     canvas.addEventListener("dblclick", (event) => {
       const item = this.#at(event);
-      if (!item || item.kind === "more") return;
+      if (!item || item.kind === "more" || item.kind === "probe") return;
       if (this.#unfolded?.isOpen(item.node)) this.#unfolded.close(item.node);
       else this.#unfolded?.open(item.node);
       this.#layOut(item.node);
@@ -68,8 +69,12 @@ export class TreeGraph {
   show(scene) {
     const isNew = scene.layout !== this.#scene?.layout;
     this.#scene = scene;
-    if (!isNew) return this.redraw();
+    if (!isNew) {
+      if (this.#unfolded?.hang(scene.probed ?? new Map())) this.#layOut(this.#selected);
+      return this.redraw();
+    }
     this.#unfolded = new Unfolded(scene.layout);
+    this.#unfolded.hang(scene.probed ?? new Map());
     this.#unfolded.reveal(this.#selected);
     this.#layOut();
     this.fit();
@@ -118,7 +123,7 @@ export class TreeGraph {
     const before = still === undefined ? undefined : this.#byNode.get(still);
     this.#items = this.#unfolded.items();
     this.#deepest = Math.max(...this.#items.map(({ x }) => x));
-    this.#byNode = new Map(this.#items.filter(({ kind }) => kind !== "more").map((item) => [item.node, item]));
+    this.#byNode = new Map(this.#items.filter(({ kind }) => kind === "node" || kind === "bar").map((item) => [item.node, item]));
     const after = still === undefined ? undefined : this.#byNode.get(still);
     if (before && after) {
       const { k, x, y } = this.#transform;
@@ -179,6 +184,8 @@ export class TreeGraph {
     if (item.kind === "more") {
       this.#unfolded?.showFrom(item.node);
       this.#layOut(item.parent?.node);
+    } else if (item.probe) {
+      this.#hooks.onProbe(item.node, item.probe.id);
     } else {
       this.#hooks.onSelect(item.node);
     }
@@ -207,7 +214,10 @@ export class TreeGraph {
     const [left, right] = [-x / k - 2 * COLUMN, (this.#width - x) / k + COLUMN];
     const visible = this.#items.filter((item) => item.y >= top && item.y <= bottom && item.x >= left && item.x <= right);
     this.#links(ctx, top, bottom);
-    for (const item of visible) this.#item(ctx, scene, item, hatching, k);
+    for (const item of visible) {
+      if (item.probe) this.#probe(ctx, scene, item, k);
+      else this.#item(ctx, scene, item, hatching, k);
+    }
     ctx.restore();
   }
 
@@ -222,18 +232,23 @@ export class TreeGraph {
       for (const item of this.#items) {
         const { parent } = item;
         if (!parent || (item.y < top && parent.y < top) || (item.y > bottom && parent.y > bottom)) continue;
-        if (isChosen !== (item.kind !== "more" && chosen.has(item.node))) continue;
+        const isProbe = item.kind === "probe";
+        if (isChosen !== (item.kind !== "more" && !isProbe && chosen.has(item.node))) continue;
         const middle = parent.x + COLUMN - 34;
         ctx.lineWidth = Math.max(1, (WIDEST_LINK * item.leaves) / total);
         ctx.globalAlpha = isChosen ? 1 : 0.55;
+        if (isProbe) [ctx.strokeStyle, ctx.globalAlpha] = [colour("--accent"), 0.8];
+        ctx.setLineDash(isProbe ? [4, 3] : []);
         ctx.beginPath();
         ctx.moveTo(parent.x, parent.y);
         ctx.lineTo(middle, parent.y);
         ctx.lineTo(middle, item.y);
         ctx.lineTo(item.x, item.y);
         ctx.stroke();
+        if (isProbe) ctx.strokeStyle = colour("--line-control");
       }
     }
+    ctx.setLineDash([]);
     ctx.globalAlpha = 1;
   }
 
@@ -263,6 +278,16 @@ export class TreeGraph {
     if (item.kind !== "more") this.#mark(ctx, scene, item);
   }
 
+  /** A continuation that was sampled by hand: a diamond, dashed, and no part of the tree. @param {CanvasRenderingContext2D} ctx @param {Scene} scene @param {Item} item @param {number} k */
+  #probe(ctx, { continuation }, { probe = { id: "", verdict: "", earlier: 0 }, x, y }, k) {
+    const { id, verdict, earlier } = probe;
+    probeDiamond(ctx, x, y, RADIUS + 2, !id ? "dotted" : id === continuation ? "solid" : "dashed");
+    if (k < TEXT_FROM) return;
+    const words = [verdictGlyph(verdict), id ? "probe" : "probe to come", earlier ? `and ${earlier} earlier` : ""].filter(Boolean).join(" ");
+    ctx.fillStyle = colour("--text-2");
+    ctx.fillText(words, x + RADIUS + 8, y + 0.5);
+  }
+
   /** Selected, pointed at, found, the cliff. @param {CanvasRenderingContext2D} ctx @param {Scene} scene @param {Item} item */
   #mark(ctx, { hits, cliff, probed }, { node, kind, x, y }) {
     const focused = document.activeElement === this.#canvas;
@@ -276,19 +301,8 @@ export class TreeGraph {
       ctx.fillStyle = colour("--accent");
       ctx.fillRect(left, y + height / 2 + 1, width, 3);
     }
-    if (probed?.has(node)) {
-      const [end, below] = [left + width / 2 + 14, y + height / 2 + 8];
-      ctx.strokeStyle = colour("--accent");
-      ctx.lineWidth = 1.5;
-      ctx.setLineDash([3, 2]);
-      ctx.beginPath();
-      ctx.moveTo(left + width / 2, y + height / 2);
-      ctx.lineTo(left + width / 2, below);
-      ctx.lineTo(end - 5, below);
-      ctx.stroke();
-      ctx.setLineDash([]);
-      probeDiamond(ctx, end, below, 5);
-    }
+    // Of a folded subtree they are not drawn one by one.
+    if (kind === "bar" && probed?.has(node)) probeDiamond(ctx, left + width, y + height / 2, 5);
     if (node === cliff) {
       ctx.fillStyle = colour("--bad");
       ctx.beginPath();

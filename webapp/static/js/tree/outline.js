@@ -116,7 +116,7 @@ export class Outline {
     const advantage = /** @type {number} */ (columns.advantage[node]);
     const verdict = columns.labels.verdict[/** @type {number} */ (columns.verdict[node])] ?? "";
     const toggle = make("span", { class: "toggle", "aria-hidden": "true", "data-toggle": children > 0 }, children ? (this.#closed.has(node) ? "▸" : "▾") : "");
-    const probes = this.#scene.probed?.get(node);
+    const probes = this.#scene.probed?.get(node)?.length;
     const first = make("span", { class: "outline-name mono" }, toggle, [shortened(name, depth), times(columns, node)].filter(Boolean).join(" "));
     if (probes) first.append(" ", make("span", { class: "outline-probes", title: "Continuations that were sampled by hand: no part of the tree, counted nowhere" }, `◇ ${probeWords(probes)}`));
     first.style.paddingLeft = `${4 + 14 * Math.min(depth, DEEPEST_INDENT)}px`;

@@ -111,20 +111,3 @@ export function fitted(ctx, text, width) {
 
 /** The face has come: widths measured before were another one's. */
 export const forgetWidths = () => widths.clear();
-
-/** The mark of probes. @param {CanvasRenderingContext2D} ctx @param {number} x its middle @param {number} y @param {number} radius */
-export function probeDiamond(ctx, x, y, radius) {
-  ctx.beginPath();
-  ctx.moveTo(x, y - radius);
-  ctx.lineTo(x + radius, y);
-  ctx.lineTo(x, y + radius);
-  ctx.lineTo(x - radius, y);
-  ctx.closePath();
-  ctx.fillStyle = colour("--bg");
-  ctx.fill();
-  ctx.strokeStyle = colour("--accent");
-  ctx.lineWidth = 1.5;
-  ctx.setLineDash([3, 2]);
-  ctx.stroke();
-  ctx.setLineDash([]);
-}

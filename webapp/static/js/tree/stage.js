@@ -28,6 +28,7 @@ export function mountStage(page) {
   let drawn = arranged();
   let zoomName = read("zoom");
   let isFollowing = false;
+  let hasLane = false;
   /** @type {import("./found.js").Found | null} */
   let hits = null;
   /** Whether each look stands in the tree, with its word. @type {Map<Look, string>} */
@@ -35,10 +36,10 @@ export function mountStage(page) {
   /** @type {import("./graph.js").TreeGraph | null} */
   let graph = null;
 
-  const scene = () => ({ columns, layout: drawn, signal: colouring.signal, textOf, hits, cliff, probed });
+  const scene = () => ({ columns, layout: drawn, signal: colouring.signal, textOf, hits, cliff, probed, continuation: page.continuation });
   const choose = (/** @type {number} */ node) => selection.choose(node);
   const icicle = typed("icicle", HTMLCanvasElement);
-  const canvas = new TreeCanvas(icicle, { onSelect: choose, onHover: hint, onZoom: zoomed });
+  const canvas = new TreeCanvas(icicle, { onSelect: choose, onHover: hint, onZoom: zoomed, onProbe });
   const outline = new Outline({ ...scene(), layout: shape }, correct, answers, { onSelect: choose });
   const legend = new Legend(byId("colour-legend"), colouring);
   const picture = () => (view === "graph" && graph ? graph : canvas);
@@ -68,15 +69,32 @@ export function mountStage(page) {
   });
   window.addEventListener("popstate", follow);
   root.addEventListener("probed", () => {
-    repaint(true);
-    mark();
+    hangLane();
+    canvas.show(scene(), true);
+    graph?.show(scene());
+    outline.show({ ...scene(), layout: shape });
+    describe();
   });
+  hangLane();
   page.texts.subscribe(() => {
     canvas.redraw();
     graph?.redraw();
     outline.show({ ...scene(), layout: shape });
     hint(-1);
   });
+
+  /** What is drawn of probes comes with the first of them. */
+  function hangLane() {
+    if (!probed.size || hasLane) return;
+    hasLane = true;
+    import("./probe_lane.js").then(({ ProbeLane }) => canvas.hang(new ProbeLane()), () => note("The lane of probes could not be loaded. They are listed below the picture."));
+  }
+
+  /** @param {number} node @param {string} id of a continuation; "": none of them */
+  function onProbe(node, id) {
+    choose(node);
+    root.dispatchEvent(new CustomEvent("probe-chosen", { detail: id }));
+  }
 
   function arranged() {
     const isPerPath = columns.labels.credit_state.indexOf("per_path");
@@ -122,7 +140,11 @@ export function mountStage(page) {
     graph?.select(selected);
     outline.select(selected);
     legend.mark(/** @type {number} */ (colouring.signal.values[selected]));
-    for (const element of [icicle, byId("graph")]) element.setAttribute("aria-description", inWords(selected));
+    describe();
+  }
+
+  function describe() {
+    for (const element of [icicle, byId("graph")]) element.setAttribute("aria-description", inWords(selection.node));
     hint(-1);
   }
 
@@ -146,7 +168,7 @@ export function mountStage(page) {
     const { signal, values } = colouring.signal;
     const words = [nameOf(shape, at), times(columns, at), `V ${number(columns.value[at], 3)}`, `${correct[at]}/${answers[at]} ✓`];
     if (at > 0) words.push(advantageWords(columns, at));
-    words.push(`${columns.tokens[at]} tok`, visitWords(columns, at), probeWords(probed.get(at)));
+    words.push(`${columns.tokens[at]} tok`, visitWords(columns, at), probeWords(probed.get(at)?.length));
     if (!["advantage", "value", "verdict", "tokens", "none"].includes(signal)) words.push(`${SIGNAL_WORDS[signal]} ${label(signal, /** @type {number} */ (values[at])) || "—"}`);
     words.push(textOf(at));
     setText(byId("icicle-hint"), words.filter(Boolean).join("   "));
@@ -174,7 +196,7 @@ export function mountStage(page) {
   async function openGraph() {
     const { TreeGraph } = await import("./graph.js");
     if (graph) return;
-    graph = new TreeGraph(typed("graph", HTMLCanvasElement), { onSelect: choose, onHover: hint, correct, answers });
+    graph = new TreeGraph(typed("graph", HTMLCanvasElement), { onSelect: choose, onHover: hint, onProbe, correct, answers });
     graph.show(scene());
     graph.select(selection.node);
     root.dataset.graph = "";

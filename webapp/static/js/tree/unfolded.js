@@ -2,22 +2,26 @@
 // visible, and a node with very many children shows a window of them. Pure.
 import { hierarchy, tree as tidy } from "../../vendor/d3.js";
 import { nodeAt, placeOf } from "./layout.js";
+import { cellsOf } from "./probe_cells.js";
 import { pathTo } from "./walk.js";
 
 /** Visible at most; laying out as many takes some tens of milliseconds. */
 export const BUDGET = 3000;
 /** Opened before anyone asked: about what fits a window and can be read. */
 export const OPEN_AT_FIRST = 60;
+/** Continuations that were sampled by hand from one node, shown at a time. */
+export const MOST_PROBES = 16;
 /** Children of one node shown at a time. */
 export const MOST_CHILDREN = 100;
 export const ROW = 22;
 export const COLUMN = 168;
 
 /**
- * One thing that is drawn: a node, or a bar in place of further siblings.
+ * One thing that is drawn: a node, a bar in place of further siblings, or a probe, which is no node of the tree.
  * @typedef {object} Item
- * @property {"node" | "bar" | "more"} kind bar: the subtree of `node` is folded; more: siblings that are not shown
- * @property {number} node of `more`, the first of them
+ * @property {"node" | "bar" | "more" | "probe"} kind bar: the subtree of `node` is folded; more: siblings that are not shown
+ * @property {number} node of `more`, the first of them; of a probe, where it starts
+ * @property {{id: string, verdict: string, earlier: number}} [probe] as in `Cell`; `earlier`: continuations that are not drawn
  * @property {number} count nodes it stands for side by side; 1 unless `more`
  * @property {number} leaves answers below
  * @property {number} x along the depth, pixels @property {number} y across
@@ -31,6 +35,8 @@ export class Unfolded {
   /** Open nodes, the one opened last at the end. @type {Set<number>} */ #open = new Set();
   /** Where the window of shown children begins, by parent. @type {Map<number, number>} */ #from = new Map();
   #selected = 0;
+  /** @type {ReadonlyMap<number, readonly DrawnProbe[]>} */ #probed = new Map();
+  #drawn = "";
 
   /** @param {Layout} tree @param {number} [budget] @param {number} [atFirst] */
   constructor(tree, budget = BUDGET, atFirst = OPEN_AT_FIRST) {
@@ -47,6 +53,15 @@ export class Unfolded {
       visible += more;
       if (visible >= atFirst) break;
     }
+  }
+
+  /** @param {ReadonlyMap<number, readonly DrawnProbe[]>} probed @returns {boolean} there is something else to draw */
+  hang(probed) {
+    this.#probed = probed;
+    const drawn = JSON.stringify([...probed]);
+    const changed = drawn !== this.#drawn;
+    this.#drawn = drawn;
+    return changed;
   }
 
   /** How many things stand for the children of an open node. @param {number} node */
@@ -158,6 +173,17 @@ export class Unfolded {
 
   /** @param {Item} item */
   #children(item) {
+    const probes = cellsOf(this.#probed.get(item.node) ?? [], item.node);
+    /** @type {Item[]} */
+    const newest = probes.slice(-MOST_PROBES).map(({ id, verdict }, i) => ({
+      kind: "probe", node: item.node, count: 1, leaves: 0, x: 0, y: 0, parent: item, children: [],
+      probe: { id, verdict, earlier: i === 0 ? Math.max(0, probes.length - MOST_PROBES) : 0 },
+    }));
+    return [...this.#ownChildren(item), ...newest];
+  }
+
+  /** @param {Item} item */
+  #ownChildren(item) {
     const count = /** @type {number} */ (this.#tree.nChildren[item.node]);
     if (!count) return [];
     const begin = this.#beginOf(item.node);
