@@ -194,6 +194,7 @@ def test_a_lost_worker_is_replaced_and_nothing_is_imported_twice(
     Import.objects.update(lease_until=Now() - timedelta(seconds=1))
     sweep_imports()
     second = claimed(asked)
+    assert "begun anew" in people.client("editor").get("/p/lab/import").content.decode()
     worker.work_off(first)  # it read all lines, and its transaction is refused
     assert counts()[:2] == (runs, trees)
     assert list(files.folder().iterdir())
