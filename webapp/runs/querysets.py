@@ -98,7 +98,7 @@ def run_states(runs: Iterable[Run]) -> list[dict[str, Any]]:
                 }
             if name is not None:
                 latest[run_id][name] = value if value is not None and math.isfinite(value) else None
-    etas = _etas([run for run in runs if run.status == RunStatus.RUNNING])
+    etas = _etas([run for run in runs if run.status == RunStatus.RUNNING and run.stalled_at is None])
     return [
         {
             "id": run.id,
