@@ -100,14 +100,14 @@ def measure(options: argparse.Namespace, port: int, web: int, database: int) -> 
         committed.append((recorded.last_seq, time.time()))
         n, owed, last_seq = n + int(owed), owed - int(owed), recorded.last_seq
         if not before and time.monotonic() > settled_at:
-            before = _resident(web)
-        peak = max(peak, _resident(web))
+            before = resident(web)
+        peak = max(peak, resident(web))
         if (left := began + step / COMMITS_PER_SECOND - time.monotonic()) > 0:
             time.sleep(left)
         if time.monotonic() - began >= options.seconds:
             break
     seconds = time.monotonic() - began
-    after = _resident(web)
+    after = resident(web)
     cpu["site"] = parts.own_cpu_seconds(web) - cpu["site"]
     cpu["viewers"] = parts.own_cpu_seconds(watching.pid) - cpu["viewers"]
     cpu["database"] = parts.cpu_seconds(database) - cpu["database"]
@@ -129,7 +129,8 @@ def _events(step: int, count: int) -> list[Any]:
     return [metrics_event(step, 30) if i % 3 == 0 else tree_event(step, 21) for i in range(count)]
 
 
-def _resident(pid: int) -> int:
+def resident(pid: int) -> int:
+    """Bytes of memory that the process has."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

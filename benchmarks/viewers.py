@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 import socket
 import time
@@ -19,6 +20,7 @@ from django.test import Client
 from webapp.accounts.models import User
 
 TCP_ESTABLISHED = 1  # linux/tcp_states.h
+ATTEMPTS_BEFORE_POLLING, POLL_SECONDS = 5, 8  # static/js/live
 ENDED = {"succeeded", "stopped", "failed", "cancelled"}
 _FRAME = re.compile(r'\{"type":"frame","run":\d+,"first_seq":(\d+),"last_seq":(\d+),')
 
@@ -63,6 +65,7 @@ class Viewer:
     """One that reads all it is sent, and looks only at the numbers: many share two cores with the site.
 
     `received`: (last seq, when) of each frame. `gaps`, `repeats`: frames that do not follow the one before.
+    `errors`: answers of 500 and above to its asking for a connection.
     """
 
     received: list[tuple[int, float]] = field(default_factory=list)
@@ -70,12 +73,33 @@ class Viewer:
     repeats: int = 0
     resyncs: int = 0
     cursor: int | None = None
+    is_open: bool = False
+    errors: int = 0
+
+    async def stay(self, run_id: int, port: int, session: str, from_seq: int) -> None:
+        """Watch, and come back after every loss when a page does (static/js/live/socket.js, session.js)."""
+        failures, self.cursor = 0, from_seq
+        while True:
+            try:
+                await self.watch(run_id, port, session, self.cursor)
+                return
+            except websockets.InvalidStatus as refused:
+                self.errors += refused.response.status_code >= 500
+            except (OSError, websockets.WebSocketException):
+                pass
+            failures = 0 if self.is_open else failures + 1
+            self.is_open = False
+            wait = min(15, 0.5 * 2**failures) * random.uniform(0.5, 1.5)  # noqa: S311
+            if failures >= ATTEMPTS_BEFORE_POLLING - 1:  # a poll that is answered hurries the socket
+                wait = min(wait, POLL_SECONDS * random.uniform(0.75, 1) + random.random())  # noqa: S311
+            await asyncio.sleep(wait)
 
     async def watch(self, run_id: int, port: int, session: str, from_seq: int) -> None:
         """Until the run has ended."""
         self.cursor = from_seq
         async with _connection({"Cookie": f"{settings.SESSION_COOKIE_NAME}={session}"}, port) as link:
             await link.send(json.dumps({"type": "subscribe", "run": run_id, "from_seq": from_seq}))
+            self.is_open = True
             async for text in link:
                 now = time.time()
                 if found := _FRAME.match(text):
