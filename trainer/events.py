@@ -57,7 +57,8 @@ class Started(_Event):
 
 class GrowingTree(BaseModel):
     """A tree while it is sampled, as far as it is known: breadth-first, node 0 the prompt. parent: -1 for the
-    prompt; tokens: 0 while a segment is being written; finish: FinishReason, 0 until then.
+    prompt; tokens: 0 while a segment is being written; finish: FinishReason, 0 until then; verdict: Verdict,
+    empty until its answers are judged.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,6 +67,7 @@ class GrowingTree(BaseModel):
     parent: list[int]
     tokens: list[int]
     finish: list[int]
+    verdict: list[int] = []
 
 
 class Occupancy(BaseModel):
@@ -91,7 +93,9 @@ class Progress(_Event):
     phase: Literal["loading", "sampling", "verifying", "training", "evaluating", "saving"]
     done: int = Field(ge=0)
     total: int = Field(ge=0)
-    growing: list[GrowingTree] = Field([], description="The first trees of the step, while it samples.")
+    growing: list[GrowingTree] = Field(
+        [], description="The first trees of the step, while it samples and verifies."
+    )
     occupancy: Occupancy | None = Field(None, description="Of the engine, while it samples.")
 
 

@@ -471,12 +471,16 @@ class _Run:
         trees = [own if own.policy_version == version else own.sampled_by(version) for own in trees]
         segments = sum(tree.n_nodes - 1 for tree in trees)
         self.progress(step, "sampling", watch.trees)(segments, segments)  # all of them are there
-        return verify_trees(
+        trees = verify_trees(
             trees,
             self.judge,
             should_stop=self.should_stop,
             on_progress=self.progress(step, "verifying"),
         )
+        watch.judged(trees)
+        answers = sum(int((tree.verdict != Verdict.NONE).sum()) for tree in trees)
+        self.progress(step, "verifying", watch.trees)(answers, answers)
+        return trees
 
     def update(
         self, trees: Sequence[RolloutTree], problems: Sequence[Problem], step: int

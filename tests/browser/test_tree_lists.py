@@ -208,7 +208,13 @@ def test_a_growing_tree_keeps_its_places_and_becomes_the_recorded_one(
     growing.sampling(2, p_2_0=[(0, 7), (0, 9), (0, 6), (1, 4), (2, 0)])
     expect(page.locator("#growing-words")).to_have_text("4 segments · 1 being written · 31 tokens so far")
     assert first_box(page, canvas, 26) == before
+    # Nothing moves under the pointer: what comes next is offered.
+    canvas.hover()
     growing.step(2)
+    over = page.get_by_role("link", name="This step is over: open the tree")
+    expect(over).to_be_visible()
+    assert page.url == address
+    over.click()
     expect(page.locator("#tree-layout[data-ready]")).to_be_visible()
     expect(page.locator("h1")).to_have_text("2·p-2-0")
     page.goto(address.replace("p-2-0", "p-9"))

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { growingBoxes, growingWords } from "../../webapp/static/js/tree/growing_layout.js";
+import { growingBoxes, growingWords, judgedSoFar } from "../../webapp/static/js/tree/growing_layout.js";
 
 const early = { problem_id: "p", parent: [-1, 0, 0], tokens: [0, 7, 0], finish: [0, 2, 0] };
 const later = { problem_id: "p", parent: [-1, 0, 0, 0, 1, 1, 3], tokens: [0, 7, 9, 3, 0, 4, 0], finish: [0, 2, 1, 2, 0, 1, 0] };
@@ -19,6 +19,14 @@ test("without a plan, or beyond it, children share what there is", () => {
   assert.deepEqual(growingBoxes(early, []).boxes.map(({ left, width }) => [left, width]), [[0, 0.5], [0.5, 0.5]]);
   assert.deepEqual(growingBoxes({ ...early, parent: [-1, 0, 0], tokens: [0, 1, 1] }, [1]).boxes.map(({ width }) => width), [0.5, 0.5]);
   assert.equal(growingBoxes(later, []).depth, 2);
+});
+
+test("answers that were judged so far are counted below every node", () => {
+  assert.deepEqual([...judgedSoFar(later).judged], [0, 0, 0, 0, 0, 0, 0]);
+  const judged = { ...later, verdict: [0, 0, 1, 0, 2, 1, 0] };
+  assert.deepEqual([...judgedSoFar(judged).judged], [3, 2, 1, 0, 1, 1, 0]);
+  assert.deepEqual([...judgedSoFar(judged).correct], [2, 1, 1, 0, 0, 1, 0]);
+  assert.match(growingWords(judged), / · 2\/3 ✓ so far$/);
 });
 
 test("words count what is written", () => {

@@ -50,7 +50,7 @@ from trainer.schema.sampler import (
 from trainer.schema.section import Section
 from trainer.seeding import child_path, child_paths
 from trainer.tree import FinishReason, RolloutTree, Verdict
-from trainer.verifiers import Judgement
+from trainer.verifiers import Judgement, verify_trees
 
 LETTERS = Letters("ab\n$12")
 A, B, NEWLINE, STOP, ONE, TWO = range(6)
@@ -184,6 +184,14 @@ def test_whoever_watches_sees_what_was_asked_for_and_written_and_changes_nothing
         assert sum(reason > 0 for reason in sketch.finish) == len(written)
         assert sketch.parent == sorted(sketch.parent)  # breadth-first
         assert all(parent < node for node, parent in enumerate(sketch.parent))
+    # A sketch that is the tree tells its verdicts; any other has none.
+    verified = verify_trees(trees, judge_one)
+    watch.judged(verified)
+    told = {place: sketch for place, sketch in enumerate(watch.trees()) if sketch.verdict}
+    for place, sketch in told.items():
+        assert sketch.parent == verified[place].parent.tolist()
+        assert sketch.verdict == verified[place].verdict.tolist()
+    assert len(told) == 6 or name not in ("flat", "segment tree")
 
 
 def test_a_large_tree_is_watched_up_to_a_bound() -> None:

@@ -4,11 +4,12 @@ Torch-free.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from trainer.events import GrowingTree
 from trainer.sampling.growth import PROMPT, Request, Segment
-from trainer.tree import FinishReason
+from trainer.tree import FinishReason, RolloutTree
 
 MOST_TREES = 6
 MOST_NODES = 200  # of each
@@ -32,6 +33,7 @@ class GrowthWatch:
 
     def __init__(self) -> None:
         self._sketches: dict[int, _Sketch] = {}
+        self._verdicts: dict[int, list[int]] = {}
 
     def asked(self, number: int, problem_id: str, request: Request) -> None:
         """A segment of tree `number` of the batch is about to be written."""
@@ -53,12 +55,23 @@ class GrowthWatch:
         if sketch is not None and node is not None:
             sketch.tokens[node], sketch.finish[node] = len(segment.tokens), segment.finish
 
+    def judged(self, trees: Sequence[RolloutTree]) -> None:
+        """All of the batch's trees, verified. A sketch that became another tree keeps no verdicts."""
+        for number, sketch in self._sketches.items():
+            drawn, tree = _breadth_first(sketch, []), trees[number]
+            tokens = [0, *tree.token_counts()[1:].tolist()]  # the prompt was not written
+            if (drawn.parent, drawn.tokens) == (tree.parent.tolist(), tokens):
+                self._verdicts[number] = tree.verdict.tolist()
+
     def trees(self) -> list[GrowingTree]:
         """The sketches as they are now."""
-        return [_breadth_first(sketch) for sketch in self._sketches.values()]
+        return [
+            _breadth_first(sketch, self._verdicts.get(number, []))
+            for number, sketch in self._sketches.items()
+        ]
 
 
-def _breadth_first(sketch: _Sketch) -> GrowingTree:
+def _breadth_first(sketch: _Sketch, verdict: list[int]) -> GrowingTree:
     children: list[list[int]] = [[] for _ in sketch.parent]
     for node, parent in enumerate(sketch.parent[1:], 1):
         children[parent].append(node)
@@ -71,4 +84,5 @@ def _breadth_first(sketch: _Sketch) -> GrowingTree:
         parent=[-1, *(place[sketch.parent[node]] for node in order[1:])],
         tokens=[sketch.tokens[node] for node in order],
         finish=[sketch.finish[node] for node in order],
+        verdict=verdict,
     )

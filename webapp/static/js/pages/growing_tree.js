@@ -1,6 +1,7 @@
 // One tree while it is sampled. When it is stored, its page takes the place of this one.
 import { ApiError, json } from "../core/api.js";
-import { byId, setText, typed } from "../core/dom.js";
+import { announce } from "../core/announce.js";
+import { byId, make, setText, typed } from "../core/dom.js";
 import { onTheme } from "../core/theme.js";
 import { growingWords } from "../tree/growing_layout.js";
 import { paintGrowing } from "../tree/growing_paint.js";
@@ -32,9 +33,15 @@ async function ask() {
     setText(byId("growing-state"), error.message);
     byId("growing-state").hidden = false;
   }
-  // The same address: it leads to the recorded tree, or says that there is none.
-  if (isOver) setTimeout(() => location.replace(location.href), shown ? 0 : 2 * ASK_MS);
-  else setTimeout(ask, ASK_MS);
+  if (!isOver) setTimeout(ask, ASK_MS);
+  else setTimeout(leave, shown ? 0 : 2 * ASK_MS);
+}
+
+/** The same address leads to the recorded tree, or says that there is none. Nothing moves under the pointer: then it is offered. */
+function leave() {
+  if (!canvas.matches(":hover")) return location.replace(location.href);
+  byId("growing-words").append(" · ", make("a", { href: location.href, id: "growing-over" }, "This step is over: open the tree"));
+  announce("This step is over.");
 }
 
 function draw() {

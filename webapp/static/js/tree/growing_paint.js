@@ -1,7 +1,8 @@
 // A tree while it grows, on a canvas: dotted boxes, tokens so far.
 import { colour } from "../core/theme.js";
-import { growingBoxes } from "./growing_layout.js";
+import { growingBoxes, judgedSoFar } from "./growing_layout.js";
 import { sized } from "./paint.js";
+import { VERDICTS, verdictGlyph } from "./signals.js";
 
 const LABEL_FROM = 28; // pixels of width
 
@@ -14,6 +15,7 @@ export function paintGrowing(canvas, tree, branching, row) {
   ctx.strokeStyle = colour("--line-control");
   ctx.font = getComputedStyle(canvas).font;
   ctx.textBaseline = "middle";
+  const { judged, correct } = judgedSoFar(tree);
   for (const box of boxes) {
     const left = Math.round(box.left * width) + 0.5;
     const right = Math.round((box.left + box.width) * width) - 1.5;
@@ -28,7 +30,9 @@ export function paintGrowing(canvas, tree, branching, row) {
     ctx.strokeRect(left, top, wide, high);
     if (box.isWritten && wide >= LABEL_FROM) {
       ctx.fillStyle = colour("--text-2");
-      ctx.fillText(String(tree.tokens[box.node]), left + 4, top + high / 2 + 0.5, wide - 6);
+      const verdict = tree.verdict?.[box.node] ?? 0;
+      const told = verdict ? verdictGlyph(VERDICTS[verdict] ?? "") : judged[box.node] ? `${correct[box.node]}/${judged[box.node]} ✓` : "";
+      ctx.fillText([told, tree.tokens[box.node]].filter(Boolean).join("  "), left + 4, top + high / 2 + 0.5, wide - 6);
     }
   }
 }
