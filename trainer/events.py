@@ -94,7 +94,7 @@ class Progress(_Event):
     done: int = Field(ge=0)
     total: int = Field(ge=0)
     growing: list[GrowingTree] = Field(
-        [], description="The first trees of the step, while it samples and verifies."
+        [], description="The first trees of the step."
     )
     occupancy: Occupancy | None = Field(None, description="Of the engine, while it samples.")
 
