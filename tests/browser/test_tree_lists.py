@@ -126,6 +126,12 @@ def test_a_live_list_follows_but_never_under_the_pointer_or_the_focus(growing: G
     expect(page.locator(".tree-link").nth(1)).to_be_focused()
     page.keyboard.press("k")
     expect(page.locator(".tree-link").nth(0)).to_be_focused()
+    page.keyboard.press("/")
+    expect(page.locator("#tree-q")).to_be_focused()
+    page.keyboard.type("not sent")
+    page.keyboard.press("Escape")
+    expect(page.locator(".tree-link").nth(0)).to_be_focused()
+    expect(page.locator("#tree-q")).to_have_value("")
     growing.step(3)
     offer = shown.get_by_role("button", name="step 3 is there · show")
     expect(offer).to_be_visible()
@@ -149,6 +155,14 @@ def test_a_live_list_follows_but_never_under_the_pointer_or_the_focus(growing: G
     page.locator("body").press("j")
     page.keyboard.press("Enter")
     expect(page).to_have_url(re.compile(r"/t/\d+/$"))
+    # Who came by keyboard is in the picture, and walks on.
+    expect(page.locator("#icicle")).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    expect(page).to_have_url(re.compile(r"/t/\d+/\?n=1$"))
+    page.keyboard.press("a")
+    expect(page.locator("#note-text")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.locator("#icicle")).to_be_focused()
 
 
 def test_the_list_works_without_scripts_and_narrow(site: Site, visit: Callable[..., Watched]) -> None:

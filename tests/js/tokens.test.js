@@ -5,7 +5,9 @@ import { test } from "node:test";
 import { contrast } from "../../webapp/static/js/core/colour_space.js";
 import { layout } from "../../webapp/static/js/tree/layout.js";
 import { besideAt, swapped } from "../../webapp/static/js/tree/paths.js";
-import { chunksOf, decodeTokens, formulas, LEVELS, segmentAt, shadesOf, shadingOf, textOf, tintsOf, TOKENS_VERSION, unbroken } from "../../webapp/static/js/tree/tokens.js";
+import { LEVELS, shadingOf, tintsOf } from "../../webapp/static/js/tree/shading.js";
+import { formulas, unbroken } from "../../webapp/static/js/tree/formulas.js";
+import { chunksOf, decodeTokens, segmentAt, shadesOf, textOf, TOKENS_VERSION } from "../../webapp/static/js/tree/tokens.js";
 import { nodeNamed } from "../../webapp/static/js/tree/walk.js";
 
 /** As `webapp/trees/tokens.py` packs it. */

@@ -247,6 +247,11 @@ new ResizeObserver(([entry]) => {
   icicles.draw();
 }).observe(byId("tree-browser"));
 
+// Who came by keyboard goes on by keyboard.
+document.addEventListener("click", (event) => {
+  if (event.detail === 0 && /** @type {Element} */ (event.target).closest(".tree-link")) sessionStorage.setItem("focus-picture", "1");
+});
+
 const links = () => /** @type {HTMLElement[]} */ ([...document.querySelectorAll("#tree-list .tree-link")]);
 /** @param {number} by */
 function focusRow(by) {

@@ -31,6 +31,11 @@ const behind = setInterval(async () => {
   }
 }, 8000);
 
+// Who came by keyboard goes on by keyboard.
+document.addEventListener("click", (event) => {
+  if (event.detail === 0 && /** @type {Element} */ (event.target).closest(".hit-link")) sessionStorage.setItem("focus-picture", "1");
+});
+
 /** @param {number} by */
 function walk(by) {
   const links = /** @type {HTMLElement[]} */ ([...document.querySelectorAll(".hit-link")]);

@@ -48,6 +48,21 @@ document.addEventListener("keydown", (event) => {
     menu.open = false;
   }
 });
+// Escape leaves a filter for where the reader was before. One that filters as it is typed is cleared first, as browsers do.
+/** @type {EventTarget | null} */
+let before = null;
+const isFilter = (/** @type {EventTarget | null} */ target) => target instanceof HTMLInputElement && target.type === "search";
+document.addEventListener("focusin", (event) => {
+  if (isFilter(event.target)) before = event.relatedTarget;
+});
+document.addEventListener("keydown", (event) => {
+  const box = event.target;
+  if (event.key !== "Escape" || !(box instanceof HTMLInputElement) || !isFilter(box) || document.activeElement !== box || (!box.form && box.value)) return;
+  event.preventDefault();
+  box.value = box.defaultValue;
+  if (before instanceof HTMLElement && before.isConnected) before.focus({ preventScroll: true });
+  else box.blur();
+});
 document.getElementById("form-problem")?.focus();
 
 // What is shown once can be copied with one press.

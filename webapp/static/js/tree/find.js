@@ -9,7 +9,7 @@ const PATIENCE_MILLISECONDS = 250;
 /**
  * @param {TreePage} page @param {(found: Found | null) => void} show @param {() => Layout} drawn the layout in use
  */
-export function mountFind({ treeId, selection, root }, show, drawn) {
+export function mountFind({ treeId, selection }, show, drawn) {
   const input = typed("find-input", HTMLInputElement);
   const words = byId("find-words");
   const steps = [typed("find-previous", HTMLButtonElement), typed("find-next", HTMLButtonElement)];
@@ -69,7 +69,8 @@ export function mountFind({ treeId, selection, root }, show, drawn) {
     } else if (event.key === "Escape") {
       input.value = "";
       void find();
-      byId(root.dataset.view === "graph" ? "graph" : "icicle").focus({ preventScroll: true });
+      const picture = [byId("icicle"), byId("graph")].find((one) => one.checkVisibility()) ?? byId("outline-box").querySelector("[role=tree]");
+      /** @type {HTMLElement | null} */ (picture)?.focus({ preventScroll: true });
     }
   });
   steps[0]?.addEventListener("click", () => go(-1));

@@ -1,7 +1,7 @@
 // Formulas of model text, typeset on request. KaTeX comes when the first one is asked for. It may do nothing but lay out
 // symbols: no links, no sizes beyond reason, no macros that unfold for ever; what it cannot read is shown as it is.
 import { byId, make } from "../core/dom.js";
-import { formulas } from "./tokens.js";
+import { formulas } from "./formulas.js";
 
 const SETTINGS = { trust: false, strict: "ignore", maxSize: 20, maxExpand: 200, throwOnError: false, errorColor: "currentColor" };
 /** @type {Promise<typeof import("../../vendor/katex.js").default> | undefined} */

@@ -7,7 +7,7 @@ import { codePoint, parts } from "../core/text.js";
 import { onTheme, theme } from "../core/theme.js";
 import { read, write } from "../core/url_state.js";
 import { announce } from "../core/announce.js";
-import { chunksOf, decodeTokens, SHADES, shadesOf, shadingOf, textOf, TOKENS_VERSION, unbroken } from "./tokens.js";
+import { chunksOf, decodeTokens, SHADES, shadesOf, textOf, TOKENS_VERSION } from "./tokens.js";
 
 const NEAR = "800px 0px";
 /** When the first tokens of the page were there; `benchmarks/reading.py` reads it. */
@@ -42,7 +42,8 @@ export class Reader {
   /** @type {import("./token_card.js").TokenCard | null} loaded for the first token that is pointed at */ #card = null;
   /** @type {Element | null} */ #pointed = null;
   /** @type {PathTokens | null} */ #tokens = null;
-  /** @type {ReturnType<typeof shadingOf> | null} */ #shading = null;
+  /** @type {ReturnType<typeof import("./shading.js").shadingOf> | null} */ #shading = null;
+  /** @type {typeof import("./formulas.js").unbroken | undefined} */ #unbroken;
   /** Runs of tokens of the path, with the elements they are drawn in. @type {Map<Element, {from: number, to: number, text: string, withFormulas: string | null, isDrawn: boolean}>} */ #chunks = new Map();
   /** @type {IntersectionObserver} */ #observer;
   #shade = /** @type {Shade} */ (SHADES.find((name) => name === read("shade")) ?? "none");
@@ -64,7 +65,7 @@ export class Reader {
       box.checked = isOn;
       box.addEventListener("change", toggle);
     }
-    onTheme(() => this.#reshade());
+    onTheme(() => void this.#reshade());
     document.addEventListener("pointerover", (event) => this.#hover(/** @type {Element} */ (event.target)));
     document.addEventListener("keydown", (event) => this.#key(event));
     document.addEventListener("focusout", (event) => {
@@ -127,17 +128,17 @@ export class Reader {
         text.setAttribute("aria-label", `Text of ${segment.node}; arrow keys read its tokens`);
       }
     }
-    this.#reshade();
+    void this.#reshade();
     if (this.#target) this.#arrive(this.#target);
   }
 
   // ---- drawing
 
-  /** @param {Element} element @param {{withFormulas: string | null, isDrawn: boolean}} chunk */
+  /** @param {Element} element @param {{text: string, withFormulas: string | null, isDrawn: boolean}} chunk */
   async #typeset(element, chunk) {
-    this.#fillPlain(element, chunk.withFormulas ?? "");
+    this.#fillPlain(element, chunk.withFormulas ?? chunk.text);
     const { typeset } = await import("./mathematics.js");
-    if (this.#math && chunk.isDrawn) await typeset(element, chunk.withFormulas ?? "", hidden);
+    if (this.#math && chunk.isDrawn) await typeset(element, chunk.withFormulas ?? chunk.text, hidden);
   }
 
   /** @param {Element} element @param {boolean} isNear */
@@ -146,7 +147,7 @@ export class Reader {
     if (!chunk || chunk.isDrawn === isNear) return;
     chunk.isDrawn = isNear;
     if (this.#math && isNear) return void this.#typeset(element, chunk);
-    if (!isNear || !this.#tokens || chunk.from === chunk.to) return this.#fillPlain(element, this.#math ? (chunk.withFormulas ?? "") : chunk.text);
+    if (!isNear || !this.#tokens || chunk.from === chunk.to) return this.#fillPlain(element, this.#math ? (chunk.withFormulas ?? chunk.text) : chunk.text);
     const spans = [];
     for (let i = chunk.from; i < chunk.to; i++) {
       const span = this.#token(i);
@@ -186,16 +187,16 @@ export class Reader {
   /** Everything drawn is drawn again. */
   #redraw() {
     this.#observer.disconnect();
-    if (this.#math) this.#keepFormulasWhole();
+    if (this.#math && this.#unbroken) this.#keepFormulasWhole(this.#unbroken);
     for (const [element, chunk] of this.#chunks) {
       chunk.isDrawn = false;
-      this.#fillPlain(element, this.#math ? (chunk.withFormulas ?? "") : chunk.text);
+      this.#fillPlain(element, this.#math ? (chunk.withFormulas ?? chunk.text) : chunk.text);
       this.#observer.observe(element);
     }
   }
 
-  /** Chunks end between tokens; with formulas they end between those, too. Worked out when it is first asked for. */
-  #keepFormulasWhole() {
+  /** Chunks end between tokens; with formulas they end between those, too. Worked out when it is first asked for. @param {typeof import("./formulas.js").unbroken} unbroken */
+  #keepFormulasWhole(unbroken) {
     /** @type {Map<Element | null, {text: string, withFormulas: string | null}[]>} */
     const bySegment = new Map();
     for (const [element, chunk] of this.#chunks) {
@@ -207,10 +208,15 @@ export class Reader {
     }
   }
 
-  #reshade() {
-    if (!this.#tokens) return;
-    const shade = shadesOf(this.#tokens).includes(this.#shade) ? this.#shade : "none";
-    this.#shading = shade === "none" ? null : shadingOf(this.#tokens, shade, theme());
+  async #reshade() {
+    const [tokens, wanted] = [this.#tokens, this.#shade];
+    if (!tokens) return;
+    const shade = shadesOf(tokens).includes(wanted) ? wanted : "none";
+    if ((shade !== "none" && !this.#shading) || (this.#math && !this.#unbroken)) this.#redraw(); // the text first
+    const shading = shade === "none" ? null : (await import("./shading.js")).shadingOf(tokens, shade, theme());
+    if (this.#math) this.#unbroken ??= (await import("./formulas.js")).unbroken;
+    if (this.#tokens !== tokens || this.#shade !== wanted) return;
+    this.#shading = shading;
     this.#tellShade(shade);
     this.#redraw();
   }
@@ -237,7 +243,7 @@ export class Reader {
     typed("reader-shade", HTMLSelectElement).value = shade;
     write({ shade: shade === "none" ? null : shade });
     if (this.#math && shade !== "none") this.toggleMath();
-    else this.#reshade();
+    else void this.#reshade();
   }
 
   /** The next shading of those this tree has. */
@@ -253,7 +259,7 @@ export class Reader {
     typed("reader-math", HTMLInputElement).checked = this.#math;
     write({ math: this.#math ? "1" : null });
     this.#leave();
-    this.#reshade();
+    void this.#reshade();
   }
 
   toggleRaw() {

@@ -263,8 +263,14 @@ export function mountStage(page) {
   shortcuts.add({ Enter: () => picture().zoomTo(selection.node), Backspace: () => picture().zoomOut() }, "zoom in, zoom out", "canvas");
   shortcuts.add({ 0: () => picture().fit() }, "the whole tree");
   shortcuts.add({ n: () => choose(nextAlike(drawn, columns.verdict, selection.node, 1)), N: () => choose(nextAlike(drawn, columns.verdict, selection.node, -1)) }, "next, previous leaf of the same verdict");
-  shortcuts.add({ 1: () => show("icicle"), 2: () => show("graph"), 3: () => show("outline") }, "icicle, graph, outline");
+  shortcuts.add({ 1: () => enter("icicle"), 2: () => enter("graph"), 3: () => enter("outline") }, "go to the icicle, the graph, the outline");
   shortcuts.add({ v: () => { const all = signalsOf(columns); colouring.by(/** @type {Signal} */ (all[(all.indexOf(colouring.signal.signal) + 1) % all.length])); } }, "next colour");
+
+  /** By keyboard one is in the view that one asks for. @param {typeof VIEWS[number]} next */
+  function enter(next) {
+    show(next);
+    (next === "outline" ? outline.element : byId(next)).focus({ preventScroll: true });
+  }
 
   /** The next tree of the step, looked at in the same way. @param {number} by */
   function otherTree(by) {
@@ -284,7 +290,7 @@ export function mountStage(page) {
   }
   if (sessionStorage.getItem("focus-picture")) {
     sessionStorage.removeItem("focus-picture");
-    byId(view === "outline" ? "outline-box" : view).focus({ preventScroll: true });
+    enter(view);
   }
 }
 

@@ -1,12 +1,8 @@
-// The tokens of a path (`/api/v1/trees/<id>/paths/<name>/tokens`): decoded, cut into pieces to draw, and shaded. Pure.
-import { LEVELS as FILLS, colourScale } from "./colour.js";
+// The tokens of a path (`/api/v1/trees/<id>/paths/<name>/tokens`): decoded, and cut into pieces to draw. Pure.
 
 /** As `webapp/trees/tokens.py`; it stands in the address, so that no browser reads a kept answer of before. */
 export const TOKENS_VERSION = 2;
 export const SHADES = /** @type {const} */ (["none", "advantage", "entropy", "logprob", "mismatch", "ratio", "mask"]);
-export const LEVELS = 17;
-/** Strength of a tint, in the alpha of `#rrggbbaa`: 44 %. Ink stays readable on both themes. */
-const ALPHA = "70";
 const CHUNK_TOKENS = 128;
 const TYPES = { int32: Int32Array, uint32: Uint32Array, uint8: Uint8Array, float32: Float32Array };
 const NEEDED = /** @type {const} */ ({ id: "int32", end: "uint32", logprob: "float32", entropy: "float32", trained: "uint8" });
@@ -92,113 +88,3 @@ export function chunksOf(tokens, segment) {
 
 /** What may be shaded on this path. @param {PathTokens} tokens @returns {readonly Shade[]} */
 export const shadesOf = (tokens) => SHADES.filter((shade) => (shade !== "mismatch" || tokens.mismatch !== null) && (shade !== "ratio" || tokens.log_ratio !== null));
-
-/**
- * How the tokens of a path are tinted: `level` of a token (-1: not at all), `isMarked` above the 99th percentile (of ratios:
- * clipped), `isHatched` without credit, and the ends of the scale.
- * @param {PathTokens} tokens @param {Shade} shade @param {Theme} theme
- */
-export function shadingOf(tokens, shade, theme) {
-  const numbers = numbersOf(tokens, shade);
-  const sizes = [...numbers].map(Math.abs).filter(Number.isFinite).sort((a, b) => a - b);
-  const isSigned = shade === "advantage" || shade === "ratio";
-  const high = shade === "advantage" ? tokens.advantageLimit : Math.max(sizes[Math.floor(0.99 * (sizes.length - 1))] ?? 0, 1e-6);
-  // Between segments an advantage steps; there is no token that stands out.
-  const mark = isSigned || shade === "mask" ? Infinity : high;
-  const tints = tintsOf(isSigned ? "advantage" : "entropy", theme);
-  return {
-    shade,
-    low: isSigned ? -high : 0,
-    high,
-    /** @param {number} i */
-    level(i) {
-      const number = /** @type {number} */ (numbers[i]);
-      if (Number.isNaN(number)) return -1;
-      const share = Math.min(1, Math.max(isSigned ? -1 : 0, number / high));
-      return Math.round((isSigned ? (share + 1) / 2 : share) * (LEVELS - 1));
-    },
-    /** @param {number} i */
-    isMarked: (i) => shade === "ratio" ? Boolean(tokens.clip?.[i]) : Math.abs(/** @type {number} */ (numbers[i])) > mark,
-    /** Could have been trained and was not. @param {number} i */
-    isHatched: (i) => (shade === "mask" || shade === "advantage") && !tokens.trained[i] && !segmentAt(tokens, i).isGiven,
-    /** @param {number} level */
-    fill: (level) => (level < 0 ? "" : /** @type {string} */ (tints[level])),
-  };
-}
-
-/** [T] NaN: nothing to show. @param {PathTokens} tokens @param {Shade} shade */
-function numbersOf(tokens, shade) {
-  const numbers = new Float32Array(tokens.n).fill(NaN);
-  for (const segment of tokens.segments) {
-    if (segment.isGiven || shade === "none") continue;
-    for (let i = segment.start; i < segment.start + segment.count; i++) {
-      if (shade === "advantage") numbers[i] = tokens.trained[i] ? (segment.advantage ?? NaN) : NaN;
-      else if (shade === "entropy") numbers[i] = /** @type {number} */ (tokens.entropy[i]);
-      else if (shade === "logprob") numbers[i] = -(/** @type {number} */ (tokens.logprob[i]));
-      else if (shade === "ratio") numbers[i] = tokens.log_ratio?.[i] ?? NaN;
-      else if (shade === "mismatch") numbers[i] = Math.abs(tokens.mismatch?.[i] ?? NaN);
-    }
-  }
-  return numbers;
-}
-
-/** @type {Map<string, string[]>} */
-const made = new Map();
-
-/** One tint per level. @param {"advantage" | "entropy"} kind @param {Theme} theme */
-export function tintsOf(kind, theme) {
-  const key = `${kind} ${theme}`;
-  let tints = made.get(key);
-  if (!tints) {
-    const { fill } = colourScale(kind, 1, theme);
-    tints = Array.from({ length: LEVELS }, (_, level) => fill(Math.round((level / (LEVELS - 1)) * (FILLS - 1))) + ALPHA);
-    made.set(key, tints);
-  }
-  return tints;
-}
-
-/** Places of formulas. A dollar before a blank, or after one, is money. */
-const MATHEMATICS = /\\\[([\s\S]{1,1000}?)\\\]|\\\(([\s\S]{1,1000}?)\\\)|(?<!\\)\$\$([\s\S]{1,1000}?)\$\$|(?<![\\$])\$(?![\s$])((?:[^$\n]|\\\$){0,1000}?[^\s$\\])\$(?![\d$])/g;
-
-/**
- * A text in parts: plain ones, and formulas without their marks. @param {string} text
- * @returns {{text: string, tex: string | null, isDisplay: boolean}[]} the texts join to the whole
- */
-export function formulas(text) {
-  const parts = [];
-  let done = 0;
-  for (const match of text.matchAll(MATHEMATICS)) {
-    if (match.index > done) parts.push({ text: text.slice(done, match.index), tex: null, isDisplay: false });
-    const [whole, brackets, parentheses, dollars, dollar] = match;
-    parts.push({ text: whole, tex: brackets ?? parentheses ?? dollars ?? dollar ?? "", isDisplay: brackets !== undefined || dollars !== undefined });
-    done = match.index + whole.length;
-  }
-  if (done < text.length) parts.push({ text: text.slice(done), tex: null, isDisplay: false });
-  return parts;
-}
-
-/**
- * Texts that join to the same whole as `texts`, with no formula cut in two: what of it stands in a later one moves up.
- * @param {string[]} texts @returns {string[]} as many
- */
-export function unbroken(texts) {
-  const whole = texts.join("");
-  /** Ends of formulas by the places inside of them: first a sorted list, then walked along. @type {[number, number][]} */
-  const ranges = [];
-  let at = 0;
-  for (const part of formulas(whole)) {
-    if (part.tex !== null) ranges.push([at, at + part.text.length]);
-    at += part.text.length;
-  }
-  const found = [];
-  let [begin, boundary, next] = [0, 0, 0];
-  for (const text of texts) {
-    boundary += text.length;
-    while (next < ranges.length && /** @type {[number, number]} */ (ranges[next])[1] <= boundary) next++;
-    const range = ranges[next];
-    const end = Math.max(begin, range && range[0] < boundary ? range[1] : boundary);
-    found.push(whole.slice(begin, end));
-    begin = end;
-  }
-  return found;
-}
