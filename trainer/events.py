@@ -93,9 +93,7 @@ class Progress(_Event):
     phase: Literal["loading", "sampling", "verifying", "training", "evaluating", "saving"]
     done: int = Field(ge=0)
     total: int = Field(ge=0)
-    growing: list[GrowingTree] = Field(
-        [], description="The first trees of the step."
-    )
+    growing: list[GrowingTree] = Field([], description="The first trees of the step.")
     occupancy: Occupancy | None = Field(None, description="Of the engine, while it samples.")
 
 

@@ -106,12 +106,25 @@ class TreeWeights:
 
 def trained_tokens(tree: RolloutTree, most_probability: float) -> NDArray[np.bool_]:
     """[T] sampled tokens whose probability was below the bound (1: all)."""
-    is_sampled = tree.finish != FinishReason.GIVEN
-    is_sampled[ROOT] = False
-    sampled: NDArray[np.bool_] = np.repeat(is_sampled, tree.token_counts())
+    sampled: NDArray[np.bool_] = np.repeat(_is_sampled(tree), tree.token_counts())
     if most_probability < 1:
         sampled &= tree.logprobs < math.log(most_probability)
     return sampled
+
+
+def _is_sampled(tree: RolloutTree) -> NDArray[np.bool_]:
+    is_sampled: NDArray[np.bool_] = tree.finish != FinishReason.GIVEN
+    is_sampled[ROOT] = False
+    return is_sampled
+
+
+def trained_counts(tree: RolloutTree, objective: Objective, trains: NDArray[np.bool_]) -> Ints:
+    """[N] as `count_trained`. Where no token of a sampled segment is masked, none has to be looked at: a huge
+    tree has millions.
+    """
+    if not isinstance(objective, PolicyObjective) or objective.max_token_probability == 1:
+        return np.where(_is_sampled(tree), tree.token_counts(), 0)
+    return count_trained(tree, trains)
 
 
 def count_trained(tree: RolloutTree, trains: NDArray[np.bool_]) -> Ints:
@@ -148,7 +161,7 @@ def _policy_weights(
     found = []
     for tree in trees:
         trains = trained_tokens(tree, objective.max_token_probability)
-        own = count_trained(tree, trains)
+        own = trained_counts(tree, objective, trains)
         length = own.copy()
         if is_path:
             for node in range(1, tree.n_nodes):

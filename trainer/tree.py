@@ -276,10 +276,10 @@ class RolloutTree:
 
     def levels(self) -> list[int]:
         """[D+2] where each depth starts: nodes of depth d are `levels[d] .. levels[d + 1] - 1`."""
-        below = np.concatenate(([1], 1 + np.cumsum(self.child_counts()))).tolist()
         starts = [0, 1]
         while starts[-1] < self.n_nodes:
-            starts.append(below[starts[-1]])
+            # `parent` never falls: a level ends where the children of the one above do.
+            starts.append(int(np.searchsorted(self.parent, starts[-1])))
         return starts
 
     def wide_levels(self) -> list[int]:

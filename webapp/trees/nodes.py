@@ -19,7 +19,7 @@ from trainer.config import RunConfig
 from trainer.credit import CreditPlan
 from trainer.explanation import explain
 from trainer.intervals import wilson_interval
-from trainer.loss_weights import TreeWeights, count_trained, pull, weigh
+from trainer.loss_weights import TreeWeights, pull, trained_counts, weigh
 from trainer.schema.objective import Objective, PolicyObjective
 from trainer.text import storable
 from trainer.token_means import token_means
@@ -379,7 +379,7 @@ def pull_of(opened: OpenTree, config: RunConfig) -> tuple[TreeWeights, Pull]:
 
 def _pull(tree: RolloutTree, objective: Objective, spread: str) -> tuple[TreeWeights, Pull]:
     (weights,) = weigh([tree], objective, spread)
-    trained = count_trained(tree, weights.trains)
+    trained = trained_counts(tree, objective, weights.trains)
     mass = pull(weights, objective, trained)
     # An advantage of 0 pulls nowhere, and is trained all the same.
     is_reached = weights.held > 0 if isinstance(objective, PolicyObjective) else mass > 0
