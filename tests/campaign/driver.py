@@ -291,6 +291,7 @@ class Campaign:
             time.sleep(TICK_SECONDS)
 
     def tick(self) -> None:
+        self.watcher.raise_if_blind()
         for one in list(self.active):
             one.fault.go_on()
             if time.monotonic() >= one.until or one.fault.is_over():

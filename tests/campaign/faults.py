@@ -297,8 +297,9 @@ class HostOutOfMemory(Fault):
         return "no memory control group that we may write to"
 
     def inject(self) -> str:
+        if not (pid := self.campaign.a_trainer(self.rng)):
+            return "no trainer lived"  # for the kernel 0 is who asks
         self.group.mkdir(exist_ok=True)
-        pid = self.campaign.a_trainer(self.rng)
         with contextlib.suppress(OSError):
             (self.group / "cgroup.procs").write_text(str(pid))
             (self.group / "memory.limit_in_bytes").write_text(str(2**20))
@@ -338,11 +339,18 @@ class FileSizeLimit(Fault):
 
     def inject(self) -> str:
         self.pid = self.campaign.a_trainer(self.rng)
+        if not self.pid:
+            return "no trainer lived"  # for the kernel 0 is who asks
         with contextlib.suppress(OSError, ValueError):
             resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
         return f"files of trainer {self.pid} may have 100 kB"
 
+    def is_over(self) -> bool:
+        return not self.pid
+
     def heal(self) -> None:
+        if not self.pid:
+            return
         with contextlib.suppress(OSError, ValueError):
             resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 

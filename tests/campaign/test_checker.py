@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +22,8 @@ from tests.campaign.evidence import (
     StoredEvent,
     Twin,
 )
-from tests.campaign.history import Line
+from tests.campaign.history import History, Line
+from tests.campaign.watching import BlindError, Watcher
 
 Story = tuple[list[Line], Evidence]
 METRICS = {(step, "reward/mean"): float(step).hex() for step in (1, 2, 3)}
@@ -392,3 +395,14 @@ def test_the_product_and_the_checker_know_the_same_moves() -> None:
     product = {str(status): {str(to) for to in moves} for status, moves in PRODUCT.items()}
     assert product | {"": MOVES[""]} == MOVES
     assert MOVES[""] <= {str(status) for status in BORN}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_campaign_that_nobody_watches_any_more_ends(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.jsonl")
+    watcher = Watcher(SimpleNamespace(history=history))  # type: ignore[arg-type]  # a system with nothing to see
+    watcher.start()
+    for thread in watcher._threads:
+        thread.join(5)
+    with pytest.raises(BlindError, match="campaign-watch ended by itself"):
+        watcher.raise_if_blind()

@@ -53,6 +53,10 @@ class Spool:
     read_on: int = 0
 
 
+class BlindError(Exception):
+    """Nobody watches any more, so nothing that follows could be judged."""
+
+
 @dataclass
 class Watcher:
     """Threads that look and write down. `runs` is what they saw last."""
@@ -77,6 +81,12 @@ class Watcher:
             threading.Thread(target=self._look_on, name="campaign-watch", daemon=True),
             threading.Thread(target=self._tail_on, name="campaign-spools", daemon=True),
         ]
+
+    def raise_if_blind(self) -> None:
+        """Raises BlindError when one of the threads has ended by itself; its traceback is printed."""
+        for thread in self._threads:
+            if not thread.is_alive() and not self._leave.is_set():
+                raise BlindError(f"{thread.name} ended by itself after {self.history.now():.0f} s")
 
     def start(self) -> None:
         for thread in self._threads:
