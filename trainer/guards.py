@@ -77,7 +77,7 @@ TROUBLES: dict[str, Trouble] = {
         "The GPU has no memory left with half of the micro-batch (or of the rows sampled at once) either.",
         "Out of memory ({place}) while {doing}; tried {sizes}",
         "Retry on a GPU that nothing else uses, or fork the run with a lower training.microbatch_tokens, "
-        "shorter answers or training.gradient_checkpointing.",
+        "shorter answers, training.gradient_checkpointing, or less engine.kv_memory_mib of vLLM.",
         "failed",
     ),
     "host memory": Trouble(
@@ -146,6 +146,14 @@ TROUBLES: dict[str, Trouble] = {
         "Nothing the first time: the run goes on from its last checkpoint. If it comes again, look at its "
         "log "
         "under Events and at the machine's, then retry or fork the run.",
+        "queued again",
+    ),
+    "engine hangs": Trouble(
+        "A computation of the vLLM engine never came back: a driver or a library hangs.",
+        "The engine did not come back from one step of sampling within {seconds:g} s, and the trainer ended "
+        "itself",
+        "Nothing the first time: the run goes on from its last checkpoint. If it comes again, look at the "
+        "machine and its GPU and retry, or fork the run with engine.kind local.",
         "queued again",
     ),
     "rank died": Trouble(

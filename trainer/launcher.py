@@ -27,10 +27,10 @@ from typing import IO
 
 from trainer.config import RunConfig
 from trainer.config_file import config_to_yaml
-from trainer.supervised import BEAT_SECONDS, SILENT_SECONDS, SUPERVISOR_IS_SILENT
+from trainer.supervised import BEAT_SECONDS, ENGINE_HANGS, SILENT_SECONDS, SUPERVISOR_IS_SILENT
 
 TRAINER = (sys.executable, "-m", "trainer")
-RANK_DIED = 76  # exit status: a rank was killed or stood still, so it may go well another time
+RANK_DIED = 76  # exit status: a rank was killed, stood still or hung; it may go well another time
 STOP_SIGNAL = signal.SIGUSR1  # from here to the ranks
 RANK_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, STOP_SIGNAL})
 PEER_SECONDS = 10.0  # a rank that lost another one is ended within this time
@@ -211,8 +211,8 @@ def _watch(ranks: Sequence[Rank], asked: Sequence[int], patience: float) -> int:
             ended = [rank for rank in ranks if rank.has_ended()]
             if SUPERVISOR_IS_SILENT in [rank.status for rank in ended]:
                 return SUPERVISOR_IS_SILENT
-            if killed := [rank for rank in ended if rank.status is not None and rank.status < 0]:
-                return _said(selector, ranks, killed[0], RANK_DIED)
+            if gone := [rank for rank in ended if (rank.status or 0) < 0 or rank.status == ENGINE_HANGS]:
+                return _said(selector, ranks, gone[0], RANK_DIED)
             if still := [rank for rank in ranks if rank.silent >= patience]:
                 still[0].stood_still = True
                 return _said(selector, ranks, still[0], RANK_DIED)

@@ -441,9 +441,22 @@ def load_policy(path: str | Path, device: torch.device | str = "cpu") -> Policy:
         raise ModelError(
             f"The model in {folder} has no tokenizer.json. Save its tokenizer in the fast format."
         )
+    if (largest := _largest_id(tokenizer)) >= model.config.vocab_size:
+        raise ModelError(
+            f"The tokenizer in {folder} has ids up to {largest}, and the model knows those below "
+            f"{model.config.vocab_size}: it is another model's. Put the files of one model together."
+        )
     model.to(device)
     model.eval()  # no dropout: the sampling policy and the trained policy are one function
     return Policy(model, tokenizer, _end_ids(folder, config, model, tokenizer))
+
+
+def _largest_id(tokenizer: Any) -> int:
+    """Of the tokens that a text may have: special ones, as some models have beyond their embedding, it has
+    not.
+    """
+    special = {number for number, own in tokenizer.added_tokens_decoder.items() if own.special}
+    return max((number for number in tokenizer.get_vocab().values() if number not in special), default=0)
 
 
 def _why(folder: Path, error: Exception) -> str:

@@ -21,6 +21,8 @@ LISTEN_SECONDS = 4.0
 BEAT_SECONDS = 2.0
 PR_SET_PDEATHSIG = 1
 SUPERVISOR_IS_SILENT = 75  # exit status: "try again", as in sysexits.h
+ENGINE_HANGS = 77  # exit status: a computation of the engine never came back (`Alarm`)
+HANG_SECONDS = 600.0  # for one of them
 logger = logging.getLogger(__name__)
 
 
@@ -54,6 +56,41 @@ def beat(descriptor: int) -> None:
                 time.sleep(BEAT_SECONDS)
 
     threading.Thread(target=speak, name="beats", daemon=True).start()
+
+
+class Alarm:
+    """Ends this process when what is done inside `with alarm:` does not come back: a driver or library that
+    hangs can be left in no other way. Its thread starts with the first use.
+    """
+
+    def __init__(self, words: str, *, seconds: float = HANG_SECONDS) -> None:
+        """`words`: the last on standard error."""
+        self._words, self._seconds = words, seconds
+        self._number = 0  # of the computation, or of the pause after it
+        self._is_on = False
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> None:
+        self._number += 1
+        self._is_on = True
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._watch, name="alarm", daemon=True)
+            self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._is_on = False
+
+    def _watch(self) -> None:
+        tick = min(5.0, self._seconds / 4)
+        number, waited = 0, 0.0
+        while waited < self._seconds:
+            # Counted in waits that we were awake for, as above.
+            time.sleep(tick)
+            waited = waited + tick if self._is_on and number == self._number else 0.0
+            number = self._number
+        sys.stderr.write(f"EngineHang: {self._words}\n")
+        sys.stderr.flush()
+        os._exit(ENGINE_HANGS)
 
 
 def only_events_on_stdout() -> IO[bytes]:

@@ -7,6 +7,7 @@ import signal
 
 from trainer.guards import TROUBLES
 from trainer.launcher import RANK_DIED
+from trainer.supervised import ENGINE_HANGS, HANG_SECONDS
 
 _GPU_MEMORY = re.compile(r"\bOutOfMemoryError\b|\bCUDA out of memory\b")
 _HOST_MEMORY = re.compile(r"\b(MemoryError|out of memory|[Cc]an(?:'t|not) allocate memory)\b")
@@ -40,6 +41,8 @@ def _found(status: int, stderr: str, kernel_was_out_of_memory: bool) -> tuple[st
         if kernel_was_out_of_memory:
             return "host memory", {"what": "the machine had none left, and its kernel ended a process"}
         return "rank died", {"which": _which_rank(stderr)}
+    if status == ENGINE_HANGS:
+        return "engine hangs", {"seconds": HANG_SECONDS}
     if status < 0:
         return "died", {"number": -status, "name": _signal_name(-status)}
     last = last_error(stderr)
@@ -57,14 +60,18 @@ def _found(status: int, stderr: str, kernel_was_out_of_memory: bool) -> tuple[st
 
 
 def is_death(status: int) -> bool:
-    """Whether a signal ended the trainer, or one of its processes: it may go well another time."""
-    return status < 0 or status == RANK_DIED
+    """Whether a signal ended the trainer, or one of its processes, or its engine hung: it may go well another
+    time.
+    """
+    return status < 0 or status in (RANK_DIED, ENGINE_HANGS)
 
 
 def death(status: int, stderr: str) -> str:
     """What happened to a trainer that died, as a sentence to be gone on with: "… after step 3"."""
     if status == RANK_DIED:
         return TROUBLES["rank died"].said(which=_which_rank(stderr))
+    if status == ENGINE_HANGS:
+        return TROUBLES["engine hangs"].said(seconds=HANG_SECONDS)
     return TROUBLES["died"].said(number=-status, name=_signal_name(-status))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trainer.config_file import config_from_yaml
 from trainer.launcher import RANK_SIGNALS, STOP_SIGNAL
-from trainer.supervised import beat, end_with_parent
+from trainer.supervised import Alarm, beat, end_with_parent
 
 
 def main() -> None:
@@ -30,6 +30,9 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if act == "frozen":
             os.kill(os.getpid(), signal.SIGSTOP)
+        if act == "hangs":
+            with Alarm("it did not come back", seconds=0.4):
+                time.sleep(60)
         if act == "fails":
             sys.exit("ValueError: nothing left")
         if act == "stop":

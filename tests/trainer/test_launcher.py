@@ -34,6 +34,11 @@ def marked(mark: str) -> list[int]:
     [
         ("killed", RANK_DIED, "RankError: process 2 of 2 (rank 1) was ended by signal 9 (SIGKILL)"),
         ("frozen", RANK_DIED, "RankError: process 2 of 2 (rank 1) stood still for 3 seconds and was ended"),
+        (
+            "hangs",
+            RANK_DIED,
+            "RankError: process 2 of 2 (rank 1) ended with exit status 77: EngineHang: it did not come back",
+        ),
         ("fails", 1, "RankError: process 2 of 2 (rank 1) ended with exit status 1: ValueError: nothing left"),
         ("both", 1, "[rank"),  # rank 0 says itself why
         ("ends", 0, "[rank"),

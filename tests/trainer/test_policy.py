@@ -122,6 +122,13 @@ def test_weights_of_another_shape(model_folder: Path) -> None:
         load_policy(model_folder)
 
 
+def test_another_model_s_tokenizer(model_folder: Path, random_model: Callable[..., Any]) -> None:
+    random_model("llama", 60).save_pretrained(model_folder)
+    change_config(model_folder, eos_token_id=2)
+    with pytest.raises(ModelError, match=r"ids up to 399, and the model knows those below 60: it is another"):
+        load_policy(model_folder)
+
+
 def test_missing_tensors_are_not_made_up(model_folder: Path) -> None:
     change_config(model_folder, num_hidden_layers=4)
     with pytest.raises(ModelError, match=r"no weights for model.layers.3"):

@@ -14,6 +14,7 @@ import torch
 from tests.trainer.test_samplers import SAMPLERS, problems, valued
 from trainer.data import Problem
 from trainer.policy import Policy
+from trainer.sampling import vllm_engine
 from trainer.sampling.agreement import EngineMismatchError, check_against_policy
 from trainer.sampling.engine import (
     Engine,
@@ -26,7 +27,7 @@ from trainer.sampling.engine import (
 )
 from trainer.sampling.growth import PROMPT, Ground, Growth, Orders, Request, Segment, tree_of
 from trainer.sampling.local_engine import LocalEngine
-from trainer.sampling.vllm_engine import VllmEngine
+from trainer.sampling.vllm_engine import TokenChooser, VllmEngine
 from trainer.sampling.watch import GrowthWatch
 from trainer.tree import FinishReason, RolloutTree
 from trainer.verifiers import judge_gsm8k
@@ -299,6 +300,56 @@ def test_too_long_a_path_is_refused_before_anything_is_sampled(engine: VllmEngin
     plan = SamplingPlan((2,), (100_000,), split_at_newline=False, temperature=1.0)
     with pytest.raises(ValueError, match=r"a prompt of \d+ tokens and an answer of up to 100000 do not fit"):
         sample(engine, problems(1), plan)
+
+
+class _Once:
+    """The chooser, inside vLLM's own step, that fails once."""
+
+    def __init__(self, chooser: TokenChooser, error: Exception) -> None:
+        self._usual, self._error, self._left = chooser.choose, error, 5
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        self._left -= 1
+        if not self._left:
+            raise self._error
+        return self._usual(logits)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        # Told as it is: the loop then goes on with less.
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 8"), RuntimeError, "^DefaultCPUAllocator"),
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError, "^CUDA out of memory"),
+        (
+            RuntimeError("CUDA error: x\nmore"),
+            EngineError,
+            r"^vLLM failed .* RuntimeError: CUDA error: x\. Re",
+        ),
+    ],
+)
+def test_what_fails_inside_vllm_is_told_and_leaves_nothing_behind(
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception], words: str
+) -> None:
+    usual = sample(engine, problems(3), TREE)
+    with monkeypatch.context() as failing:
+        failing.setattr(engine._chooser, "choose", _Once(engine._chooser, error))
+        with pytest.raises(kind, match=words):
+            sample(engine, problems(3), TREE)
+    assert engine._core._inner.scheduler.get_num_unfinished_requests() == 0
+    again = sample(engine, problems(3), TREE)
+    assert [t.tokens.tolist() for t in again] == [t.tokens.tolist() for t in usual]
+
+
+def test_an_engine_that_writes_nothing_is_not_waited_for(
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = engine._core._core.get_output()
+    assert nothing.outputs == []
+    monkeypatch.setattr(engine._core._core, "get_output", lambda: nothing)
+    monkeypatch.setattr(vllm_engine, "IDLE_STEPS", 20)
+    with pytest.raises(EngineError, match=r"wrote no token in 21 steps, and \d+ segments are waiting"):
+        sample(engine, problems(1), TREE)
 
 
 def test_finish_reasons_are_those_of_a_tree(engine: VllmEngine) -> None:

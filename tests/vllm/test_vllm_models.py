@@ -52,6 +52,29 @@ def test_without_packing_the_tied_head_again_its_logits_are_the_old_ones(
         found.close()
 
 
+def test_what_vllm_cannot_compute_is_told_at_the_start(
+    policy: Policy, random_model: Callable[..., Any]
+) -> None:
+    """Its CPU build has no attention for heads of 24, and says so in the first step."""
+    model = random_model("llama", len(policy.tokenizer), hidden_size=96, head_dim=24)
+    other = Policy(model, policy.tokenizer, policy.end_ids)
+    with pytest.raises(EngineError, match=r"knows this model and cannot compute .*head_dim=24.* Set engine"):
+        VllmEngine(other, VllmEngineChoice(kv_memory_mib=KV_MEMORY_MIB, max_sequences=8))
+
+
+def test_memory_for_less_than_one_sequence_is_refused_with_what_is_enough(
+    policy: Policy, random_model: Callable[..., Any]
+) -> None:
+    model = random_model("llama", len(policy.tokenizer), hidden_size=128, max_position_embeddings=65536)
+    other = Policy(model, policy.tokenizer, policy.end_ids)
+    with pytest.raises(
+        EngineError, match=r"sequence of the model's 65,536 positions.* Set engine.kv_memory_mib \d+ or"
+    ) as told:
+        VllmEngine(other, VllmEngineChoice(kv_memory_mib=KV_MEMORY_MIB, max_sequences=8))
+    enough = int(str(told.value).partition("Set engine.kv_memory_mib ")[2].partition(" ")[0])
+    VllmEngine(other, VllmEngineChoice(kv_memory_mib=enough, max_sequences=8)).close()
+
+
 def test_more_memory_than_there_is_is_refused_in_words(policy: Policy) -> None:
     with pytest.raises(EngineError, match=r"did not start with 4194304 MiB of key-value memory.*Change"):
         VllmEngine(policy, VllmEngineChoice(kv_memory_mib=4_194_304))

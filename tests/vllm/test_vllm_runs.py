@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.test_loop import Run, small
-from tests.trainer.test_ranks import CLOSE, assert_same, case, events_of, furthest, one, two
 from trainer.checkpoint import CheckpointError, list_checkpoints
-from trainer.config import RunConfig
 from trainer.events import Metrics, Started
 from trainer.metrics import METRICS
 
@@ -77,20 +75,3 @@ def test_one_step_off_policy_it_goes_on_exactly_too(tmp_path: Path) -> None:
     (half,) = [path for path in list_checkpoints(tmp_path) if path.name == "step-2"]
     resumed = Run(tmp_path, config, resume=half)
     assert resumed.outcome.weights_sha256 == whole.outcome.weights_sha256
-
-
-@pytest.mark.process
-def test_two_processes_with_an_engine_each_are_one(tmp_path: Path) -> None:
-    """Of an adapter, too, which is gathered and merged on its way to the engines."""
-    configs = {slug: with_vllm(case(slug)) for slug in ("treerpo", "lora")}
-    two({slug: (config, []) for slug, config in configs.items()}, tmp_path / "two")
-    for slug, config in configs.items():
-        alone = one(config, tmp_path / "one" / slug)
-        assert_same(slug, alone, events_of(tmp_path / "two", slug))
-        last = f"checkpoints/step-{config.training.steps}"
-        assert furthest(tmp_path / "one" / slug / last, tmp_path / "two" / slug / last) < CLOSE, slug
-
-
-def with_vllm(config: RunConfig) -> RunConfig:
-    engine = {"kind": "vllm", "kv_memory_mib": 16, "max_sequences": 64}
-    return RunConfig.model_validate(config.model_dump(mode="json") | {"engine": engine})

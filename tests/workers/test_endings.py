@@ -33,6 +33,7 @@ ValueError: seed is odd
         (3, "", "exit status 3"),
         (0, "", "left without saying how it went"),
         (-64, "", "signal 64"),
+        (77, "EngineHang: x", "The engine did not come back from one step of sampling within 600 s"),
         (76, "x\nRankError: process 2 of 2 (rank 1) stood still\n", "Process 2 of 2 (rank 1) stood still."),
         (1, "[rank 0] x\nRankError: process 1 of 2 (rank 0) ended", "failed: RankError: process 1 of 2"),
     ],

