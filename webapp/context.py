@@ -24,7 +24,9 @@ def shell(request: HttpRequest) -> dict[str, Any]:
     # An error page may come before the middleware that sets the user.
     user = getattr(request, "user", None)
     if user is not None and user.is_authenticated:
-        frame["projects"] = list(projects_for(user))
+        # `n_news`: the user's saved searches with new matches.
+        news = Q(saved_views__owner=user, saved_views__new_matches__gt=0)
+        frame["projects"] = list(projects_for(user).annotate(n_news=Count("saved_views", filter=news)))
         frame["runs"] = (
             runs_for(user)
             .filter(status__in=ACTIVE)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.webapp.material import People, add_tree, worked_tree
 from webapp.notes.models import Note
+from webapp.saved.alerts import look_for_news
 from webapp.saved.models import SavedView
 from webapp.search import finding, indexer
 
@@ -110,6 +111,33 @@ def test_a_saved_view_leads_back_to_where_it_was_saved(indexed: Run, people: Peo
         {"name": "trees", "page": "trees", "query": "?step=2&sort=value", "run": indexed.id},
     )  # fmt: skip
     assert trees.json()["url"] == f"/r/{indexed.id}/trees?step=2&sort=value"
+
+
+def test_a_saved_search_tells_its_owner_alone_of_new_matches(indexed: Run, people: People) -> None:
+    viewer, editor = people.client("viewer"), people.client("editor")
+    viewer.post(
+        "/p/lab/views/new", {"name": "71", "page": "search", "query": "q=71+depth:1..2", "alert": "on"}
+    )
+    address = f"/api/v1/projects/lab/views/{SavedView.objects.get().id}"
+
+    def news() -> tuple[int | None, bool]:
+        look_for_news()
+        (view,) = viewer.get("/api/v1/projects/lab/views").json()
+        return view["new_matches"], b"news-count" in viewer.get("/p/lab/").content
+
+    assert news() == (0, False)  # what was there when it was saved is no news
+    add_tree(indexed, 5, worked_tree(5))
+    indexer.index_all()
+    searched = viewer.get("/api/v1/projects/lab/search", {"q": "71 depth:1..2 step:5"}).json()
+    found = len(searched["nodes"])
+    assert found
+    assert news() == (found, True)
+    assert f"{found} new" in viewer.get("/p/lab/views/").content.decode()
+    assert b"news-count" not in editor.get("/p/lab/").content
+    assert send(editor, "patch", address, {"seen": True}).status_code == 403
+    assert send(viewer, "patch", address, {"seen": True}).json()["new_matches"] == 0
+    assert news() == (0, False)
+    assert send(viewer, "patch", address, {"alert": False}).json()["new_matches"] is None
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,14 @@ class SavedView(models.Model):
     run = models.ForeignKey(Run, on_delete=models.CASCADE, null=True, related_name="+", help_text="Of trees.")
     query = models.CharField(max_length=4000)
     created_at = models.DateTimeField(db_default=Now())
+    alert = models.BooleanField(default=False, db_default=False)
+    new_matches = models.PositiveIntegerField(default=0, db_default=0)
+    seen_id = models.BigIntegerField(
+        default=0, db_default=0, help_text="The newest indexed node when its owner saw it."
+    )
+    looked_id = models.BigIntegerField(
+        default=0, db_default=0, help_text="The newest indexed node when it was counted."
+    )
 
     class Meta:
         db_table = "arborist_saved_view"
@@ -35,5 +43,9 @@ class SavedView(models.Model):
                 condition=models.Q(page="trees", run__isnull=False)
                 | models.Q(page="search", run__isnull=True),
                 name="saved_view_of_trees_has_a_run",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(alert=False) | models.Q(page="search"),
+                name="saved_view_that_alerts_is_a_search",
             ),
         ]

@@ -39,6 +39,9 @@ def view_json(view: SavedView) -> dict[str, Any]:
         "owner": view.owner.get_username(),
         "owner_id": view.owner_id,
         "created_at": view.created_at,
+        "alert": view.alert,
+        # Up to alerts.MOST_NEW; None where nobody asked to be told.
+        "new_matches": view.new_matches if view.alert else None,
         # Encoded again: whatever was stored, it is a query of this page and nothing else.
         "url": f"{path}?{query.urlencode()}",
     }

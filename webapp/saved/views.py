@@ -10,6 +10,7 @@ from django.views.decorators.http import require_GET, require_POST
 
 from webapp.errors import RequestError
 from webapp.projects.access import get_project, get_run, user_of
+from webapp.saved.alerts import MOST_NEW, mark_seen, set_alert
 from webapp.saved.models import SavedView
 from webapp.saved.querysets import view_json, views_of
 from webapp.saved.services import remove_view, save_view
@@ -24,6 +25,7 @@ def view_list(request: HttpRequest, slug: str) -> HttpResponse:
         "saved": views_of(project),
         "user_id": user_of(request).id,
         "may_remove_any": project.role == "admin",
+        "most_new": MOST_NEW,
     }
     return render(request, "saved/list.html", context)
 
@@ -43,6 +45,8 @@ def view_save(request: HttpRequest, slug: str) -> HttpResponseBase:
         view = save_view(
             project, user_of(request), request.POST.get("name", ""), page, request.POST.get("query", ""), run
         )
+        if request.POST.get("alert"):
+            set_alert(view, user_of(request), alert=True)
     except RequestError as refused:
         messages.error(request, refused.detail)
         if run is not None and run.project_id == project.id:
@@ -53,11 +57,32 @@ def view_save(request: HttpRequest, slug: str) -> HttpResponseBase:
 
 
 @require_POST
-def view_remove(request: HttpRequest, slug: str, view_id: int) -> HttpResponseBase:
-    project = get_project(request, slug)
-    view = SavedView.objects.filter(project=project, id=view_id).select_related("owner").first()
+def view_alert(request: HttpRequest, slug: str, view_id: int) -> HttpResponseBase:
+    """`alert`: on, off, or seen."""
+    view = _view(request, slug, view_id)
+    wish = request.POST.get("alert", "")
+    try:
+        if wish == "seen":
+            mark_seen(view, user_of(request))
+        else:
+            set_alert(view, user_of(request), alert=wish == "on")
+    except RequestError as refused:
+        messages.error(request, refused.detail)
+    return redirect("view-list", slug)
+
+
+def _view(request: HttpRequest, slug: str, view_id: int) -> SavedView:
+    found = SavedView.objects.filter(project=get_project(request, slug), id=view_id)
+    view = found.select_related("owner", "project").first()
     if view is None:
         raise Http404
+    return view
+
+
+@require_POST
+def view_remove(request: HttpRequest, slug: str, view_id: int) -> HttpResponseBase:
+    project = get_project(request, slug)
+    view = _view(request, slug, view_id)
     try:
         remove_view(view, user_of(request), project.role)
     except RequestError as refused:

@@ -305,11 +305,12 @@ def _matching(asked: Asked, *more: str, only_scope: bool = False) -> QuerySet[In
     return rows.filter(RawSQL(f"{INDEXED} @@ ({' && '.join(sql)})", params, BooleanField()))  # noqa: S611 (our own text)
 
 
-def find(asked: Asked, *, before: int | None = None, limit: int = SEARCH_PAGE) -> Page:
-    """The newest matches with ids below `before`. Raises FilterError for a pattern the database cannot
-    read.
+def find(asked: Asked, *, before: int | None = None, after: int = 0, limit: int = SEARCH_PAGE) -> Page:
+    """The newest matches with ids below `before` and above `after`. Raises FilterError for a pattern the
+    database cannot read.
     """
-    places = list(asked.places.values_list("first_id", "last_id"))
+    named = asked.places.filter(last_id__gt=after).values_list("first_id", "last_id")
+    places = [(max(first, after + 1), last) for first, last in named]
     highest = top = max((last for _, last in places), default=0)
     if before is not None:
         top = min(top, before - 1)

@@ -257,9 +257,10 @@ def forget_all() -> None:
 class Indexer(threading.Thread):
     """Indexes until `leave` is set. Whatever the database does, the thread goes on."""
 
-    def __init__(self, leave: threading.Event) -> None:
+    def __init__(self, leave: threading.Event, then: Callable[[], None] = lambda: None) -> None:
+        """`then` is called after each look at what waits to be indexed."""
         super().__init__(name="indexer", daemon=True)
-        self.leave = leave
+        self.leave, self.then = leave, then
 
     def run(self) -> None:
         # Of this thread alone: training comes first.
@@ -268,6 +269,7 @@ class Indexer(threading.Thread):
         while not self.leave.wait(SEARCH_INDEX_SECONDS):
             try:
                 index_all(self.leave.is_set, only_wanted=True)
+                self.then()
                 is_away = False
             except (DatabaseError, InterfaceError) as error:
                 if not is_away:

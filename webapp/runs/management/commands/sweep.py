@@ -11,6 +11,7 @@ from webapp.exports.sweeper import sweep_exports
 from webapp.imports.sweeper import sweep_imports
 from webapp.runs.leftovers import end_leftovers
 from webapp.runs.sweeper import sweep, sweep_until
+from webapp.saved.alerts import look_for_news
 from webapp.search.indexer import Indexer
 
 
@@ -35,5 +36,5 @@ class Command(BaseCommand):
         leave = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: leave.set())
-        Indexer(leave).start()
+        Indexer(leave, then=look_for_news).start()
         sweep_until(leave.wait, (sweep_exports, sweep_imports, end_leftovers))
