@@ -79,7 +79,8 @@ PAGES = {
     "search": ("GET", 302, 404, 200, 200),
     "view-list": ("GET", 302, 404, 200, 200),
     "view-save": ("POST", 302, 404, 302, 302),  # nothing was sent, which the next page says
-    "view-remove": ("POST", 302, 404, 403, 302),  # it is the editor's
+    "view-alert": ("POST", 302, 404, 403, 302),  # it is the editor's
+    "view-remove": ("POST", 302, 404, 403, 302),
     "note-list": ("GET", 302, 404, 200, 200),
     "note-new": ("GET", 302, 404, 200, 200),
     "note-edit": ("GET", 302, 404, 200, 200),
@@ -148,7 +149,8 @@ API = {
     "GET /api/v1/projects/{slug}/search/counts": (401, 404, 200, 200),
     "GET /api/v1/projects/{slug}/views": (401, 404, 200, 200),
     "POST /api/v1/projects/{slug}/views": (401, 404, 201, 201),
-    "DELETE /api/v1/projects/{slug}/views/{view_id}": (401, 404, 403, 204),  # it is the editor's
+    "PATCH /api/v1/projects/{slug}/views/{view_id}": (401, 404, 403, 200),  # it is the editor's
+    "DELETE /api/v1/projects/{slug}/views/{view_id}": (401, 404, 403, 204),
     "GET /api/v1/projects/{slug}/notes": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}/notes": (401, 404, 200, 200),
     "POST /api/v1/trees/{tree_id}/notes": (401, 404, 403, 201),
@@ -280,6 +282,8 @@ def test_api_operation_by_role(operation: str, run: Run, people: People, config:
         path, body = path.replace("1.1", "1"), json.dumps({"n": 1, "max_tokens": 4})
     if route.endswith("/views"):
         body = json.dumps({"name": "new", "page": "search", "query": "q=books"})
+    if "/views/" in route:
+        body = json.dumps({"seen": True})
     if "/notes" in route:
         body = json.dumps({"text": "new", "tags": []})
     if route.endswith("/priority"):

@@ -67,6 +67,8 @@ def view_alert(request: HttpRequest, slug: str, view_id: int) -> HttpResponseBas
         else:
             set_alert(view, user_of(request), alert=wish == "on")
     except RequestError as refused:
+        if refused.status == 403:
+            raise PermissionDenied(refused.detail) from refused
         messages.error(request, refused.detail)
     return redirect("view-list", slug)
 
