@@ -12,7 +12,7 @@ import pytest
 
 from tests.webapp.material import People, add_tree, worked_tree
 from webapp.notes.models import Note
-from webapp.saved.alerts import look_for_news
+from webapp.saved.alerts import MOST_ALERTS, look_for_news
 from webapp.saved.models import SavedView
 from webapp.search import finding, indexer
 
@@ -138,6 +138,17 @@ def test_a_saved_search_tells_its_owner_alone_of_new_matches(indexed: Run, peopl
     assert send(viewer, "patch", address, {"seen": True}).json()["new_matches"] == 0
     assert news() == (0, False)
     assert send(viewer, "patch", address, {"alert": False}).json()["new_matches"] is None
+
+
+def test_a_person_has_a_few_alerts(indexed: Run, people: People) -> None:
+    viewer = people.client("viewer")
+    body = {"page": "search", "query": "q=71", "alert": True}
+    codes = [
+        send(viewer, "post", "/api/v1/projects/lab/views", body | {"name": str(n)}).status_code
+        for n in range(MOST_ALERTS + 1)
+    ]
+    assert codes == [201] * MOST_ALERTS + [409]
+    assert SavedView.objects.count() == MOST_ALERTS
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from webapp.search.models import IndexedPart
 MOST_NEW = 1000  # beyond it "1,000+" says enough
 LOOK_SECONDS = 3.0
 AT_ONCE = 500
+MOST_ALERTS = 20  # of a person: each is a search again and again
 
 
 def newest_node(project: Project) -> int:
@@ -48,10 +49,16 @@ def mark_seen(view: SavedView, user: User) -> None:
 
 
 def set_alert(view: SavedView, user: User, *, alert: bool) -> None:
-    """Tell of new matches from now on, or no more. Raises RequestError: 403, and 400 for a view of trees."""
+    """Tell of new matches from now on, or no more. Raises RequestError: 403, 400 for a view of trees, and 409
+    beyond `MOST_ALERTS`.
+    """
     _require_owner(view, user)
     if view.page != SavedView.Page.SEARCH:
         raise RequestError(400, "Only of a search is told what is new. Save a search, not a list of trees.")
+    if alert and SavedView.objects.filter(owner=user, alert=True).exclude(id=view.id).count() >= MOST_ALERTS:
+        raise RequestError(
+            409, f"You have {MOST_ALERTS} alerts already. Stop one of them, or save this without."
+        )
     newest = newest_node(view.project)
     SavedView.objects.filter(id=view.id).update(alert=alert, new_matches=0, seen_id=newest, looked_id=newest)
 

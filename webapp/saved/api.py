@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.db import transaction
 from django.http import Http404, HttpRequest
 from ninja import Router, Schema
 from ninja.responses import Status
@@ -47,9 +48,10 @@ def list_views(request: HttpRequest, slug: str) -> Any:
 def create_view(request: HttpRequest, slug: str, payload: NewView) -> Any:
     project = get_project(request, slug)
     run = None if payload.run is None else get_run(request, payload.run)
-    view = save_view(project, user_of(request), payload.name, payload.page, payload.query, run)
-    if payload.alert:
-        set_alert(view, user_of(request), alert=True)
+    with transaction.atomic():
+        view = save_view(project, user_of(request), payload.name, payload.page, payload.query, run)
+        if payload.alert:
+            set_alert(view, user_of(request), alert=True)
     view.refresh_from_db()
     return Status(201, view_json(view))
 

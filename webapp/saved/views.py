@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied
+from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_POST
@@ -42,11 +43,11 @@ def view_save(request: HttpRequest, slug: str) -> HttpResponseBase:
         else None
     )
     try:
-        view = save_view(
-            project, user_of(request), request.POST.get("name", ""), page, request.POST.get("query", ""), run
-        )
-        if request.POST.get("alert"):
-            set_alert(view, user_of(request), alert=True)
+        name, query = request.POST.get("name", ""), request.POST.get("query", "")
+        with transaction.atomic():
+            view = save_view(project, user_of(request), name, page, query, run)
+            if request.POST.get("alert"):
+                set_alert(view, user_of(request), alert=True)
     except RequestError as refused:
         messages.error(request, refused.detail)
         if run is not None and run.project_id == project.id:
