@@ -317,6 +317,7 @@ def node_probes(tree_id: int, node: str, *, before: int | None = None) -> dict[s
         "probes": {
             "node": node,
             "probes": found,
+            "drawn": probed.get(node, []),
             "n": nodes.pop(node, 0),
             "following": following,
             "comparison": compare(tree_id, node) if found else [],

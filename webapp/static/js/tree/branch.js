@@ -42,6 +42,7 @@ export class Probes {
   shown() {
     revealHidden(this.#section);
     this.#section.classList.add("one-by-one");
+    this.#draw();
     this.#read();
     this.#wait(POLL_MILLISECONDS);
   }
@@ -96,19 +97,14 @@ export class Probes {
     this.#page.root.dispatchEvent(new Event("probed"));
   }
 
-  /** The picture draws what came. @param {{id: number, node: string, n: number, n_done: number, is_active: boolean, continuations: {number: number, verdict: string}[]}[]} states */
-  drawn(states) {
-    if (!this.#page) return;
+  /** The picture draws what the section tells of its node. */
+  #draw() {
+    const told = this.#section.querySelector("#probes-drawn")?.textContent;
+    if (!this.#page || !told) return;
     const { probed, layout, root } = this.#page;
-    for (const { id, node, n, n_done, is_active, continuations } of states) {
-      const index = nodeNamed(layout, node);
-      const drawn = probed.get(index) ?? [];
-      const before = drawn.find((probe) => probe.id === id) ?? { id, verdicts: "", pending: 0 };
-      const verdicts = [...before.verdicts];
-      for (const { number, verdict } of continuations) verdicts[number] = verdict.charAt(0);
-      const now = { id, verdicts: verdicts.join(""), pending: is_active ? n - n_done : 0 };
-      probed.set(index, [...drawn.filter((probe) => probe.id !== id), now]);
-    }
+    const node = nodeNamed(layout, this.#section.dataset.node ?? "0");
+    if (JSON.stringify(probed.get(node)) === JSON.stringify(JSON.parse(told))) return;
+    probed.set(node, JSON.parse(told));
     root.dispatchEvent(new Event("probed"));
   }
 
@@ -175,7 +171,6 @@ export class Probes {
       if (this.#section !== section) return;
       const changed = states.filter((state, i) => String(state.n_done) !== active[i]?.dataset.done || state.status !== active[i]?.dataset.status);
       if (changed.length) {
-        this.drawn(changed);
         await this.reload();
         for (const state of changed) announce(spoken(state));
         return;
@@ -231,9 +226,8 @@ export function mountDialog({ treeId, selection }, probes, dialog) {
     const button = form.querySelector("button[type=submit]");
     if (button instanceof HTMLButtonElement) button.disabled = true;
     try {
-      const state = await post(`/trees/${treeId}/nodes/${node}/branch`, asked(new FormData(form)));
+      await post(`/trees/${treeId}/nodes/${node}/branch`, asked(new FormData(form)));
       dialog.close();
-      probes.drawn([state]);
       if (selection.name === node) await probes.asked(node);
       byId("probes").scrollIntoView({ block: "nearest" });
     } catch (error) {

@@ -50,6 +50,14 @@ export class ProbeLane {
       if (size >= GLYPH_FROM || isCurrent) ctx.strokeRect(left + 0.75, this.#top + 0.75, size - 3.5, BOX - 1.5);
       ctx.globalAlpha = 1;
     }
+    // Boxes too narrow for a frame each have one round all of them, with room for what is to come.
+    const narrow = this.#boxes.filter(({ width: size }) => size < GLYPH_FROM);
+    const [first, last] = [narrow[0], narrow.at(-1)];
+    if (first && last) {
+      ctx.strokeStyle = colour("--accent");
+      ctx.setLineDash([3, 2]);
+      ctx.strokeRect(first.left - 0.75, this.#top + 0.75, last.left + last.width - first.left, BOX - 1.5);
+    }
     const end = Math.max(0, ...this.#boxes.map(({ left, width: size }) => left + size)) + 6;
     const words = "sampled by hand, in no count";
     if (end + textWidth(ctx, words) < width) {
