@@ -6,7 +6,6 @@ import { stylesOf } from "../charts/styles.js";
 import { ApiError, json } from "../core/api.js";
 import { byId, data, make, setText, typed } from "../core/dom.js";
 import { hasEnded, statusGlyph, statusWord } from "../core/format.js";
-import { onKeys } from "../core/keys.js";
 import { load } from "../core/regions.js";
 import { onTheme } from "../core/theme.js";
 import { read, write } from "../core/url_state.js";
@@ -433,9 +432,5 @@ function clampSmoothing(text) {
   const value = Number(text ?? NaN);
   return value >= 0 && value <= 0.99 ? value : DEFAULT_SMOOTHING;
 }
-
-onKeys({
-  "/": () => byId("panel-filter").focus(),
-});
 
 for (const run of runs) void session.follow(run.id, run.state);

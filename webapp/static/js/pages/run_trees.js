@@ -264,11 +264,6 @@ onKeys({
   k: () => focusRow(-1),
   "[": () => move(-1),
   "]": () => move(1),
-  "/": () => {
-    const box = document.getElementById("tree-q");
-    if (box instanceof HTMLInputElement) box.select();
-    box?.focus();
-  },
 });
 
 start();

@@ -45,9 +45,4 @@ function walk(by) {
 onKeys({
   j: () => walk(1),
   k: () => walk(-1),
-  "/": () => {
-    const box = /** @type {HTMLInputElement} */ (byId("search-text"));
-    box.focus();
-    box.select();
-  },
 });

@@ -48,6 +48,14 @@ document.addEventListener("keydown", (event) => {
     menu.open = false;
   }
 });
+// `/` goes to the page's filter.
+const filter = () => /** @type {HTMLInputElement | null} */ (document.querySelector("main input[type=search]"));
+const toFilter = () => {
+  filter()?.focus();
+  filter()?.select();
+};
+if (filter()) onKeys({ "/": toFilter });
+
 // Escape leaves a filter for where the reader was before. One that filters as it is typed is cleared first, as browsers do.
 /** @type {EventTarget | null} */
 let before = null;

@@ -269,7 +269,9 @@ export function mountStage(page) {
   /** By keyboard one is in the view that one asks for. @param {typeof VIEWS[number]} next */
   function enter(next) {
     show(next);
-    (next === "outline" ? outline.element : byId(next)).focus({ preventScroll: true });
+    const place = next === "outline" ? outline.element : byId(next);
+    place.focus({ preventScroll: true });
+    place.scrollIntoView({ block: "nearest" });
   }
 
   /** The next tree of the step, looked at in the same way. @param {number} by */
