@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from trainer.config_file import config_from_yaml
 from trainer.policy import Policy
@@ -95,6 +96,15 @@ def test_the_local_engine_is_the_default_and_vllm_that_is_not_there_is_a_sentenc
 def test_only_half_precision_may_differ_visibly_from_the_policy() -> None:
     assert tolerance(VllmEngineChoice()) == tolerance(AutoEngine()) == 1e-4
     assert tolerance(VllmEngineChoice(dtype="bfloat16")) == 0.25
+
+
+def test_why_vllm_did_not_start_is_more_than_a_count_of_errors() -> None:
+    with pytest.raises(ValidationError) as raised:
+        VllmEngineChoice.model_validate({"kind": "vllm", "block_tokens": 48})
+    why = vllm_engine._why_not_started(raised.value, VllmEngineChoice(), 512)
+    assert why.startswith(
+        "vLLM did not start with this model: ValidationError: Input should be 32, 64 or 128."
+    )
 
 
 LISTENING = """

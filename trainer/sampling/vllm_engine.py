@@ -35,6 +35,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor
 
 from trainer.data import Problem
@@ -832,5 +833,8 @@ def _why_not_started(error: BaseException, choice: VllmEngineChoice, positions: 
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or ["no message"]
+    text = str(error)
+    if isinstance(error, ValidationError):  # its first line only counts
+        text = error.errors()[0]["msg"].removeprefix("Value error, ")
+    lines = text.strip().splitlines() or ["no message"]
     return f"{type(error).__name__}: {lines[0][:500].rstrip('.')}"
