@@ -370,8 +370,6 @@ def run_part(name: str, parts: tuple[Part, ...], device: torch.device, seconds: 
 
     if device.type == "cpu":
         torch.set_num_threads(1)
-    else:
-        torch._dynamo.config.recompile_limit = 64  # one kernel for each length
     part.measure(part, device, say, time.monotonic() + seconds * 0.8)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -31,6 +32,7 @@ NAME: Final = "arborist_packed"
 MOST_PADDING: Final = 1.1
 SMALL_BUCKET: Final = 1 << 14  # query-key pairs
 FLEX_BLOCK: Final = 128  # tokens of a side of a block that the kernel takes or leaves
+FLEX_KERNELS: Final = 64  # compiled, each for one length
 FLEX_LENGTH: Final = 2048  # tokens from which on a GPU's block mask is worth its kernel
 
 
@@ -187,14 +189,26 @@ def layout_of(runs: Runs, device: torch.device) -> PathLayout | BlockLayout:
     return PathLayout.of(runs, device)
 
 
+@cache
+def _compiled_flex() -> Any:
+    """FlexAttention, compiled once per padded length, with and without gradient. Past torch's limit of 8
+    kernels it would say nothing and make all U x U scores.
+    """
+    from torch._dynamo import config
+    from torch.nn.attention.flex_attention import flex_attention
+
+    config.recompile_limit = max(config.recompile_limit, FLEX_KERNELS)
+    return torch.compile(flex_attention, dynamic=False)
+
+
 def _flex(query: Tensor, key: Tensor, value: Tensor, layout: BlockLayout, scaling: float | None) -> Tensor:
-    """[1, U, K*G, D] by FlexAttention, compiled once per padded length."""
+    """[1, U, K*G, D] by FlexAttention."""
     from torch.nn.attention.flex_attention import flex_attention
 
     more = layout.length - query.shape[2]
     q, k, v = (functional.pad(x, (0, 0, 0, more)) for x in (query, key, value))
     # Uncompiled it is slow, and the same.
-    attend: Any = torch.compile(flex_attention, dynamic=False) if q.is_cuda else flex_attention
+    attend: Any = _compiled_flex() if q.is_cuda else flex_attention
     mixed: Tensor = attend(
         q, k, v, block_mask=layout.mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )
