@@ -61,8 +61,14 @@ def gsm8k(text: str, has_ended: bool, reference: str) -> Said:
     """Correct iff the policy ended the answer and what follows its last `#### ` equals the reference: the
     same text after `normalised`, or the same decimal number (7, 7.0 and 7.00 are one; no rounding).
     """
+    answer = marked(text)
+    return _told(answer, has_ended, lambda: are_equal(answer, reference))
+
+
+def marked(text: str) -> str:
+    """What follows the last `#### `; "" without one."""
     _, mark, answer = text.rpartition(ANSWER_MARK)
-    return _told(answer if mark else "", has_ended, lambda: are_equal(answer, reference))
+    return answer if mark else ""
 
 
 def boxed(text: str, has_ended: bool, reference: str) -> Said:
@@ -103,19 +109,25 @@ def are_same_mathematics(answer: str, reference: str) -> bool:
         return True
     if max(len(answer), len(reference)) > MAX_MATH_LETTERS:
         return False
+    from math_verify import verify
+
+    gold, found = parsed(reference), parsed(answer)
+    return bool(gold and found and verify(gold, found, timeout_seconds=0))
+
+
+def parsed(expression: str) -> list[Any]:
+    """What math-verify reads in LaTeX: sympy's expression, then the text; [] when it cannot read it."""
     import logging
 
-    from math_verify import LatexExtractionConfig, parse, verify
+    from math_verify import LatexExtractionConfig, parse
 
     # It warns on every call that its own timeouts are off: ours are on.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     # Its own timeouts need signals, which do not work everywhere; a process is ended from outside instead.
     # As LaTeX alone: its other way of reading hands text to sympy, which evaluates it as Python, and takes
     # what LaTeX cannot read for the first number in it (0.\overline{3} for 0).
-    as_latex = (LatexExtractionConfig(),)
-    gold = parse(f"${reference}$", as_latex, parsing_timeout=0)
-    found = parse(f"${answer}$", as_latex, parsing_timeout=0)
-    return bool(gold and found and verify(gold, found, timeout_seconds=0))
+    found: list[Any] = parse(f"${expression}$", (LatexExtractionConfig(),), parsing_timeout=0)
+    return found
 
 
 NUMBER: Final = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d{1,3})?", re.ASCII)
@@ -124,15 +136,13 @@ NUMBER: Final = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-
 def numeric(text: str, has_ended: bool, reference: str, tolerance: float) -> Said:
     """Correct iff the last number of the answer is the reference's, within tolerance * max(1,
     |reference|)."""
-    found = [match for match in NUMBER.findall(text[-20_000:]) if any(letter.isdigit() for letter in match)]
-    expected = [match for match in NUMBER.findall(reference) if any(letter.isdigit() for letter in match)]
+    answer, expected = last_number(text), last_number(reference)
     if not expected:
         raise ValueError(f"The reference answer {reference[:60]!r} holds no number.")
-    answer = found[-1] if found else ""
 
     def is_close() -> bool:
         try:
-            mine, theirs = Decimal(answer.replace(",", "")), Decimal(expected[-1].replace(",", ""))
+            mine, theirs = Decimal(answer.replace(",", "")), Decimal(expected.replace(",", ""))
         except InvalidOperation:
             return False
         return abs(mine - theirs) <= Decimal(tolerance) * max(Decimal(1), abs(theirs))
@@ -140,12 +150,21 @@ def numeric(text: str, has_ended: bool, reference: str, tolerance: float) -> Sai
     return _told(answer, has_ended, is_close)
 
 
+def last_number(text: str) -> str:
+    """The last number near the end of a text, as it is written; "" without one."""
+    found = [match for match in NUMBER.findall(text[-20_000:]) if any(letter.isdigit() for letter in match)]
+    return found[-1] if found else ""
+
+
 def exact(text: str, has_ended: bool, reference: str, *, ignore_case: bool) -> Said:
     """Correct iff the whole answer, without blanks around it, is the reference."""
-    mine, theirs = text.strip(), reference.strip()
-    if ignore_case:
-        mine, theirs = mine.casefold(), theirs.casefold()
+    mine, theirs = stripped(text, ignore_case), stripped(reference, ignore_case)
     return _told(text, has_ended, lambda: mine == theirs)
+
+
+def stripped(text: str, ignore_case: bool) -> str:
+    """Without blanks around it; with one case alone where that is ignored."""
+    return text.strip().casefold() if ignore_case else text.strip()
 
 
 def compiled(pattern: str) -> re.Pattern[str]:
@@ -158,11 +177,16 @@ def compiled(pattern: str) -> re.Pattern[str]:
 
 def matched(text: str, has_ended: bool, reference: str, pattern: re.Pattern[str]) -> Said:
     """Correct iff the last match (its first group, if the pattern has one) equals the reference."""
+    answer = last_match(text, pattern)
+    return _told(answer, has_ended, lambda: are_equal(answer, reference))
+
+
+def last_match(text: str, pattern: re.Pattern[str]) -> str:
+    """The last match, or its first group if the pattern has one; "" without a match."""
     last = None
     for match in pattern.finditer(text):
         last = match
-    answer = "" if last is None else (last[1] if pattern.groups else last[0]) or ""
-    return _told(answer, has_ended, lambda: are_equal(answer, reference))
+    return "" if last is None else (last[1] if pattern.groups else last[0]) or ""
 
 
 def plugin(name: str) -> Judge:
@@ -218,7 +242,7 @@ def normalised(answer: str) -> str:
         return answer
     plain = answer.replace(",", "") if _THOUSANDS.fullmatch(answer) else answer
     plain = plain.removeprefix("+")
-    return plain if _is_number(plain) else answer
+    return plain if is_plain_number(plain) else answer
 
 
 def canonical(answer: str) -> str:
@@ -228,11 +252,11 @@ def canonical(answer: str) -> str:
     return plain if number is None else f"{number.normalize():f}"
 
 
-def _is_number(text: str) -> bool:
+def is_plain_number(text: str) -> bool:
     whole, _, fraction = text.removeprefix("-").partition(".")
     digits = whole + fraction
     return len(text) <= MAX_NUMBER_LETTERS and digits.isascii() and digits.isdecimal()
 
 
 def _number(text: str) -> Decimal | None:
-    return Decimal(text) if _is_number(text) else None
+    return Decimal(text) if is_plain_number(text) else None

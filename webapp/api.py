@@ -45,6 +45,7 @@ from webapp.saved.api import router as saved_router
 from webapp.search.api import router as search_router
 from webapp.trees.api import router as trees_router
 from webapp.trees.opened import words_of
+from webapp.verifications.api import router as verifications_router
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +124,7 @@ api.add_router("", exports_router)
 api.add_router("", imports_router)
 api.add_router("", problems_router)
 api.add_router("", probes_router)
+api.add_router("", verifications_router)
 api.add_router("", search_router)
 api.add_router("", saved_router)
 api.add_router("", notes_router)

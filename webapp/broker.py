@@ -19,6 +19,8 @@ TRAIN_RUN = "arborist.train_run"
 WRITE_EXPORT = "arborist.write_export"
 READ_IMPORT = "arborist.read_import"
 SAMPLE_PROBE = "arborist.sample_probe"
+VERIFY_ANSWER = "arborist.verify_answer"
+VERIFY_QUEUE = "probes.cpu"  # judging needs no GPU, and nobody waits behind a run
 EXPORT_QUEUE = "exports"  # of exports and imports: a run may keep a worker busy for days
 TIMEOUT_SECONDS = 1.0
 UNREACHABLE = (KombuError, RedisError, OSError)
@@ -82,6 +84,11 @@ def probe_queue(queue: str) -> str:
 def send_sample_probe(probe_id: int, queue: str) -> bool:
     """Tell the workers of `queue`, a `probe_queue`, that a probe waits; likewise."""
     return _send(SAMPLE_PROBE, probe_id, queue, "Probe")
+
+
+def send_verify_answer(verification_id: int) -> bool:
+    """Tell the workers of `VERIFY_QUEUE` that a verification waits; likewise."""
+    return _send(VERIFY_ANSWER, verification_id, VERIFY_QUEUE, "Verification")
 
 
 def _send(task: str, job_id: int, queue: str, what: str) -> bool:

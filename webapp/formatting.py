@@ -121,6 +121,15 @@ def duration(value: float | timedelta | None) -> str:
 
 
 @register.filter
+def short_time(seconds: float | None) -> str:
+    """Of something quick: `0.2 ms`, `12 ms`, `2.1 s`."""
+    found = _finite(seconds)
+    if found is None or found >= 1:
+        return duration(found)
+    return f"{_fixed(1000 * found, 1 if found < 0.01 else 0)} ms"
+
+
+@register.filter
 def ago(value: datetime | None) -> str:
     """`3 h 10 min ago`."""
     if value is None:

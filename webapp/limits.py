@@ -71,8 +71,8 @@ SOCKET_ASK_PATIENCE_SECONDS = 6  # for an answer
 SOCKET_SUMMARIES_PER_SECOND = 2
 SOCKET_TAIL_BYTES = 1_000_000  # the newest events of a watched run, kept once for all its viewers
 
-FILE_JOB_LEASE_SECONDS = 60  # of exports and imports: a worker renews it about every second
-FILE_JOB_ATTEMPTS = 3
+JOB_LEASE_SECONDS = 60  # of exports, imports and verifications: a worker renews it about every second
+JOB_ATTEMPTS = 3
 IMPORTS_AT_ONCE = 3  # of one user that wait or are worked on
 MAX_IMPORT_MEMORY = 1024 * 2**20  # that reading one line of an uploaded file may take
 MAX_IMPORT_ERRORS = 20  # lines that are told of before reading stops
@@ -99,6 +99,12 @@ PROBES_PER_TREE = 500  # kept
 PROBE_LEASE_SECONDS = 30
 PROBE_SECONDS = 600  # of sampling
 PROBE_LOSSES = 2  # workers that may be lost over one probe
+
+VERIFICATIONS_PER_USER = 10  # that wait or are judged
+VERIFICATIONS_IN_ALL = 100  # likewise, of everybody
+VERIFICATIONS_PER_NODE = 5  # kept, the newest
+VERIFICATION_ATTEMPTS = 2
+VERIFICATION_KEEP_SECONDS = 90 * 86_400
 
 SEARCH_INDEX_SECONDS = 5  # how often the indexer looks
 SEARCH_DEMAND_SECONDS = 900  # after a search, its project's runs are indexed while they train

@@ -1,5 +1,5 @@
-"""What a sweeper does for jobs on files, exports and imports alike: those whose worker was lost wait again,
-and workers are told of those that nobody was told of. Anything here may be done twice.
+"""What a sweeper does for every kind of job, exports, imports and verifications alike: those whose worker was
+lost wait again, and workers are told of those that nobody was told of. Anything here may be done twice.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from django.db import connection
 from django.db.models.functions import Now
 
 from webapp import broker
-from webapp.file_jobs import FileJob, JobStatus
-from webapp.limits import FILE_JOB_ATTEMPTS, FILE_JOB_LEASE_SECONDS, RESEND_QUEUED_SECONDS
+from webapp.jobs import Job, JobStatus
+from webapp.limits import JOB_ATTEMPTS, JOB_LEASE_SECONDS, RESEND_QUEUED_SECONDS
 
 MAX_AT_ONCE = 100
 ORPHAN_SECONDS = 3600  # a file that no job knows, and that was not written to for so long
@@ -30,14 +30,14 @@ def is_alone(lock: int) -> bool:
         return bool(cursor.fetchone()[0])
 
 
-def give_up_lost(model: type[FileJob], advice: str) -> None:
+def give_up_lost(model: type[Job], advice: str, *, attempts: int = JOB_ATTEMPTS) -> None:
     """Jobs whose lease ran out wait for another worker, or have failed for good: then `advice` says what to
     do. By the database's clock, and not just after its start: nobody could renew while it was away.
     """
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT now() - pg_postmaster_start_time() < make_interval(secs => %s)",
-            [FILE_JOB_LEASE_SECONDS],
+            [JOB_LEASE_SECONDS],
         )
         if cursor.fetchone()[0]:
             return
@@ -45,7 +45,7 @@ def give_up_lost(model: type[FileJob], advice: str) -> None:
     expired = rows.filter(status=JobStatus.RUNNING, lease_until__lt=Now())
     for job in expired.select_for_update(skip_locked=True)[:MAX_AT_ONCE]:
         mine = rows.filter(pk=job.pk, epoch=job.epoch, status=JobStatus.RUNNING)
-        if job.attempts >= FILE_JOB_ATTEMPTS:
+        if job.attempts >= attempts:
             mine.update(
                 status=JobStatus.FAILED,
                 ended_at=Now(),
@@ -65,16 +65,16 @@ def give_up_lost(model: type[FileJob], advice: str) -> None:
         logger.warning("%s %s: contact with %s was lost.", model._meta.object_name, job.pk, job.lease_owner)
 
 
-def forgotten(model: type[FileJob]) -> list[int]:
+def forgotten(model: type[Job]) -> list[int]:
     """Those that have waited so long that perhaps no worker was told of them."""
     since = Now() - timedelta(seconds=RESEND_QUEUED_SECONDS)
     waiting = model._default_manager.filter(status=JobStatus.QUEUED, queued_at__lt=since)
     return list(waiting.order_by("pk").values_list("pk", flat=True)[:MAX_AT_ONCE])
 
 
-def tell_again(ids: list[int], send: Callable[[int], bool]) -> None:
+def tell_again(ids: list[int], send: Callable[[int], bool], queue: str = broker.EXPORT_QUEUE) -> None:
     # A queue that still holds messages has no free worker, and more of them would only pile up.
-    if ids and broker.waiting(broker.EXPORT_QUEUE) == 0:
+    if ids and broker.waiting(queue) == 0:
         for job_id in ids:
             if not send(job_id):
                 break

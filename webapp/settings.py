@@ -144,6 +144,7 @@ INSTALLED_APPS = [
     "webapp.exports",
     "webapp.imports",
     "webapp.probes",
+    "webapp.verifications",
     "webapp.search",
     "webapp.saved",
     "webapp.notes",

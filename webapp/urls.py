@@ -22,6 +22,7 @@ urlpatterns = [
     path("", include("webapp.exports.urls")),
     path("", include("webapp.imports.urls")),
     path("", include("webapp.probes.urls")),
+    path("", include("webapp.verifications.urls")),
     path("", include("webapp.search.urls")),
     path("", include("webapp.saved.urls")),
     path("", include("webapp.notes.urls")),

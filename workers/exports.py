@@ -21,21 +21,21 @@ from webapp.exports.page import page_of
 from webapp.exports.rows import RowMaker
 from webapp.exports.selection import Selection, places, read_trees, stored_selection, trees_of
 from webapp.limits import EXPORT_KEEP_SECONDS, MAX_EXPORT_BYTES, MAX_EXPORT_NODES, MAX_EXPORT_TREES
-from workers import file_jobs
+from workers import jobs
 from workers.export_files import Csv, JsonLines, Parquet, Writer
-from workers.file_jobs import LEASE, Held, JobFailedError
+from workers.jobs import LEASE, Held, JobFailedError
 
 
 def claim(export_id: int, owner: str, told_to_leave: Callable[[], bool]) -> Held[Export] | None:
     """Take the export if it waits. None: it does not, which is no error."""
-    return file_jobs.claim(Export, export_id, owner, told_to_leave, done=0, total=0, rows=0, left_out={})
+    return jobs.claim(Export, export_id, owner, told_to_leave, done=0, total=0, rows=0, left_out={})
 
 
 def work_off(held: Held[Export]) -> None:
     """Write the file of a claimed export and move its row to an end. Database errors pass: the lease runs out
     and the sweeper brings it back.
     """
-    file_jobs.work_off(held, _write, _of_the_disk)
+    jobs.work_off(held, _write, _of_the_disk)
 
 
 def _of_the_disk(error: OSError) -> str:

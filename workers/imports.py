@@ -14,25 +14,25 @@ from datetime import timedelta
 from django.db.models.functions import Now
 
 from webapp.errors import RequestError
-from webapp.file_jobs import JobStatus
 from webapp.imports import files
 from webapp.imports.models import Import
 from webapp.imports.reading import Imported, import_trees, told
+from webapp.jobs import JobStatus
 from webapp.limits import IMPORT_STORE_SECONDS, MAX_IMPORT_MEMORY
-from workers import file_jobs
-from workers.file_jobs import Held, JobFailedError, JobLostError
+from workers import jobs
+from workers.jobs import Held, JobFailedError, JobLostError
 
 
 def claim(import_id: int, owner: str, told_to_leave: Callable[[], bool]) -> Held[Import] | None:
     """Take the import if it waits. None: it does not, which is no error."""
-    return file_jobs.claim(Import, import_id, owner, told_to_leave, done=0, trees=0, errors=[])
+    return jobs.claim(Import, import_id, owner, told_to_leave, done=0, trees=0, errors=[])
 
 
 def work_off(held: Held[Import]) -> None:
     """Make a run of the file of a claimed import and move its row to an end. Database errors pass: the lease
     runs out and the sweeper brings it back.
     """
-    file_jobs.work_off(held, _read, _of_the_disk)
+    jobs.work_off(held, _read, _of_the_disk)
     with contextlib.suppress(JobLostError):  # then the sweeper finds a file without a row
         asked = held.job()
         if not asked.is_unfinished:
@@ -58,7 +58,7 @@ def _read(held: Held[Import]) -> None:
             run=done.run,
             trees=done.trees,
             done=asked.size_bytes,
-            report=told(done)[: file_jobs.MAX_REASON],
+            report=told(done)[: jobs.MAX_REASON],
             ended_at=Now(),
             lease_until=None,
             lease_owner="",
@@ -80,4 +80,4 @@ def _read(held: Held[Import]) -> None:
                 in_the_end=stored,
             )
         except RequestError as refused:
-            file_jobs.fail(held, refused.detail, errors=[error["message"] for error in refused.errors])
+            jobs.fail(held, refused.detail, errors=[error["message"] for error in refused.errors])

@@ -1,6 +1,6 @@
-"""What may be asked of a worker. A message holds the id of a run, an export, an import or a probe and is a
-hint: twice, late or never. That of a run says only that its class has something to do: a worker takes what is
-next there.
+"""What may be asked of a worker. A message holds the id of a run, an export, an import, a probe or a
+verification and is a hint: twice, late or never. That of a run says only that its class has something to do:
+a worker takes what is next there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from webapp import broker
 from webapp.limits import LEASE_SECONDS
 from webapp.queue import order
 from webapp.runs.models import Run
-from workers import exports, imports, lease, probing
+from workers import exports, imports, lease, probing, verifying
 from workers.celery import app, draining, must_leave, urgency
 from workers.lease import Lease
 from workers.limits import RETRY_SECONDS
@@ -138,6 +138,25 @@ def sample_probe(self: Any, probe_id: object) -> None:
         logger.info("Probe %s does not wait for a worker; nothing to do.", probe_id)
         return
     probing.sample(held, told_to_leave=must_leave)
+
+
+@app.task(name=broker.VERIFY_ANSWER, bind=True, ignore_result=True)  # type: ignore[untyped-decorator] # Celery
+def verify_answer(self: Any, verification_id: object) -> None:
+    """Judge the answer, if it waits for a worker. `Any`: see `train_run`."""
+    if not _is_id(verification_id, "verification") or _takes_nothing():
+        return
+    try:
+        held = verifying.claim(verification_id, self.request.hostname or "worker", must_leave)
+        if held is not None:
+            verifying.work_off(held)
+    except (OperationalError, InterfaceError) as error:
+        logger.warning(
+            "Verification %s waits for the sweeper: the database does not answer (%s).",
+            verification_id,
+            error,
+        )
+    finally:
+        connections.close_all()
 
 
 def _is_id(value: object, what: str) -> TypeGuard[int]:

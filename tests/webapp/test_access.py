@@ -23,6 +23,7 @@ from webapp.projects.models import Project
 from webapp.runs.models import Run, Worker
 from webapp.saved.models import SavedView
 from webapp.trees.models import StoredTree
+from webapp.verifications.models import Verification
 
 ROLES = ("anonymous", "stranger", "viewer", "editor")
 
@@ -76,6 +77,7 @@ PAGES = {
     "node-diff": ("GET", 302, 404, 200, 200),
     "branch": ("GET", 302, 404, 200, 200),
     "probe-cancel": ("POST", 302, 404, 403, 302),
+    "node-verify": ("POST", 302, 404, 403, 302),
     "search": ("GET", 302, 404, 200, 200),
     "view-list": ("GET", 302, 404, 200, 200),
     "view-save": ("POST", 302, 404, 302, 302),  # nothing was sent, which the next page says
@@ -144,6 +146,9 @@ API = {
     "GET /api/v1/probes/{probe_id}": (401, 404, 200, 200),
     "GET /api/v1/probes/{probe_id}/continuations/{number}": (401, 404, 404, 404),
     "POST /api/v1/probes/{probe_id}/cancel": (401, 404, 403, 200),
+    "POST /api/v1/trees/{tree_id}/nodes/{name}/verifications": (401, 404, 403, 201),
+    "GET /api/v1/trees/{tree_id}/nodes/{name}/verifications": (401, 404, 200, 200),
+    "GET /api/v1/verifications/{verification_id}": (401, 404, 200, 200),
     "GET /api/v1/trees/{tree_id}/paths/{name}/tokens": (401, 404, 200, 200),
     "GET /api/v1/projects/{slug}/search": (401, 404, 200, 200),
     "GET /api/v1/projects/{slug}/search/counts": (401, 404, 200, 200),
@@ -194,6 +199,12 @@ def fill(route: str, run: Run) -> str:
             "max_tokens": 1, "seed": 1, "queue": "probes.cpu",
         },
     )  # fmt: skip
+    verification, _ = Verification.objects.get_or_create(
+        tree=tree,
+        defaults={
+            "created_by": run.created_by, "node": "1.1", "verifier": {"kind": "gsm8k"}, "is_own": False
+        },
+    )  # fmt: skip
     note, _ = Note.objects.get_or_create(
         tree=tree, defaults={"project": run.project, "author": run.created_by, "text": "a note"}
     )
@@ -215,6 +226,8 @@ def fill(route: str, run: Run) -> str:
         "view_id": view.id,
         "int:probe_id": probe.id,
         "probe_id": probe.id,
+        "int:verification_id": verification.id,
+        "verification_id": verification.id,
         "int:number": 0,
         "number": 0,
         "slug:slug": run.project.slug,

@@ -24,12 +24,12 @@ from webapp.exports.kinds import TreesExport, read_parameters
 from webapp.exports.models import Export, ExportStatus
 from webapp.exports.selection import read_selection
 from webapp.exports.sweeper import sweep_exports
-from webapp.limits import EXPORTS_AT_ONCE, FILE_JOB_ATTEMPTS
+from webapp.limits import EXPORTS_AT_ONCE, JOB_ATTEMPTS
 from webapp.projects.models import Project
 from webapp.runs.models import Run
 from webapp.search import indexer
 from workers import exports as worker
-from workers import file_jobs
+from workers import jobs
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +156,7 @@ def test_pairs_labels_and_chats_are_the_rows_that_trl_reads(run: Run, people: Pe
 def test_a_worker_that_was_lost_is_replaced_and_writes_nothing_more(
     run: Run, people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("webapp.lost_jobs.FILE_JOB_LEASE_SECONDS", 0)  # the database has just started
+    monkeypatch.setattr("webapp.lost_jobs.JOB_LEASE_SECONDS", 0)  # the database has just started
     export = asked(run, people)
     first = worker.claim(export.id, "worker-1", lambda: False)
     assert first is not None
@@ -176,19 +176,19 @@ def test_a_worker_that_was_lost_is_replaced_and_writes_nothing_more(
     assert len(list(files.folder().iterdir())) == 1
 
     again = asked(run, people)
-    for _ in range(FILE_JOB_ATTEMPTS):
+    for _ in range(JOB_ATTEMPTS):
         assert worker.claim(again.id, "worker-1", lambda: False) is not None
         Export.objects.filter(id=again.id).update(lease_until=Now() - timedelta(seconds=1))
         sweep_exports()
     again.refresh_from_db()
     assert again.status == "failed"
-    assert f"was lost {FILE_JOB_ATTEMPTS} times" in again.reason
+    assert f"was lost {JOB_ATTEMPTS} times" in again.reason
 
 
 def test_a_cancelled_export_ends_while_it_is_written(
     run: Run, people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file_jobs, "REPORT_SECONDS", 0)
+    monkeypatch.setattr(jobs, "REPORT_SECONDS", 0)
     export = asked(run, people)
     held = worker.claim(export.id, "worker-1", lambda: False)
     assert held is not None
@@ -207,7 +207,7 @@ def test_a_cancelled_export_ends_while_it_is_written(
 def test_a_worker_that_is_told_to_leave_gives_it_back(
     run: Run, people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file_jobs, "REPORT_SECONDS", 0)
+    monkeypatch.setattr(jobs, "REPORT_SECONDS", 0)
     export = asked(run, people)
     held = worker.claim(export.id, "worker-1", lambda: True)
     assert held is not None

@@ -34,8 +34,8 @@ from webapp.projects.models import Project
 from webapp.runs.models import Event, Run
 from webapp.runs.origin import how_made
 from webapp.trees.models import StoredTree
-from workers import file_jobs
 from workers import imports as worker
+from workers import jobs
 
 TREERPO = Estimator("treerpo-tiny", 1, "A = …")
 
@@ -173,7 +173,7 @@ def upload(run: Run, people: People, content: bytes, name: str = "theirs") -> Im
     return services.create_import(run.project, people.editor, file, name)
 
 
-def claimed(asked: Import, *, leaves: bool = False) -> file_jobs.Held[Import]:
+def claimed(asked: Import, *, leaves: bool = False) -> jobs.Held[Import]:
     held = worker.claim(asked.id, "worker-1", lambda: leaves)
     assert held is not None
     return held
@@ -186,7 +186,7 @@ def counts() -> tuple[int, int, int]:
 def test_a_lost_worker_is_replaced_and_nothing_is_imported_twice(
     run: Run, people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("webapp.lost_jobs.FILE_JOB_LEASE_SECONDS", 0)  # the database has just started
+    monkeypatch.setattr("webapp.lost_jobs.JOB_LEASE_SECONDS", 0)  # the database has just started
     runs, trees, _ = counts()
     asked = upload(run, people, lines(worked_tree(), worked_tree(2)))
     first = claimed(asked)
@@ -232,7 +232,7 @@ def test_an_import_that_is_deleted_with_its_project_ends_quietly(
     if moment == "before it began":
         run.project.delete()
     else:
-        monkeypatch.setattr(file_jobs, "REPORT_SECONDS", 0)
+        monkeypatch.setattr(jobs, "REPORT_SECONDS", 0)
         monkeypatch.setattr(held, "told_to_leave", lambda: bool(Project.objects.all().delete()) and False)
     worker.work_off(held)
     assert counts() == (0, 0, 0)
@@ -241,7 +241,7 @@ def test_an_import_that_is_deleted_with_its_project_ends_quietly(
 def test_a_worker_that_leaves_gives_it_back_and_lines_that_cannot_be_used_are_kept_to_be_read(
     run: Run, people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file_jobs, "REPORT_SECONDS", 0)
+    monkeypatch.setattr(jobs, "REPORT_SECONDS", 0)
     asked = upload(run, people, lines(worked_tree(), worked_tree(2)) + b'{}\n{"format": 3}\n')
     worker.work_off(claimed(asked, leaves=True))
     asked.refresh_from_db()

@@ -24,8 +24,9 @@ from workers.recorder import Recorder
 from workers.supervisor import _forget_sighting
 
 WORKERS = Path(keeping.__file__).parent
-# Exports, imports and probes have rows and epochs of their own (test_exports, test_imports, test_probing).
-OTHER_LEASES = ("exports", "export_files", "file_jobs", "imports", "probing")
+# Exports, imports, probes and verifications have rows and epochs of their own (test_exports, test_imports,
+# test_probing, test_verifying).
+OTHER_LEASES = ("exports", "export_files", "jobs", "imports", "probing", "verifying")
 WRITES = re.compile(
     r"\.(update|create|delete|save|update_or_create|get_or_create|bulk_create|bulk_update)\("
     r"|\b(INSERT INTO|UPDATE [a-z{]|DELETE FROM|COPY \{?\w)|\bexecute\(_"

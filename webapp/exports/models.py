@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.conf import settings
 from django.db import models
 
-from webapp.file_jobs import UNFINISHED, FileJob, JobStatus, state_constraints, unfinished_index
+from webapp.jobs import UNFINISHED, Job, JobStatus, state_constraints, unfinished_index
 from webapp.projects.models import Project
 
 __all__ = ["UNFINISHED", "Export", "ExportStatus"]
@@ -13,7 +13,7 @@ __all__ = ["UNFINISHED", "Export", "ExportStatus"]
 ExportStatus = JobStatus
 
 
-class Export(FileJob):
+class Export(Job):
     """One file that somebody asked for."""
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="exports")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from django.conf import settings
 from django.db import models
 
-from webapp.file_jobs import FileJob, state_constraints, unfinished_index
+from webapp.jobs import Job, state_constraints, unfinished_index
 from webapp.projects.models import Project
 from webapp.runs.models import Run
 
 
-class Import(FileJob):
+class Import(Job):
     """One file that is to become a run."""
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="imports")

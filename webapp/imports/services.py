@@ -15,10 +15,10 @@ from trainer.text import storable
 from webapp import broker
 from webapp.accounts.models import User
 from webapp.errors import RequestError, bad_field
-from webapp.file_jobs import UNFINISHED, JobStatus
 from webapp.imports import files
 from webapp.imports.models import Import
 from webapp.imports.reading import MAX_FILE_LETTERS
+from webapp.jobs import UNFINISHED, JobStatus
 from webapp.limits import IMPORTS_AT_ONCE, MAX_UPLOAD_BYTES
 from webapp.projects.models import Project
 from webapp.runs.services import check_name

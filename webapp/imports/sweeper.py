@@ -11,9 +11,9 @@ from django.db import transaction
 from django.db.models.functions import Now
 
 from webapp import broker, lost_jobs
-from webapp.file_jobs import UNFINISHED
 from webapp.imports import files
 from webapp.imports.models import Import
+from webapp.jobs import UNFINISHED
 from webapp.limits import EXPORT_FORGET_SECONDS
 
 LOCK = 0x4152_424F_494D  # any number that nobody else uses: "ARBOIM"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from webapp.imports.models import Import
     from webapp.probes.models import Probe
     from webapp.trees.models import StoredTree
+    from webapp.verifications.models import Verification
 
     class _WithRole(TypedDict):
         role: str
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     RunSeen = WithAnnotations[Run, _WithRole]
     TreeListed = WithAnnotations[StoredTree, _WithRole]
     ProbeSeen = WithAnnotations[Probe, _WithRole]
+    VerificationSeen = WithAnnotations[Verification, _WithRole]
     TreeSeen = WithAnnotations[StoredTree, _OfTree]
     ExportSeen = WithAnnotations[Export, _WithRole]
     ImportSeen = WithAnnotations[Import, _WithRole]
@@ -82,6 +84,14 @@ def probes_for(user: User | AnonymousUser) -> QuerySet[ProbeSeen]:
     from webapp.probes.models import Probe
 
     mine = Probe.objects.filter(_member(user, "tree__run__project__"))
+    return mine.annotate(role=F("tree__run__project__memberships__role"))
+
+
+def verifications_for(user: User | AnonymousUser) -> QuerySet[VerificationSeen]:
+    """The verifications of their answers, likewise."""
+    from webapp.verifications.models import Verification
+
+    mine = Verification.objects.filter(_member(user, "tree__run__project__"))
     return mine.annotate(role=F("tree__run__project__memberships__role"))
 
 
@@ -215,6 +225,15 @@ def get_probe(request: HttpRequest, probe_id: int) -> ProbeSeen:
         raise Http404
     show_in_frame(request, probe.tree.run.project)
     return probe
+
+
+def get_verification(request: HttpRequest, verification_id: int) -> VerificationSeen:
+    """The verification with its author, or Http404."""
+    rows = verifications_for(request.user).select_related("created_by")
+    asked = rows.filter(id=verification_id).first()
+    if asked is None:
+        raise Http404
+    return asked
 
 
 def show_in_frame(request: HttpRequest, project: Project) -> None:

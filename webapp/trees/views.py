@@ -32,6 +32,7 @@ from webapp.trees.nodes import find_node, outline, usual_colour
 from webapp.trees.opened import OpenTree, open_tree, words_of
 from webapp.trees.querysets import steps_with_trees, tree_row
 from webapp.trees.scale import advantage_limit
+from webapp.verifications.querysets import node_verifications
 
 VIEWS = ("icicle", "graph", "outline")
 COLOURS = (
@@ -133,6 +134,7 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
         **({"probed": {}} if made.imported else node_probes(stored.id, opened.name(node))),
         "method": method_of_run(stored.run),
         **inspector_context(opened, node, made),
+        "verifying": node_verifications(stored, opened, node, made.config),
         "outline": rows,
         "outline_cut": is_cut,
         "notes_on_address": notes,
@@ -162,6 +164,7 @@ def node_page(request: HttpRequest, tree_id: int, name: str) -> HttpResponse:
     made = how_made(stored.run)
     context |= {} if made.imported else node_probes(stored.id, opened.name(node))
     context |= inspector_context(opened, node, made)
+    context["verifying"] = node_verifications(stored, opened, node, made.config)
     return render(request, "trees/node.html", context)
 
 

@@ -13,6 +13,7 @@ from webapp.runs.leftovers import end_leftovers
 from webapp.runs.sweeper import sweep, sweep_until
 from webapp.saved.alerts import look_for_news
 from webapp.search.indexer import Indexer
+from webapp.verifications.sweeper import sweep_verifications
 
 
 class Command(BaseCommand):
@@ -30,6 +31,7 @@ class Command(BaseCommand):
             swept = sweep()
             sweep_exports()
             sweep_imports()
+            sweep_verifications()
             end_leftovers()
             self.stdout.write(f"{swept.lost} lost, {swept.sent} sent")
             return
@@ -37,4 +39,4 @@ class Command(BaseCommand):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: leave.set())
         Indexer(leave, then=look_for_news).start()
-        sweep_until(leave.wait, (sweep_exports, sweep_imports, end_leftovers))
+        sweep_until(leave.wait, (sweep_exports, sweep_imports, sweep_verifications, end_leftovers))

@@ -2,7 +2,10 @@
 import { byId } from "../core/dom.js";
 import { onKeys } from "../core/keys.js";
 import { mountReading } from "../tree/reading.js";
+import { mountVerifying } from "../tree/verifying.js";
 
 const page = byId("node-page");
-const { commands } = mountReading({ treeId: page.dataset.tree ?? "", nodeName: () => page.dataset.node ?? "0" });
+const { tree = "", node = "0" } = page.dataset;
+const { commands } = mountReading({ treeId: tree, nodeName: () => node });
+mountVerifying(tree, () => node)();
 onKeys(commands);

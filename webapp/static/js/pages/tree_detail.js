@@ -6,6 +6,7 @@ import { mountFrame } from "../tree/frame.js";
 import { openTree } from "../tree/page.js";
 import { mountTreeReading } from "../tree/reading.js";
 import { mountStage } from "../tree/stage.js";
+import { mountVerifying } from "../tree/verifying.js";
 
 const root = byId("tree-layout");
 
@@ -13,7 +14,11 @@ try {
   const page = await openTree(root);
   mountStage(page);
   const probesShown = mountBranching(page);
-  mountTreeReading(page, () => void probesShown());
+  const verifyingShown = mountVerifying(page.treeId, () => page.selection.name);
+  mountTreeReading(page, () => {
+    void probesShown();
+    verifyingShown();
+  });
   mountStrip(page);
   mountFrame(page);
   root.dataset.ready = "";

@@ -31,7 +31,8 @@ export class Probes {
     document.addEventListener("visibilitychange", () => this.#wait(0));
     document.addEventListener("click", (event) => this.#onClick(event));
     document.addEventListener("keydown", (event) => this.#onKey(event));
-    document.addEventListener("submit", (event) => void this.#onSubmit(event));
+    // Before the guard of all forms (`core/forms.js`) hears of it, which would send it once more.
+    document.addEventListener("submit", (event) => void this.#onSubmit(event), true);
   }
 
   get #section() {

@@ -1,4 +1,4 @@
-"""What exports and imports share: a row that is a job on a file, worked off by one worker at a time.
+"""What exports, imports and verifications share: a row that is a job, worked off by one worker at a time.
 
 The queue's message is only a hint. States move by conditional UPDATE; the worker that holds the lease writes
 under its `epoch`, so a cancelled or lost one writes nothing more.
@@ -24,8 +24,8 @@ class JobStatus(models.TextChoices):
 UNFINISHED = (JobStatus.QUEUED, JobStatus.RUNNING)
 
 
-class FileJob(models.Model):
-    """One job on one file."""
+class Job(models.Model):
+    """One thing to do, and how it went."""
 
     created_at = models.DateTimeField(db_default=Now())
 

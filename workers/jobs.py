@@ -1,4 +1,4 @@
-"""The right to work one job off, and every way in which that ends: exports and imports alike.
+"""The right to work one job off, and every way in which that ends, whatever kind of job it is.
 
 The row is the job. Every write names the epoch of the claim, so a worker whose job was cancelled, or given to
 another, finds no row to write to and leaves.
@@ -20,14 +20,14 @@ from django.db.models.functions import Now
 
 from trainer.text import storable
 from webapp.errors import RequestError
-from webapp.file_jobs import FileJob, JobStatus
-from webapp.limits import FILE_JOB_LEASE_SECONDS
+from webapp.jobs import Job, JobStatus
+from webapp.limits import JOB_LEASE_SECONDS
 
-LEASE = timedelta(seconds=FILE_JOB_LEASE_SECONDS)
+LEASE = timedelta(seconds=JOB_LEASE_SECONDS)
 REPORT_SECONDS = 1.0
 MAX_REASON = 2000
 
-J = TypeVar("J", bound=FileJob)
+J = TypeVar("J", bound=Job)
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Held(Generic[J]):
 
     def job(self) -> J:
         """Raises JobLostError when the row was deleted, with its project."""
-        rows = self.model._default_manager.select_related("project", "created_by")
+        rows = self.model._default_manager.select_related("created_by")
         if (found := rows.filter(id=self.id).first()) is None:
             raise JobLostError("it was deleted")
         return found
