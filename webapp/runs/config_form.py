@@ -211,6 +211,16 @@ def build_form(
     return [*([basics] if basics.fields or basics.advanced else []), *sections]
 
 
+def kind_fields(preset: RunConfig, section: str, kind: str) -> list[FormField]:
+    """The knobs of one kind that a section may be, without those for experts; of the preset's kind with its
+    values.
+    """
+    value = getattr(preset, section).model_dump(mode="json")
+    chosen = {f"{section}.kind": kind}
+    fields = _fields(_Place(section), _root()["properties"][section], value, chosen, {})
+    return [item for item in fields if item.path not in chosen and not item.advanced]
+
+
 def _error_for(path: str, by_path: Mapping[str, str]) -> str:
     if path in by_path:
         return by_path[path]

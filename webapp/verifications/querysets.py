@@ -13,7 +13,7 @@ from trainer.tree import ROOT, FinishReason, Verdict
 from webapp.broker import VERIFY_QUEUE
 from webapp.jobs import JobStatus
 from webapp.limits import VERIFICATIONS_PER_NODE
-from webapp.runs.config_form import FormField, build_form, kinds_of, to_text
+from webapp.runs.config_form import kind_fields, kinds_of, to_text
 from webapp.runs.models import Worker
 from webapp.trees.models import StoredTree
 from webapp.trees.opened import OpenTree
@@ -98,19 +98,14 @@ def node_verifications(
         return None
     rows = Verification.objects.filter(tree=stored.id, node=opened.name(node)).select_related("created_by")
     recorded = recorded_verdict(opened, node)
+    preset = config or PRESETS["treerpo-tiny"].config  # for what an imported run lacks
     items = [verification_json(row, recorded) for row in rows.order_by("-id")[:VERIFICATIONS_PER_NODE]]
     return {
         "items": items,
         "is_active": any(item["is_active"] for item in items),
         "own": None if config is None else dict(kinds_of("verifier"))[config.verifier.kind],
         "kind": "gsm8k" if config is None else config.verifier.kind,
-        "kinds": [(kind, title, knobs(config, kind)) for kind, title in kinds_of("verifier")],
+        "kinds": [
+            (kind, title, kind_fields(preset, "verifier", kind)) for kind, title in kinds_of("verifier")
+        ],
     }
-
-
-def knobs(config: RunConfig | None, kind: str) -> list[FormField]:
-    """The fields of one kind of verifier; those of the run's with its values."""
-    preset = config or PRESETS["treerpo-tiny"].config
-    sections = build_form(preset, typed={"verifier.kind": kind})
-    (section,) = (section for section in sections if section.slug == "verifier")
-    return [item for item in section.fields if not item.path.endswith(".kind")]

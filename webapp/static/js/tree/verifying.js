@@ -16,6 +16,7 @@ export function mountVerifying(treeId, nodeName) {
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   let timer;
   let since = performance.now();
+  let isAsking = false; // a button that was disabled meanwhile would lose the focus
 
   const part = () => document.getElementById("verifier-part");
 
@@ -65,8 +66,8 @@ export function mountVerifying(treeId, nodeName) {
     if (!form.matches(".verify-form")) return;
     event.preventDefault();
     const node = part()?.dataset.node ?? "0";
-    const button = /** @type {HTMLButtonElement} */ (form.querySelector("button[type=submit]"));
-    button.disabled = true;
+    if (isAsking) return;
+    isAsking = true;
     try {
       await post(`/trees/${treeId}/nodes/${node}/verifications`, asked(new FormData(form)));
       const problem = document.getElementById("verify-problem");
@@ -84,7 +85,7 @@ export function mountVerifying(treeId, nodeName) {
       setText(problem, error.message);
       problem?.scrollIntoView({ block: "nearest" });
     } finally {
-      button.disabled = false;
+      isAsking = false;
     }
   }, true);
   document.addEventListener("visibilitychange", () => wait(0));
