@@ -199,7 +199,7 @@ def test_pages_work_without_scripts(site: Site, visit: Callable[..., Watched]) -
     page.goto(f"/t/{tree}/")
     page.get_by_role("link", name="1.1", exact=True).first.click()
     expect(page).to_have_url(re.compile(rf"/t/{tree}/n/1.1$"))
-    expect(page.locator("#inspector")).to_contain_text("Verdict")
+    expect(page.locator("#inspector")).to_contain_text("Verifier")
     page.goto("/p/lab/new?preset=grpo-tiny")
     page.locator('[name="training.steps"]').fill("0")
     page.get_by_role("button", name="Queue run").click()
