@@ -34,12 +34,13 @@ def main() -> None:
 
 def serve(requests: IO[str], answers: IO[str]) -> None:
     """Settings, then batches."""
-    from trainer.answer_forms import forms_called
-    from trainer.judges import judge_called
-
     settings: dict[str, Any] = json.loads(requests.readline())
+    if settings.get("forms"):  # not in training
+        from trainer.answer_forms import forms_called as chosen
+    else:
+        from trainer.judges import judge_called as chosen
     try:
-        judge = (forms_called if settings.get("forms") else judge_called)(settings["kind"], settings)
+        judge = chosen(settings["kind"], settings)
         if settings["kind"] == "boxed":
             judge("\\boxed{\\frac{1}{2}}", True, "0.5")  # imports what it needs before memory is limited
     except ValueError as error:
