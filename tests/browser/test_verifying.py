@@ -22,6 +22,7 @@ def test_an_answer_is_judged_again_by_keyboard_alone(site: Site, visit: Callable
     asked: list[Request] = []
     page.on("request", lambda request: asked.append(request) if request.method == "POST" else None)
     open_tree(page, f"/t/{site.planted['tree']}/?n=1.1")
+    expect(page.locator("#verifier-part[data-ready]")).to_be_visible()
     newest = page.locator(".verification").first
     page.locator("#verify-again").press("Enter")
     expect(newest).to_contain_text("Again GSM8K")

@@ -7,5 +7,5 @@ import { mountVerifying } from "../tree/verifying.js";
 const page = byId("node-page");
 const { tree = "", node = "0" } = page.dataset;
 const { commands } = mountReading({ treeId: tree, nodeName: () => node });
-mountVerifying(tree, () => node)();
+void mountVerifying(tree, () => node)();
 onKeys(commands);

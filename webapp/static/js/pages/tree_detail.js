@@ -17,7 +17,7 @@ try {
   const verifyingShown = mountVerifying(page.treeId, () => page.selection.name);
   mountTreeReading(page, () => {
     void probesShown();
-    verifyingShown();
+    void verifyingShown();
   });
   mountStrip(page);
   mountFrame(page);
