@@ -535,7 +535,9 @@ def test_trees_that_grow_are_shown_and_are_no_event() -> None:
     recorder.show(told(3, 0))  # says nothing of trees: what is known stays
     (row,) = GrowingTrees.objects.filter(run=run)
     assert (row.step, row.occupancy) == (2, None)
-    assert row.trees == [{"problem_id": "p", "parent": [-1, 0], "tokens": [0, 3], "finish": [0, 1]}]
+    assert row.trees == [
+        {"problem_id": "p", "parent": [-1, 0], "tokens": [0, 3], "finish": [0, 1], "verdict": []}
+    ]
     assert Run.objects.get(id=run.id).last_seq == before
     Run.objects.filter(id=run.id).update(lease_epoch=9)
     with pytest.raises(LeaseLostError):

@@ -338,7 +338,10 @@ def _rank(pid: int) -> bytes:
     return words[words.index(b"--rank") + 1] if b"--rank" in words else b""
 
 
-def test_worker_replaces_a_killed_child(worker: Callable[..., CeleryWorker]) -> None:
+def test_worker_replaces_a_killed_child(
+    worker: Callable[..., CeleryWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARBORIST_DATABASE_POOL", "4")  # the web's, which is of no use in what was forked
     one = worker()
     run = make_run(run_config=tiny(steps=100_000))
     broker.send_train_run(run.id, "cpu")
