@@ -33,7 +33,8 @@ from workers import upkeep  # noqa: E402
 from workers.supervisor import trainer_notes  # noqa: E402
 
 # Neither the threads of a connection pool nor its connections are of use in a child that is forked later.
-settings.DATABASES["default"]["OPTIONS"].pop("pool", None)
+_options: Any = settings.DATABASES["default"]["OPTIONS"]
+_options.pop("pool", None)
 
 PR_SET_PDEATHSIG = 1
 logger = logging.getLogger(__name__)
