@@ -6,7 +6,8 @@
     python -m benchmarks.crowd storm               200 viewers of a run; the site is killed and started again
 
 Viewers are WebSocket clients in a process of their own, which come back as a page does: after 0.5 s, doubling
-to 15 s, each half to one and a half times. *Back*: from the moment the site takes connections again until the
+to 15 s, each half to one and a half times, and from the fifth attempt on when a poll every 8 s would find the
+site. *Back*: from the moment the site takes connections again until the
 last viewer has all that was committed by then.
 """
 
@@ -49,6 +50,8 @@ def main() -> None:
         django.setup()
         asyncio.run(_watch(**json.loads(options.watch)))
         return
+    if unknown := sorted(set(options.what) - set(MEASURES)):
+        parser.error(f"{', '.join(unknown)}: choose of {', '.join(MEASURES)}")
     print(parts.machine())
     with parts.database(), parts.broker():
         for measure in [MEASURES[what] for what in options.what] or MEASURES.values():

@@ -86,7 +86,7 @@ class Viewer:
             except websockets.InvalidStatus as refused:
                 self.errors += refused.response.status_code >= 500
             except (OSError, websockets.WebSocketException):
-                pass
+                pass  # the site is away
             failures = 0 if self.is_open else failures + 1
             self.is_open = False
             wait = min(15, 0.5 * 2**failures) * random.uniform(0.5, 1.5)  # noqa: S311

@@ -9,6 +9,7 @@ import itertools
 import logging
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
 from django.db import InterfaceError, OperationalError, connections
@@ -19,6 +20,7 @@ from webapp.queue import order
 from webapp.runs.models import Run
 from workers import exports, imports, lease, probing, verifying
 from workers.celery import app, draining, must_leave, urgency
+from workers.jobs import Held, J
 from workers.lease import Lease
 from workers.limits import RETRY_SECONDS
 from workers.supervisor import supervise
@@ -91,35 +93,13 @@ def _takes_nothing() -> bool:
 @app.task(name=broker.WRITE_EXPORT, bind=True, ignore_result=True)  # type: ignore[untyped-decorator] # Celery
 def write_export(self: Any, export_id: object) -> None:
     """Write the export's file, if it waits for a worker. `Any`: see `train_run`."""
-    if not _is_id(export_id, "export") or _takes_nothing():
-        return
-    try:
-        held = exports.claim(export_id, self.request.hostname or "worker", must_leave)
-        if held is not None:
-            exports.work_off(held)
-    except (OperationalError, InterfaceError) as error:
-        logger.warning(
-            "Export %s waits for the sweeper: the database does not answer (%s).", export_id, error
-        )
-    finally:
-        connections.close_all()
+    _work_off("export", export_id, exports.claim, exports.work_off, self.request.hostname or "worker")
 
 
 @app.task(name=broker.READ_IMPORT, bind=True, ignore_result=True)  # type: ignore[untyped-decorator] # Celery
 def read_import(self: Any, import_id: object) -> None:
     """Make a run of the uploaded file, if it waits for a worker. `Any`: see `train_run`."""
-    if not _is_id(import_id, "import") or _takes_nothing():
-        return
-    try:
-        held = imports.claim(import_id, self.request.hostname or "worker", must_leave)
-        if held is not None:
-            imports.work_off(held)
-    except (OperationalError, InterfaceError) as error:
-        logger.warning(
-            "Import %s waits for the sweeper: the database does not answer (%s).", import_id, error
-        )
-    finally:
-        connections.close_all()
+    _work_off("import", import_id, imports.claim, imports.work_off, self.request.hostname or "worker")
 
 
 @app.task(name=broker.SAMPLE_PROBE, bind=True, ignore_result=True)  # type: ignore[untyped-decorator] # Celery
@@ -143,17 +123,32 @@ def sample_probe(self: Any, probe_id: object) -> None:
 @app.task(name=broker.VERIFY_ANSWER, bind=True, ignore_result=True)  # type: ignore[untyped-decorator] # Celery
 def verify_answer(self: Any, verification_id: object) -> None:
     """Judge the answer, if it waits for a worker. `Any`: see `train_run`."""
-    if not _is_id(verification_id, "verification") or _takes_nothing():
+    _work_off(
+        "verification",
+        verification_id,
+        verifying.claim,
+        verifying.work_off,
+        self.request.hostname or "worker",
+    )
+
+
+def _work_off(
+    what: str,
+    job_id: object,
+    claim: Callable[[int, str, Callable[[], bool]], Held[J] | None],
+    work_off: Callable[[Held[J]], None],
+    owner: str,
+) -> None:
+    """Claim the job that a message names, and do it."""
+    if not _is_id(job_id, what) or _takes_nothing():
         return
     try:
-        held = verifying.claim(verification_id, self.request.hostname or "worker", must_leave)
+        held = claim(job_id, owner, must_leave)
         if held is not None:
-            verifying.work_off(held)
+            work_off(held)
     except (OperationalError, InterfaceError) as error:
         logger.warning(
-            "Verification %s waits for the sweeper: the database does not answer (%s).",
-            verification_id,
-            error,
+            "%s %s waits for the sweeper: the database does not answer (%s).", what.title(), job_id, error
         )
     finally:
         connections.close_all()

@@ -6,6 +6,7 @@ from typing import Any
 
 from django.http import HttpRequest
 from ninja import Router, Schema
+from ninja.responses import Status
 from pydantic import ConfigDict
 
 from webapp.projects.access import Role, get_tree, get_verification, require, user_of
@@ -33,8 +34,6 @@ class NewVerification(Schema):
     response={201: Any},
 )
 def ask(request: HttpRequest, tree_id: int, name: str, payload: NewVerification) -> Any:
-    from ninja.responses import Status
-
     stored = get_tree(request, tree_id)
     require(request.user, stored.run.project, Role.EDITOR)
     opened = open_tree(stored)
