@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -51,15 +51,20 @@ def server() -> list[int]:
     return [first, *map(int, children)]
 
 
+def tell(pids: list[int], what: signal.Signals) -> None:
+    """A signal to each; one whose connection was just closed may end, and be gone, at any moment."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, what)
+
+
 @contextmanager
 def frozen(pids: list[int]) -> Iterator[None]:
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+    tell(pids, signal.SIGSTOP)
     try:
         yield
     finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+        tell(pids, signal.SIGCONT)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -92,7 +97,7 @@ def test_a_worker_outlives_a_short_freeze_with_its_connection() -> None:
     with frozen(pids):
         assert not answers(address(), 0.2)
         # Thawed while the second of three questions is asked.
-        thaw = threading.Timer(1.5, lambda: [os.kill(pid, signal.SIGCONT) for pid in pids])
+        thaw = threading.Timer(1.5, tell, (pids, signal.SIGCONT))
         thaw.start()
         assert link.execute("SELECT 7").fetchone() == (7,)
         thaw.join()
