@@ -74,12 +74,14 @@ class TrainingProblems(Protocol):
 class Dataset:
     """Training problems, held-out problems (no text is in both), and what people should know about the
     source. `sha256`: of what is trained on, so that a resumed run knows whether it goes on with the same.
+    `longest_prompt`: tokens that no prompt has more of; 0 where none were counted.
     """
 
     training: TrainingProblems
     evaluation: tuple[Problem, ...]
     warnings: tuple[str, ...] = field(default=())
     sha256: str = ""
+    longest_prompt: int = 0
 
 
 def load_data(
@@ -87,16 +89,16 @@ def load_data(
     *,
     seed: int,
     evaluation_problems: int,
-    fits: Callable[[Problem], bool] | None = None,
-    fits_evaluation: Callable[[Problem], bool] | None = None,
     prompt_tokens: Callable[[Problem], int] | None = None,
+    most_prompt: int | None = None,
+    most_evaluation_prompt: int | None = None,
 ) -> Dataset:
     """The run's problems. `seed` is the run's and decides order; the held-out problems do not depend on it.
 
-    Problems of a source that do not fit (`fits`: the model's positions with the longest answer of training;
-    `fits_evaluation`: of evaluation, asked of held-out problems alone, so that how a run is evaluated does
-    not decide what it is trained on), or whose prompt is longer than the config allows (`prompt_tokens`), are
-    left out, and counted in a warning. Raises DataError.
+    `prompt_tokens` counts those of a problem's prompt. Problems of a source that have more than the config
+    allows, or than the model has positions for beside the longest answer (`most_prompt`; of held-out ones
+    `most_evaluation_prompt`, if given, so that how a run is evaluated does not decide what it is trained on),
+    are left out, and counted in a warning. Raises DataError.
     """
     if isinstance(config, ChainData | GraphData):
         task = _chain_problem if isinstance(config, ChainData) else _graph_problem
@@ -105,8 +107,11 @@ def load_data(
             task(EVALUATION_SEED, "evaluation", index, size) for index in range(evaluation_problems)
         )
         stream = ChainStream(seed, size) if isinstance(config, ChainData) else GraphStream(seed, size)
+        # A token of text is a byte or more; around it stands what an empty prompt has, and perhaps a blank.
+        letters = (chain if isinstance(config, ChainData) else graph).longest_prompt(size)
+        longest = letters + 1 + prompt_tokens(Problem("", "", "")) if prompt_tokens else 0
         # Text of a generated task never changes; should a release change it all the same, it shows here.
-        return Dataset(training=stream, evaluation=held_out, sha256=_hash_of(stream.batch(1, 8)))
+        return Dataset(stream, held_out, (), _hash_of(stream.batch(1, 8)), longest)
     form = RowForm.of(config)
     if isinstance(config, JsonlData):
         file = Path(config.path)
@@ -124,7 +129,8 @@ def load_data(
         rows = (
             (f"row {number}", row if isinstance(row, str) else _problem(row, form)) for number, row in source
         )
-    return _split(name, rows, config, form, seed, evaluation_problems, fits, fits_evaluation, prompt_tokens)
+    limits = (most_prompt, most_prompt if most_evaluation_prompt is None else most_evaluation_prompt)
+    return _split(name, rows, config, form, seed, evaluation_problems, prompt_tokens, limits)
 
 
 def _hash_of(problems: Iterable[Problem]) -> str:
@@ -319,15 +325,16 @@ def _split(
     form: RowForm,
     seed: int,
     evaluation_problems: int,
-    fits: Callable[[Problem], bool] | None,
-    fits_evaluation: Callable[[Problem], bool] | None,
     prompt_tokens: Callable[[Problem], int] | None,
+    limits: tuple[int | None, int | None],
 ) -> Dataset:
-    """Usable rows to the side that the hash of their question says; what was left out is counted and told."""
+    """Usable rows to the side that the hash of their question says; what was left out is counted and told.
+    `limits`: most tokens of a prompt of training, and of evaluation.
+    """
     training: list[Problem] = []
     held_out: list[Problem] = []
     seen: set[str] = set()
-    usable = bad = too_long = over_limit = twice = letters = 0
+    usable = bad = too_long = over_limit = twice = letters = longest = 0
     first_bad = ""
     for place, content in rows:
         if content is None:
@@ -341,15 +348,17 @@ def _split(
         if letters > MOST_LETTERS:
             raise DataError(f"{name} has more than {MOST_LETTERS // 2**30} GiB of text. Use a part of it.")
         is_evaluation = is_held_out(form.question_of(content.prompt), config.evaluation_share)
-        fits_here = fits_evaluation or fits if is_evaluation else fits
-        if prompt_tokens and config.max_prompt_tokens and prompt_tokens(content) > config.max_prompt_tokens:
+        limit = limits[is_evaluation]
+        tokens = prompt_tokens(content) if prompt_tokens else 0
+        if config.max_prompt_tokens and tokens > config.max_prompt_tokens:
             over_limit += 1
-        elif fits_here is not None and not fits_here(content):
+        elif limit is not None and tokens > limit:
             too_long += 1
         elif content.problem_id in seen:
             twice += 1
         else:
             (held_out if is_evaluation else training).append(content)
+            longest = max(longest, tokens)
         seen.add(content.problem_id)
     if not usable:
         raise DataError(
@@ -409,6 +418,7 @@ def _split(
         tuple(held_out[:evaluation_problems]),
         tuple(warnings),
         _hash_of(training),
+        longest,
     )
 
 

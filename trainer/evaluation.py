@@ -189,8 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config.data,
             seed=config.seed,
             evaluation_problems=options.problems,
-            fits_evaluation=lambda problem: policy.fits(problem.prompt, most),
             prompt_tokens=lambda problem: len(policy.encode(problem.prompt)),
+            most_evaluation_prompt=policy.positions - most,
         )
         if not data.evaluation:
             raise DataError("Not one held-out problem fits the model together with an answer.")

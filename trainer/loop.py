@@ -59,7 +59,7 @@ from trainer.ranks import ALONE, Ranks
 from trainer.rewards import shape_rewards
 from trainer.rollout_metrics import rollout_metrics
 from trainer.rollouts import Rollouts, collect
-from trainer.sampling.agreement import check_against_policy
+from trainer.sampling.agreement import COMPARED_TOKENS, check_against_policy
 from trainer.sampling.choice import engine_from_config, tolerance
 from trainer.sampling.engine import ENDS, SamplingStopped, TopK, plan_from_config
 from trainer.sampling.watch import GrowthWatch
@@ -226,14 +226,21 @@ class _Run:
             seed=config.seed,
             evaluation_problems=config.evaluation.problems,
             prompt_tokens=lambda problem: len(self.policy.encode(problem.prompt)),
-            fits=lambda problem: self.policy.fits(problem.prompt, self.plan.most_positions),
-            fits_evaluation=lambda problem: self.policy.fits(problem.prompt, self.evaluation_tokens),
+            most_prompt=self.policy.positions - self.plan.most_positions,
+            most_evaluation_prompt=self.policy.positions - self.evaluation_tokens,
         )
         for warning in self.data.warnings:
             self.say("warning", warning)
         self.seed = named_seed(config.seed, "sampling")
         self.credit = credit_plan(config)
-        self.engine = engine_from_config(config.engine, self.policy, label=run_dir.name, ranks=self.ranks)
+        self.engine = engine_from_config(
+            config.engine,
+            self.policy,
+            label=run_dir.name,
+            ranks=self.ranks,
+            most_positions=self.data.longest_prompt
+            + max(self.plan.most_positions, self.evaluation_tokens, COMPARED_TOKENS),
+        )
         kept = config.recording
         self.top_k = TopK(kept.top_k if kept.trees_per_step else 0, kept.top_k_share)
         self.engine.sync()

@@ -211,10 +211,11 @@ class Policy:
         self._before = self.tokenizer(before, add_special_tokens=False)["input_ids"]
         self._after = self.tokenizer(after, add_special_tokens=False)["input_ids"]
 
-    def fits(self, prompt: str, most_tokens: int) -> bool:
-        """Whether the model has positions for a prompt and an answer of `most_tokens`."""
-        positions: int = self.model.config.max_position_embeddings
-        return len(self.encode(prompt)) + most_tokens <= positions
+    @property
+    def positions(self) -> int:
+        """Tokens that the model can look at: of a prompt and its answer."""
+        found: int = self.model.config.max_position_embeddings
+        return found
 
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.named_parameters().values())

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import json
 import pickle
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from trainer.data import (
     load_data,
     validate_jsonl,
 )
-from trainer.schema.data import ChainData, JsonlData
+from trainer.policy import Policy
+from trainer.schema.data import ChainData, GraphData, JsonlData
 from trainer.tasks.chain import problem_at, split_of
 
 
@@ -241,14 +243,30 @@ def test_a_file_with_one_side_empty_is_refused(file: Path) -> None:
 def test_problems_that_do_not_fit_are_left_out_and_counted(file: Path) -> None:
     file.write_text(rows(60) + row("long " * 50, "#### 1") * 3)
     config = JsonlData(path=str(file), evaluation_share=0.2)
-    data = load_data(config, seed=1, evaluation_problems=2, fits=lambda problem: len(problem.prompt) < 100)
+    letters = partial(load_data, seed=1, evaluation_problems=2, prompt_tokens=lambda p: len(p.prompt))
+    data = letters(config, most_prompt=99)
     (warning,) = data.warnings
     assert warning.startswith(
         "set.jsonl: left out 3 of 63 problems, whose question and longest answer do not"
     )
-    assert not any("long" in problem.prompt for problem in data.training.batch(1, 100))
+    kept = [*data.training.batch(1, data.training.count or 0), *data.evaluation]
+    assert not any("long" in problem.prompt for problem in kept)
+    assert 0 < max(len(problem.prompt) for problem in kept) <= data.longest_prompt < 100
     with pytest.raises(DataError, match="not one of its 63 questions fits the model"):
-        load_data(config, seed=1, evaluation_problems=2, fits=lambda _problem: False)
+        letters(config, most_prompt=0)
+
+
+@pytest.mark.parametrize("config", [ChainData(operations=1), ChainData(operations=8), GraphData(people=6)])
+def test_the_longest_generated_prompt_is_bounded_by_its_letters(
+    config: ChainData | GraphData, tiny_reasoner: Policy
+) -> None:
+    def letters_and_end(problem: Problem) -> int:
+        return len(problem.prompt.encode()) + 1
+
+    data = load_data(config, seed=1, evaluation_problems=100, prompt_tokens=letters_and_end)
+    seen = max(map(letters_and_end, (*data.evaluation, *data.training.batch(1, 500))))
+    assert 0.8 * data.longest_prompt < seen <= data.longest_prompt
+    assert load_data(config, seed=1, evaluation_problems=1).longest_prompt == 0
 
 
 # ---- chain

@@ -225,7 +225,8 @@ def test_how_long_evaluations_may_answer_does_not_decide_what_is_trained_on(tmp_
         config,
         seed=1,
         evaluation_problems=60,
-        fits_evaluation=lambda p: p.problem_id > held_out[3].problem_id,
+        prompt_tokens=lambda p: 1 if p.problem_id > held_out[3].problem_id else 9,
+        most_evaluation_prompt=8,
     )
     assert some.evaluation == held_out[4:]
     assert some.sha256 == everything.sha256

@@ -114,6 +114,20 @@ def sample(
     )
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_no_path_is_longer_than_its_plan_says(
+    reasoner: Policy, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """An engine may have room for just that."""
+    batch = problems(4)
+    longest = max(len(reasoner.encode(problem.prompt)) for problem in batch)
+    positions = longest + plan_from_config(SAMPLERS[name], judge_gsm8k).most_positions
+    monkeypatch.setattr(reasoner.model.config, "max_position_embeddings", positions)
+    endless = copy.copy(reasoner)
+    endless.end_ids = frozenset()
+    sample(endless, batch, SAMPLERS[name])
+
+
 def path_tokens(tree: RolloutTree, node: int) -> list[int]:
     return [
         t

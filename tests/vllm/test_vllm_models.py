@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -73,6 +74,17 @@ def test_memory_for_less_than_one_sequence_is_refused_with_what_is_enough(
         VllmEngine(other, VllmEngineChoice(kv_memory_mib=KV_MEMORY_MIB, max_sequences=8))
     enough = int(str(told.value).partition("Set engine.kv_memory_mib ")[2].partition(" ")[0])
     VllmEngine(other, VllmEngineChoice(kv_memory_mib=enough, max_sequences=8)).close()
+    # Room is asked for what the run may write, not for all that the model could look at.
+    little = VllmEngine(
+        other, VllmEngineChoice(kv_memory_mib=KV_MEMORY_MIB, max_sequences=8), most_positions=100
+    )
+    try:
+        assert 0 < check_against_policy(little, other, problems(2)) < 1e-4
+        longer = [replace(problem, prompt=problem.prompt * 9) for problem in problems(1)]
+        with pytest.raises(ValueError, match=r"a prompt of \d+ tokens .* do not fit this run's 100 pos"):
+            check_against_policy(little, other, longer)
+    finally:
+        little.close()
 
 
 def test_more_memory_than_there_is_is_refused_in_words(policy: Policy) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from tests.trainer.test_loop import Run, small
 from trainer.checkpoint import CheckpointError, list_checkpoints
 from trainer.events import Metrics, Started
 from trainer.metrics import METRICS
+from trainer.policy import resolve_model
 
 VLLM = ("engine.kind=vllm", "engine.kv_memory_mib=16", "engine.max_sequences=64")
 COMPARED = ("reward/mean", "tree/unique_tokens", "eval/pass1_sampled", "policy/entropy", "policy/loss")
@@ -43,6 +46,16 @@ def test_a_run_learns_what_it_learns_with_the_local_engine(unbroken: Run, tmp_pa
             # Weights have moved step - 1 times; the engine still samples from the policy.
             assert 0 < values["policy/logprob_gap"] < 1e-4, step
             assert 0 < values["engine/most_read_again"] <= 32
+
+
+def test_a_model_of_many_positions_starts_with_room_for_what_the_run_may_write(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(resolve_model("tiny-reasoner"), model)
+    shape = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(shape | {"max_position_embeddings": 2**15}))
+    assert 2**15 * 768 > 16 * 2**20  # bytes of one such sequence, and of engine.kv_memory_mib
+    run = Run(tmp_path / "run", small(*VLLM, "training.steps=1", f"model.path={model}"))
+    assert run.outcome.outcome == "succeeded"
 
 
 def test_its_own_metrics_are_documented(unbroken: Run) -> None:

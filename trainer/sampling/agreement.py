@@ -17,6 +17,8 @@ from trainer.tree import RolloutTree
 
 TOLERANCE: Final = 1e-4  # nats, float32
 MOST_PROBLEMS: Final = 2
+SEGMENT_TOKENS: Final = (6, 10)  # of the trees that are compared
+COMPARED_TOKENS: Final = sum(SEGMENT_TOKENS)  # behind a prompt
 
 
 class EngineMismatchError(ValueError):
@@ -35,7 +37,7 @@ def check_against_policy(
     logprob with the policy's own. Returns the largest gap in nats; raises EngineMismatchError where one is
     larger than `tolerance`.
     """
-    plan = SamplingPlan((2, 2), (6, 10), split_at_newline=False, temperature=temperature)
+    plan = SamplingPlan((2, 2), SEGMENT_TOKENS, split_at_newline=False, temperature=temperature)
 
     def sample(own: Sequence[Problem]) -> list[RolloutTree]:
         return engine.sample(

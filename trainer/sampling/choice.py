@@ -14,15 +14,23 @@ from trainer.schema.engine import Engine as EngineChoice
 HALF_TOLERANCE: Final = 0.25  # nats, bfloat16: logits of small models move by about 0.1
 
 
-def engine_from_config(choice: EngineChoice, policy: Policy, *, label: str, ranks: Ranks = ALONE) -> Engine:
+def engine_from_config(
+    choice: EngineChoice,
+    policy: Policy,
+    *,
+    label: str,
+    ranks: Ranks = ALONE,
+    most_positions: int | None = None,
+) -> Engine:
     """A new engine with the policy's weights. `label`: the run's name in the version tags of weights;
-    `ranks`: each of them makes one, at the same time. Raises EngineError and UnsupportedModelError.
+    `ranks`: each of them makes one, at the same time; `most_positions`: longest prompt with its answer, None:
+    as many as the model has. Raises EngineError and UnsupportedModelError.
     """
     if choice.kind == "vllm":
         # Here, so that a run without it does not look for vLLM.
         from trainer.sampling.vllm_engine import VllmEngine
 
-        return VllmEngine(policy, choice, label=label, ranks=ranks)
+        return VllmEngine(policy, choice, label=label, ranks=ranks, most_positions=most_positions)
     return LocalEngine(policy)
 
 

@@ -112,14 +112,17 @@ class CachedDecoder:
         )
 
     def _rotary_table(self, positions: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [positions, D]; sin is signed so that rotate(x) = x cos + swap_halves(x) sin."""
+        """cos and sin [positions + 1, D]; sin is signed so that rotate(x) = x cos + swap_halves(x) sin. The
+        last row is again the one before: there stands what has ended with a full path, and nobody reads it.
+        """
         weight = self._model.get_input_embeddings().weight
         cos, sin = self._model.model.rotary_emb(
             torch.zeros(1, dtype=weight.dtype, device=weight.device),
             torch.arange(positions, device=weight.device)[None],
         )
         half = self.head_size // 2
-        return cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
+        sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+        return torch.cat([cos[0], cos[0, -1:]]), torch.cat([sin[0], sin[0, -1:]])
 
     # ---- cache
 
@@ -130,7 +133,7 @@ class CachedDecoder:
 
     def reach(self, columns: int) -> None:
         """Be ready for paths of so many tokens."""
-        if columns > len(self._cos):
+        if columns >= len(self._cos):
             self._cos, self._sin = self._rotary_table(min(self.max_positions, 2 * columns))
 
     def widened(self, cache: Tensor, columns: int) -> Tensor:

@@ -264,14 +264,22 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(
-        self, policy: Policy, choice: VllmEngineChoice, *, label: str = "run", ranks: Ranks = ALONE
+        self,
+        policy: Policy,
+        choice: VllmEngineChoice,
+        *,
+        label: str = "run",
+        ranks: Ranks = ALONE,
+        most_positions: int | None = None,
     ) -> None:
-        """`ranks`: each of them makes one, at the same time, and samples for itself. Raises EngineError, with
-        a sentence for people.
+        """`ranks`: each of them makes one, at the same time, and samples for itself. `most_positions`: tokens
+        of the longest prompt with its answer, for at least one of which there must be room; None: as many
+        as the model has. Raises EngineError, with a sentence for people.
         """
         self._policy, self._label, self._ranks = policy, label, ranks
         self._chooser = TokenChooser()
-        self._core = _Core(policy, choice, self._chooser, ranks)
+        positions = policy.positions if most_positions is None else min(most_positions, policy.positions)
+        self._core = _Core(policy, choice, self._chooser, ranks, positions)
         self._most_sequences = choice.max_sequences
         self._syncs = 0
         self.spent = Spent()
@@ -334,8 +342,8 @@ class VllmEngine:
             if len(prompt) + plan.most_positions > self._core.most_positions:
                 raise ValueError(
                     f"Problem {problem.problem_id}: a prompt of {len(prompt)} tokens and an answer of up to "
-                    f"{plan.most_positions} do not fit the model's {self._core.most_positions} positions. "
-                    "Lower the answer or segment length."
+                    f"{plan.most_positions} do not fit {self._core.room}. Lower the answer or segment "
+                    "length."
                 )
         expansion = _Expansion(
             self._core,
@@ -539,7 +547,7 @@ class _Expansion:
             if end > self._core.most_positions:
                 raise ValueError(
                     f"Problem {tree.ground.problem.problem_id}: a path of up to {end} tokens does not fit "
-                    f"the model's {self._core.most_positions} positions. Lower the answer or segment length."
+                    f"{self._core.room}. Lower the answer or segment length."
                 )
             starts.append((problem, request, chain, chain.first + kept))
             tree.outstanding.add(request.chain)
@@ -575,7 +583,14 @@ class _Expansion:
 class _Core:
     """vLLM, as far as it is used here. `Any`: vLLM's own objects; it need not be installed to check types."""
 
-    def __init__(self, policy: Policy, choice: VllmEngineChoice, chooser: TokenChooser, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        choice: VllmEngineChoice,
+        chooser: TokenChooser,
+        ranks: Ranks,
+        most_positions: int,
+    ) -> None:
         vllm = _imported(policy.device.type)
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine import EngineCoreRequest
@@ -586,7 +601,9 @@ class _Core:
         self._is_cpu = policy.device.type == "cpu"
         self._is_one_of_several = ranks.size > 1
         self._alarm = Alarm(f"vLLM did not come back from one step within {HANG_SECONDS:g} s")
-        self.most_positions: int = policy.model.config.max_position_embeddings
+        self.most_positions = most_positions
+        whose = "the model's" if most_positions == policy.positions else "this run's"
+        self.room = f"{whose} {most_positions:,} positions"
         with tempfile.TemporaryDirectory() as folder, _torch_as_it_was():
             # All that vLLM reads from a file is the shape of the model; its weights come with the first load.
             shape = copy.deepcopy(policy.model.config)
@@ -616,7 +633,7 @@ class _Core:
                 )
             # Whatever vLLM's many parts raise, it means: not with this model and these settings.
             except Exception as error:
-                raise EngineError(_why_not_started(error, choice, self.most_positions)) from error
+                raise EngineError(_why_not_started(error, choice, self.room)) from error
         self._core: Any = self._engine.engine_core
         self._inner: Any = self._core.engine_core
 
@@ -815,13 +832,13 @@ def _is_memory(error: Exception) -> bool:
     return is_gpu_memory(error) or is_host_memory(error)
 
 
-def _why_not_started(error: BaseException, choice: VllmEngineChoice, positions: int) -> str:
+def _why_not_started(error: BaseException, choice: VllmEngineChoice, room: str) -> str:
     reason = _first_line(error)
     if needed := re.search(r"([0-9.]+) GiB KV cache is needed", str(error)):
         least = math.ceil((float(needed[1]) + 0.01) * 1024)  # it is told to two decimals
         return (
             f"engine.kv_memory_mib {choice.kv_memory_mib} does not hold the keys and values of one sequence "
-            f"of the model's {positions:,} positions, and vLLM wants room for one. Set engine.kv_memory_mib "
+            f"of {room} (longest prompt and answer), and vLLM wants room for one. Set engine.kv_memory_mib "
             f"{least} or more, or engine.kind local."
         )
     if "KV cache" in str(error) or "kv cache" in str(error) or "emory" in str(error):

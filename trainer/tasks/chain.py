@@ -105,6 +105,14 @@ def generate(rng: np.random.Generator, operations: int) -> ChainProblem:
     return ChainProblem(" ".join([*sentences, "How many?"]), tuple(steps), value)
 
 
+def longest_prompt(operations: int) -> int:
+    """Letters, all of them ASCII, that no prompt of so many operations has more of."""
+    name, thing, verb = (max(map(len, words)) for words in (NAMES, THINGS, GAINS + LOSSES))
+    start = name + len(" has 49 ") + thing + len(".")
+    operation = max(verb + len(" 49."), len("Triples them."))
+    return len(PROMPT_TEMPLATE.format(question="")) + start + operations * (1 + operation) + len(" How many?")
+
+
 def problem_at(seed: int, split: str, index: int, operations: int | tuple[int, int]) -> ChainProblem:
     """Return problem `index` of a split: the same one for the same arguments, on every machine.
 

@@ -65,6 +65,13 @@ class GraphProblem:
         return "\n".join([*self.steps, f"{ANSWER_MARK}{self.answer}"])
 
 
+def longest_prompt(people: int) -> int:
+    """Letters, all of them ASCII, that no prompt with so many people has more of."""
+    name = max(map(len, NAMES))
+    sentence = 3 * name + len(" has as many as  and  together. ")
+    return people * sentence + len("How many has ?\n") + name
+
+
 def problem_at(seed: int, split: str, index: int, people: int) -> GraphProblem:
     """Problem number `index` of a split: the same for ever; no text is in two splits."""
     if split not in SPLITS:
