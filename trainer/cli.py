@@ -2,6 +2,7 @@
 
     arborist credit --preset treerpo < batch.json          values and advantages, by node
     arborist credit --preset grpo --set ddof=0 --explain 3 < batch.json
+    arborist credit --preset grpo --explain 2.1 < exported-trees.jsonl
     arborist tokens --branching 8,8,8 --segment 384 --prompt 512
     arborist credit --list                                  the presets, with their formulas
     arborist probe CHECKPOINT                               which method's gradient says most
@@ -13,6 +14,7 @@ stdout, when the input cannot be used. Torch-free but for `probe`.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import sys
@@ -31,6 +33,7 @@ from trainer.presets import PRESETS, Preset, find_preset
 from trainer.token_counts import TokenCounts, count_fork_tokens, count_tokens
 from trainer.tree import ROOT, CreditState, RolloutTree
 from trainer.tree_json import NumberedTree, TreeJsonError, read_trees
+from trainer.tree_lines import FORMAT, TreeLineError, read_lines
 
 MOST_BYTES: Final = 256 * 2**20
 
@@ -44,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         lines = options.run(options)
-    except (CommandError, TreeJsonError, RewardRangeError, ConfigError, ValueError) as error:
+    except (CommandError, TreeJsonError, TreeLineError, RewardRangeError, ConfigError, ValueError) as error:
         print(f"arborist {options.command}: {error}", file=sys.stderr)  # noqa: T201
         return 2
     try:
@@ -60,7 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="arborist", description="Tree-RL estimators from a shell.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    credit = commands.add_parser("credit", help="values and advantages of trees, read as JSON from stdin")
+    credit = commands.add_parser(
+        "credit",
+        help="values and advantages of trees, read from stdin: JSON, or lines as the site exports them",
+    )
     which = credit.add_mutually_exclusive_group(required=True)
     which.add_argument("--preset", metavar="NAME", help="an algorithm, such as treerpo or step-grpo+")
     which.add_argument("--list", action="store_true", help="the algorithms there are, with their formulas")
@@ -71,7 +77,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="credit.scale.ddof=0, or ddof=0 for short",
     )
-    credit.add_argument("--explain", metavar="NODE", help="one node in words instead of all in numbers")
+    credit.add_argument(
+        "--explain",
+        metavar="NODE",
+        help="one node in words instead of all in numbers: 3, or 2.1 of an exported tree",
+    )
     credit.add_argument(
         "--tree", type=int, default=0, metavar="N", help="which tree --explain looks at (from 0)"
     )
@@ -111,7 +121,7 @@ def _credit(options: argparse.Namespace) -> list[str]:
         return _presets(options)
     config = configured(preset_called(options.preset), options.set)
     plan = credit_plan(config)
-    numbered = read_trees(_document())
+    numbered = _trees()
     for number, one in enumerate(numbered):
         try:
             refuse_rewards(one.tree, plan.credit)
@@ -132,16 +142,43 @@ def _credit(options: argparse.Namespace) -> list[str]:
     if not 0 <= options.tree < len(both):
         raise CommandError(f"There is no tree {options.tree}; there are {len(both)}, from 0 on.")
     chosen = both[options.tree]
-    if not options.explain.isdecimal() or int(options.explain) not in chosen.names:
-        raise CommandError(f"Tree {options.tree} has no node {options.explain!r}.")
-    node = chosen.names.index(int(options.explain))
+    if options.explain not in chosen.names:
+        raise CommandError(
+            f"Tree {options.tree} has no node {options.explain!r}. Its nodes are "
+            f"{chosen.names[0]} … {chosen.names[-1]}."
+        )
+    node = chosen.names.index(options.explain)
     return list(_in_words(explain(chosen.tree, node, plan), chosen))
 
 
-def _document() -> Any:
+def _trees() -> list[NumberedTree]:
+    """What stdin holds: one JSON document, or a tree per line as the site exports them, whose nodes are then
+    called as on their page.
+    """
     content = sys.stdin.buffer.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise CommandError(f"More than {MOST_BYTES:,} bytes on stdin.")
+    if not _is_exported(content):
+        return read_trees(_document(content))
+    trees = [line.tree for _, line in read_lines(io.BytesIO(content))]
+    return [
+        NumberedTree(tree, [tree.name(node) for node in range(tree.n_nodes)], has_verdicts=True)
+        for tree in trees
+    ]
+
+
+def _is_exported(content: bytes) -> bool:
+    first = content.lstrip().split(b"\n", 1)[0]
+    if f'"{FORMAT}"'.encode() not in first:
+        return False
+    try:
+        found = json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.get("format") == FORMAT
+
+
+def _document(content: bytes) -> Any:
     try:
         return json.loads(content, parse_constant=_refuse_constant, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
@@ -225,7 +262,7 @@ def credit_json(numbered: NumberedTree, plan: CreditPlan) -> dict[str, dict[str,
     credit. A group is known by the node above it: a parent, or the root where answers are compared.
     """
     tree = numbered.tree
-    names = [str(name) for name in numbered.names]
+    names = numbered.names
     return {
         "value": {names[node]: _number(tree.value[node]) for node in range(tree.n_nodes)},
         "advantage": {names[node]: _number(tree.advantage[node]) for node in range(1, tree.n_nodes)},

@@ -34,12 +34,12 @@ class TreeJsonError(ValueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NumberedTree:
-    """`tree` is breadth-first; node i of it is node `names[i]` of the file. has_verdicts: the file said which
+    """`tree` is breadth-first; the file calls node i of it `names[i]`. has_verdicts: the file said which
     leaves are right, else that is a guess by their rewards.
     """
 
     tree: RolloutTree
-    names: list[int]
+    names: list[str]
     has_verdicts: bool = False
 
 
@@ -131,7 +131,9 @@ def _read(number: int, given: Any) -> NumberedTree:
     verdict[np.isnan(reward)] = Verdict.ERROR
     verdict[~tree.is_leaf()] = Verdict.NONE
     has_verdicts = all(node in said for node in named if not math.isnan(rewards[node]))
-    return NumberedTree(tree.with_verdicts(verdict, reward, [""] * len(order)), order, has_verdicts)
+    return NumberedTree(
+        tree.with_verdicts(verdict, reward, [""] * len(order)), [*map(str, order)], has_verdicts
+    )
 
 
 def _correct(where: str, given: Mapping[str, Any], n: int) -> dict[int, bool]:

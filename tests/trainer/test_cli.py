@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.trainer.trees import tree_of
 from trainer.cli import configured, main, preset_called
+from trainer.credit import credit_plan, credit_trees
 from trainer.presets import PRESETS
 from trainer.token_counts import count_fork_tokens, count_tokens
+from trainer.tree_lines import TreeLine, write_line
 
 T1: dict[str, Any] = {"parents": [-1, 0, 0, 1, 1, 2, 2], "leaf_rewards": {"3": 1, "4": 0, "5": 0, "6": 0}}
 STAR: dict[str, Any] = {"parents": [-1, 0, 0, 0, 0], "leaf_rewards": {"1": 1, "2": 0, "3": 0, "4": 0}}
@@ -139,6 +142,27 @@ def test_explain_prints_formula_numbers_group_and_filter(run: Any) -> None:
     _, out, _ = run("credit", "--preset", "treerpo", "--explain", "6", document={"trees": [T1]})
     assert "Dropped" in out
     assert "No credit" in out
+
+
+@pytest.mark.parametrize("slug", ["treerpo-tiny", "lite-ppo-tiny"])
+def test_trees_as_the_site_exports_them_are_credited_as_they_were(run: Any, slug: str) -> None:
+    config = PRESETS[slug].config
+    batch = credit_trees(
+        [tree_of(nested) for nested in ([[1, 0], [0, 0]], [[1, 1], [1, 0]])], credit_plan(config)
+    )
+    exported = b"\n".join(write_line(TreeLine("a run", i, None, tree)) for i, tree in enumerate(batch))
+    status, out, err = run("credit", "--preset", slug, raw=exported)
+    assert status == 0, err
+    for found, tree in zip(json.loads(out)["trees"], batch, strict=True):
+        for node in range(1, tree.n_nodes):
+            told = found["advantage"][tree.name(node)]  # called as on its page
+            recorded = tree.advantage[node]
+            assert told == (pytest.approx(recorded) if math.isfinite(recorded) else None)
+    _, out, _ = run("credit", "--preset", slug, "--explain", "2.1", "--tree", "1", raw=exported)
+    assert out.startswith("node 2.1\n")
+    status, out, err = run("credit", "--preset", slug, raw=exported.replace(b'"parent":0', b'"parent":99', 1))
+    assert (status, out) == (2, "")
+    assert "Line 1, node 1: parent 99" in err
 
 
 BAD = [
