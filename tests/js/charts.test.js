@@ -3,7 +3,7 @@ import test from "node:test";
 
 import { belongs, idOf, matches, panelsOf } from "../../webapp/static/js/charts/panels.js";
 import { xRange, yRange } from "../../webapp/static/js/charts/scale.js";
-import { aligned, lineOf, nearest, startAfter, tableOf, xOf } from "../../webapp/static/js/charts/series.js";
+import { aligned, lineOf, nearest, readings, startAfter, tableOf, xOf } from "../../webapp/static/js/charts/series.js";
 import { smooth } from "../../webapp/static/js/charts/smoothing.js";
 import { seeded } from "./random.js";
 
@@ -98,6 +98,17 @@ test("lines of several runs share one x column, and gaps stay open", () => {
   assert.deepEqual(columns[0], [10, undefined, 30]);
   assert.deepEqual(columns[4], [undefined, 5, 6]);
   assert.equal(columns.length, 8);
+});
+
+test("a run that ended earlier is not read out under another run's step", () => {
+  const long = lineOf(1, new Map([["m", curve("m", [1, 2, 90], [1, 2, 3])]]), "m", "step", 0);
+  const short = lineOf(2, new Map([["m", curve("m", [1, 8], [4, 5])]]), "m", "step", 0);
+  const told = ({ newest, found }) => [newest, ...found.map(({ line, index, step }) => [line.raw[index], step])];
+  assert.deepEqual(told(readings([long, short], null)), [90, [3, null], [5, 8]]);
+  assert.deepEqual(told(readings([long, short], 1.2)), [1, [1, null], [4, null]]);
+  assert.deepEqual(told(readings([long, short], 88)), [90, [3, null], [undefined, null]]); // it has none there
+  assert.deepEqual(told(readings([long, { ...short, earlier: true }], null)), [90, [3, null]]);
+  assert.deepEqual(told(readings([], null)), [null]);
 });
 
 test("nearest point, also past the ends", () => {

@@ -4,7 +4,7 @@ import test from "node:test";
 import { apply, emptyFeed, MAX_POINTS } from "../../webapp/static/js/live/feed.js";
 import { seeded } from "./random.js";
 
-const state = (last_seq, more = {}) => ({ id: 7, name: "r", status: "running", reason: "", step: 0, steps_total: 9, phase: "", phase_done: 0, phase_total: 0, last_seq, heartbeat_age_s: 1, eta_s: null, worker: "w", wish: null, wish_age_s: null, shown: "running", actions: [], latest: {}, ...more });
+const state = (last_seq, more = {}) => ({ id: 7, name: "r", status: "running", reason: "", step: 0, steps_total: 9, phase: "", phase_done: 0, phase_total: 0, phase_words: "", last_seq, heartbeat_age_s: 1, eta_s: null, worker: "w", wish: null, wish_age_s: null, shown: "running", actions: [], latest: {}, ...more });
 const metrics = (seq, step, values) => ({ seq, kind: "metrics", step, at: 1000 + seq, epoch: 1, values });
 const frame = (events, more = {}) => ({ type: "frame", run: 7, first_seq: events[0].seq, last_seq: events.at(-1).seq, events, state: state(events.at(-1).seq), ...more });
 /** What a reader can see of a feed. */

@@ -69,6 +69,8 @@ def add_metrics(run: Run, step: int, values: dict[str, float], *, superseded: bo
         Point.objects.create(
             series=series, run_id=run.id, seq=seq, step=step, value=value, superseded=superseded
         )
+        if not series.n_points:
+            series.first_value = value
         series.n_points += 1
         series.last_step, series.last_value = step, value
         series.save()

@@ -29,6 +29,7 @@ from webapp.runs import services
 from webapp.runs.models import Attempt, Run, RunStatus, Worker
 from webapp.runs.panels import panels
 from webapp.runs.querysets import resumes_of, run_states, runs_page, sparklines
+from webapp.runs.words import idle_words
 from webapp.trees.models import StoredTree
 
 POLICY = {
@@ -110,6 +111,50 @@ def test_states_of_many_runs_cost_two_queries(project: Project, people: People, 
 
 
 # ------------------------------------------------------------------------------------------------ states
+
+
+def test_a_run_whose_steps_train_nothing_says_so_and_where_it_last_did(run: Run, people: People) -> None:
+    start(run)
+    page = lambda: people.client("viewer").get(f"/r/{run.id}/").content.decode()  # noqa: E731
+    for step, tokens, reward in (
+        (1, 900.0, 0.3),
+        (2, 40.0, 0.1),
+        *((step, 0.0, 0.0) for step in range(3, 7)),
+    ):
+        add_metrics(run, step, {"policy/trained_tokens": tokens, "reward/mean": reward})
+    assert "No token trained" not in page()  # four such steps may happen
+    add_metrics(run, 7, {"policy/trained_tokens": 0.0, "reward/mean": 0.0})
+    told = page()
+    assert "No token trained in the last 5 steps: no group had answers to tell apart." in told
+    assert "Mean reward was 0.10 in the first step and is 0.00 now. The policy broke:" in told
+    assert f'href="/r/{run.id}/trees?step=2"' in told
+    add_metrics(run, 8, {"policy/trained_tokens": 3.0, "reward/mean": 0.0})
+    assert "No token trained" not in page()
+    # Of the other ends.
+    assert "always solved" in idle_words(5, 9, (0.4, 1.0))
+    assert "Easier problems" in idle_words(5, None, (0.0, 0.0))
+
+
+def test_the_header_counts_what_it_counts_and_tells_how_long_an_ended_run_took(
+    run: Run, people: People
+) -> None:
+    start(run)
+    Run.objects.filter(id=run.id).update(phase="sampling", phase_done=602, phase_total=1344)
+    page = lambda: people.client("viewer").get(f"/r/{run.id}/").content.decode()  # noqa: E731
+    assert "sampling 602 of 1,344 segments" in page()
+    Run.objects.filter(id=run.id).update(phase="loading", phase_done=0, phase_total=1)
+    assert 'data-state="phase">loading</span>' in page()
+    now = datetime.now(UTC)
+    for epoch, seconds in ((1, 50), (2, 20)):  # a pause between them is nobody's work
+        begun = now - timedelta(hours=3 - epoch)
+        Attempt.objects.create(
+            run=run, epoch=epoch, owner="w", started_at=begun, ended_at=begun + timedelta(seconds=seconds)
+        )
+    assert "took" not in page().split('id="run-took"')[1].split("</span>")[0]
+    Run.objects.filter(id=run.id).update(status="stopped", ended_at=now, lease_until=None, lease_owner="")
+    ended = page()
+    assert '<span class="secondary" hidden>ETA' in ended
+    assert 'took <span class="figures">1 min 10 s</span>' in ended
 
 
 def test_the_eta_is_the_recent_wall_time_times_what_is_left(run: Run) -> None:

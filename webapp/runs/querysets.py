@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.db import connection
-from django.db.models import Count, Sum
+from django.db.models import Count, F, Sum
 from django.db.models.functions import Now
 from django.urls import reverse
 
@@ -37,7 +37,7 @@ from webapp.runs.models import (
     WishKind,
     Worker,
 )
-from webapp.runs.words import ASKED, shown_status, told_reason, wish_words
+from webapp.runs.words import ASKED, idle_words, phase_words, shown_status, told_reason, wish_words
 
 LATEST = (
     "reward/mean",
@@ -46,8 +46,10 @@ LATEST = (
     "credit/zero_variance_share",
     "speed/tokens_per_second",
 )
+TRAINED_TOKENS = "policy/trained_tokens"
 STEP_CLOCK = "speed/step_seconds"  # logged once per step, so its points tell when each step ended
 RECENT_STEPS = 20
+IDLE_STEPS = 5  # so many that train nothing are told
 SPARK_POINTS = 40
 
 
@@ -112,6 +114,7 @@ def run_states(runs: Iterable[Run]) -> list[dict[str, Any]]:
             "phase": run.phase if run.is_active or run.status == RunStatus.FAILED else "",
             "phase_done": run.phase_done,
             "phase_total": run.phase_total,
+            "phase_words": phase_words(run),
             "last_seq": run.last_seq,
             "heartbeat_age_s": _rounded(ages.get(run.id)) if run.status in LEASED else None,
             "progress_age_s": _rounded(progress_ages.get(run.id)),
@@ -303,8 +306,37 @@ def _could_not_load(run: Run) -> bool:
     return run.lease_epoch > run.settled_epoch and last.exists() and saved.exists()
 
 
+def _took(run: Run) -> float | None:
+    """Seconds that workers held the run; None where none did. One query."""
+    attempts = Attempt.objects.filter(run=run, ended_at__isnull=False)
+    total = attempts.aggregate(total=Sum(F("ended_at") - F("started_at")))["total"]
+    return None if total is None else float(total.total_seconds())
+
+
+def idle_of(run: Run) -> dict[str, Any] | None:
+    """What to say of a run whose newest steps trained nothing, and the last step that did (None: none has).
+    None where it trains, and of a few steps: they happen. Two queries at most.
+    """
+    named = {
+        one.name: one for one in Series.objects.filter(run=run, name__in=(TRAINED_TOKENS, "reward/mean"))
+    }
+    trained, reward = named.get(TRAINED_TOKENS), named.get("reward/mean")
+    if trained is None or trained.last_value != 0:
+        return None
+    that_did = Point.objects.filter(series=trained, superseded=False, value__gt=0).order_by("-step")
+    since = that_did.values_list("step", flat=True).first()
+    steps = trained.last_step - (run.parent_step or 0 if since is None else since)
+    if steps < IDLE_STEPS:
+        return None
+    rewards = None
+    if reward is not None and reward.first_value is not None and reward.last_value is not None:
+        ends = (reward.first_value, reward.last_value)
+        rewards = ends if all(map(math.isfinite, ends)) else None
+    return {"text": idle_words(steps, since, rewards), "since": since}
+
+
 def outcome_of(run: Run) -> dict[str, Any]:
-    """What the header says of a run that nobody works on, and what its controls need to know. Five queries at
+    """What the header says of a run that nobody works on, and what its controls need to know. Six queries at
     most.
     """
     kept = [policy.version for policy in kept_policies(run) if policy.path]
@@ -326,6 +358,7 @@ def outcome_of(run: Run) -> dict[str, Any]:
         "can_fork": bool(kept),
         "checkpoint_step": step,
         "attempts": run.lease_epoch,
+        "took_s": _took(run) if run.status in ENDED and not run.is_imported else None,
         "log_seq": log_seq,
         "log_after": 0 if log_seq is None else max(log_seq - 20, 0),
         "next_step": {

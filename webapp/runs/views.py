@@ -24,7 +24,15 @@ from webapp.runs.forks import forkable, kept_because
 from webapp.runs.models import Run
 from webapp.runs.origin import config_of, imported, method_of_run
 from webapp.runs.panels import panels
-from webapp.runs.querysets import attempts_of, has_overwritten, outcome_of, resumes_of, run_states, runs_page
+from webapp.runs.querysets import (
+    attempts_of,
+    has_overwritten,
+    idle_of,
+    outcome_of,
+    resumes_of,
+    run_states,
+    runs_page,
+)
 
 FIRST_PRESETS = ("treerpo-tiny", "grpo-tiny", "treepo-tiny")  # what an empty project offers
 MAX_OVERLAYS = 9
@@ -76,6 +84,7 @@ def run_context(request: HttpRequest, run_id: int, tab: str) -> dict[str, Any]:
         "packing": None if config is None else packing_check(run, config.training.precision),
         "can_control": may(run.role, Role.EDITOR),
         "outcome": outcome_of(run),
+        "idle": idle_of(run),
     }
 
 

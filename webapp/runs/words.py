@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from webapp.formatting import number
 from webapp.runs.models import LEASED, Run, RunStatus, WishKind
 
+COUNTED = {"sampling": "segments", "verifying": "answers", "evaluating": "answers", "training": "updates"}
 ASKED = {WishKind.PAUSE: "Pause", WishKind.STOP: "Stop", WishKind.KILL: "Stop at once"}
 
 
@@ -23,6 +25,33 @@ def told_reason(run: Run) -> str:
         return "Its worker lives, its trainer does not get on. If it hangs, stop it now and retry it."
     first, _, rest = run.reason.partition(" ")
     return rest if first.lower() == word else run.reason
+
+
+def phase_words(run: Run) -> str:
+    """Where inside a step its trainer is: `sampling 602 of 1,344 segments`. One of one is no count."""
+    if run.status not in LEASED or not run.phase:
+        return ""
+    if run.phase_total < 2:
+        return str(run.phase)
+    return f"{run.phase} {run.phase_done:,} of {run.phase_total:,} {COUNTED.get(run.phase, '')}".rstrip()
+
+
+def idle_words(steps: int, since: int | None, rewards: tuple[float, float] | None) -> str:
+    """Of a run whose last `steps` steps trained no token; `since`: the last one that did. `rewards`: the mean
+    of its first step and of its last.
+    """
+    told = f"No token trained in the last {steps:,} steps: no group had answers to tell apart."
+    if since is None:
+        told = f"No token has trained in {steps:,} steps: no group had answers to tell apart."
+    if rewards is None:
+        return told
+    first, last = rewards
+    told += f" Mean reward was {number(first, 2)} in the first step and is {number(last, 2)} now."
+    if since is not None and last < first - abs(first) / 2:
+        return f"{told} The policy broke: fork a checkpoint from before, or clone with a lower learning rate."
+    if last > first:
+        return f"{told} What is always solved teaches nothing: go on with harder problems."
+    return f"{told} Easier problems, or more answers to each, give something to compare."
 
 
 def wish_words(run: Run, *, is_silent: bool) -> str:

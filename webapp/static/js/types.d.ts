@@ -17,6 +17,8 @@ interface RunState {
   phase: string;
   phase_done: number;
   phase_total: number;
+  /** The three as people read them: "sampling 602 of 1,344 segments". */
+  phase_words: string;
   last_seq: number;
   heartbeat_age_s: number | null;
   /** Seconds since the trainer was last heard of. */

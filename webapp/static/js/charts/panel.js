@@ -3,13 +3,15 @@ import { figure, number } from "../core/format.js";
 import { make, setText } from "../core/dom.js";
 import { Chart } from "./chart.js";
 import { idOf } from "./panels.js";
-import { nearest, tableOf } from "./series.js";
+import { readings, tableOf } from "./series.js";
 
 /** @typedef {import("./series.js").Line} Line */
 /** @typedef {import("./chart.js").Drawing} Drawing */
 /** @typedef {{id: number, name: string}} Shown */
 
 const TABLE_ROWS = 200;
+/** So many readings tell their intervals; of more, the bands do. */
+const MOST_INTERVALS = 4;
 const CHANGED = new Intl.ListFormat("en");
 
 export class PanelView {
@@ -109,25 +111,23 @@ export class PanelView {
     const drawing = this.#drawing;
     if (!drawing) return;
     const at = this.#cursor ?? this.rest;
-    // What ended at the fork has no value now, only where the reader points.
-    const places = drawing.lines.map((line) => (at !== null ? nearest(line, at) : line.earlier ? null : line.raw.length - 1));
-    const parts = drawing.lines.flatMap((line, i) => {
-      if (line.earlier && places[i] === null) return [];
-      const at = places[i] ?? -1;
-      const [raw, smoothed] = [line.raw[at], line.smoothed[at]];
-      const look = drawing.looks[i];
+    const { newest, found } = readings(drawing.lines, at);
+    const parts = found.map(({ line, place, index, step }) => {
+      const look = drawing.looks[place];
       const key = make("span", { class: `key c${look?.slot ?? 9}${look?.dash.length ? " key-dashed" : ""}` });
       const part = make("span", { class: "reading" }, key);
+      const aside = (/** @type {string} */ text) => part.append(make("span", { class: "secondary" }, text));
       const label = this.#label(line);
-      if (label) part.append(make("span", { class: "secondary" }, `${label} `));
-      part.append(make("strong", {}, figure(smoothed)));
-      if (line.smoothed !== line.raw) part.append(make("span", { class: "secondary" }, ` raw ${figure(raw)}`));
+      if (label) aside(`${label} `);
+      part.append(make("strong", {}, figure(line.smoothed[index])));
+      if (line.smoothed !== line.raw) aside(` raw ${figure(line.raw[index])}`);
+      if (line.isInterval && index >= 0 && found.length <= MOST_INTERVALS) aside(` ${number(line.low?.[index] ?? null, 2)}–${number(line.high?.[index] ?? null, 2)}`);
+      if (step !== null) aside(` at step ${number(step, 0)}`);
       return part;
     });
-    const steps = drawing.lines.flatMap((line, i) => line.step[places[i] ?? -1] ?? []);
-    if (steps.length) parts.unshift(make("span", { class: "secondary" }, `step ${number(Math.max(...steps), 0)}`));
+    if (newest !== null) parts.unshift(make("span", { class: "secondary" }, `step ${number(newest, 0)}`));
     // Room for every reading, so that a longer number does not push the chart down under the pointer.
-    this.#readout.style.minHeight = `${20 * Math.ceil((places.length + (this.#runs.size > 1 ? 1 : 0)) / 2)}px`;
+    this.#readout.style.minHeight = `${20 * Math.ceil((drawing.lines.length + (this.#runs.size > 1 ? 1 : 0)) / 2)}px`;
     this.#readout.replaceChildren(...parts);
   }
 

@@ -12,6 +12,7 @@ import { smooth } from "./smoothing.js";
  * @property {number[]} smoothed
  * @property {number[] | null} low lower edge of the band: interval, or smallest of each bucket
  * @property {number[] | null} high
+ * @property {boolean} [isInterval] the band is the 95 % interval that came with the values
  * @property {number[]} step of each entry
  * @property {{x: number, k: string}[]} ticks values that are not finite
  * @property {boolean} [past] what a later attempt went over again
@@ -102,6 +103,7 @@ export function lineOf(run, curves, name, axis, weight, band, start) {
     smoothed: interval || weight <= 0 ? curve.value : smooth(curve.step, curve.value, weight, curve.n),
     low: interval?.[0] ?? bucketed?.[0] ?? null,
     high: interval?.[1] ?? bucketed?.[1] ?? null,
+    isInterval: interval !== null,
     step: curve.step,
     ticks: curve.nonfinite.map(({ step, k }) => ({ x: place(step), k })),
   };
@@ -160,6 +162,23 @@ export function nearest(line, x) {
   if (ends && x > Number(last) && x - Number(last) > Number(last) - Number(line.x.at(-2))) return null;
   if (ends && x < Number(first) && Number(first) - x > Number(line.x[1]) - Number(first)) return null;
   return best;
+}
+
+/**
+ * What a panel reads out: of each line the point nearest to x, or its last one where x is null; and the newest step among
+ * them. `index` is -1 where the line has no point there, and `step` is told where it is not the newest. What ended at a fork
+ * has no value now, only where the reader points.
+ * @param {readonly Line[]} lines @param {number | null} x
+ * @returns {{newest: number | null, found: {line: Line, place: number, index: number, step: number | null}[]}}
+ */
+export function readings(lines, x) {
+  const found = lines.flatMap((line, place) => {
+    const index = x !== null ? nearest(line, x) : line.earlier ? null : line.raw.length - 1;
+    return line.earlier && index === null ? [] : [{ line, place, index: index ?? -1, step: line.step[index ?? -1] ?? null }];
+  });
+  const steps = found.flatMap(({ step }) => step ?? []);
+  const newest = steps.length ? Math.max(...steps) : null;
+  return { newest, found: found.map((one) => ({ ...one, step: one.step === newest ? null : one.step })) };
 }
 
 /**

@@ -36,12 +36,15 @@ export class RunHead {
     setText(part("reason"), state.told);
     setText(part("step"), String(state.step));
     setText(part("eta"), duration(state.eta_s));
-    setText(part("phase"), state.phase && state.worker ? `${state.phase}${state.phase_total ? ` ${state.phase_done} of ${state.phase_total}` : ""}` : "");
+    setText(part("phase"), state.phase_words);
     part("progress")?.setAttribute("value", String(state.step));
     const line = part("status");
     if (line) line.className = `run-status status status-${state.shown}`;
     setText(document.getElementById("status-step"), String(state.step));
-    setText(document.getElementById("status-eta"), duration(state.eta_s));
+    const eta = document.getElementById("status-eta");
+    setText(eta, duration(state.eta_s));
+    // Of a run that nobody works on there is nothing to expect.
+    for (const place of [part("eta")?.parentElement, eta?.parentElement]) if (place) place.hidden = state.eta_s === null && !state.worker;
     const worker = document.getElementById("status-worker");
     setText(worker, state.worker);
     if (worker?.parentElement) worker.parentElement.hidden = !state.worker;
@@ -50,7 +53,7 @@ export class RunHead {
       if (state.status !== this.#status) announce(`${state.name}: ${statusWord(state.shown)} ${state.told}`);
       [this.#status, this.#actions] = [state.status, actions];
       // What may be asked now, and how it ended, as the server writes it.
-      load(location.href, ["run-controls", "run-outcome", "active-runs"]).catch((error) => this.#say(String(error.message)));
+      load(location.href, ["run-controls", "run-outcome", "run-took", "active-runs"]).catch((error) => this.#say(String(error.message)));
     }
     this.#tellWish();
   }

@@ -351,7 +351,7 @@ function waiting(state) {
   note.hidden = any;
   byId("panels").hidden = !any && runs.length === 1 && !before.size;
   if (any) return;
-  const phase = state.phase ? ` · ${state.phase}${state.phase_total ? ` ${state.phase_done} of ${state.phase_total}` : ""}` : "";
+  const phase = state.phase_words ? ` · ${state.phase_words}` : "";
   if (hasEnded(state.status)) setText(note, "This run ended before its first step, so it has no curves.");
   else if (state.status === "paused") setText(note, "This run was paused before its first step.");
   else setText(note, state.worker ? `Waiting for the first step${phase}.` : "Waiting for a worker to take this run.");
