@@ -3,13 +3,22 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from webapp.study import plan
 from webapp.study.plan import CREDITS, SAMPLINGS, TASKS, UPDATE_TOKENS, Cell, config
-from webapp.study.report import choose_update_tokens, contrasts, estimate, figure, tables, tuning_tables
+from webapp.study.report import (
+    choose_update_tokens,
+    contrasts,
+    estimate,
+    figure,
+    overview,
+    tables,
+    tuning_tables,
+)
 from webapp.study.results import Result, append_result, by_method, read_results, result_of
 
 CELL = Cell(TASKS["uniform-8"], "flat", "trajectory", 5000, 1)
@@ -210,3 +219,23 @@ def test_contrasts_are_paired_by_seed_over_the_other_factor() -> None:
     assert all(one.n == 2 and one.half == pytest.approx(0.0, abs=1e-9) for one in found.values())
     assert "| surprisal forks | +0.040 ± 0.000 | global + step | +0.060 ± 0.000 |" in tables(runs)
     assert contrasts([lone]) == []
+
+
+def test_the_overview_compares_at_each_budget_and_marks_what_is_no_chance() -> None:
+    # Forks end .4 higher, but only half of the way when flat answers have spent their CPU-seconds.
+    runs = [
+        replace(
+            result([0.2, 0.6 if s == "forks" else 0.2], seed=seed, sampling=s, credit=c),
+            curve=(
+                (0.0, 0.0, 0.0, 0.2, 0.9),
+                (1000.0, 100.0, 4.0 if s == "forks" else 2.0, 0.6 if s == "forks" else 0.2, 0.9),
+            ),
+        )
+        for seed in (1, 2)
+        for s in SAMPLINGS
+        for c in CREDITS
+    ]
+    rows = [line for line in overview(runs).splitlines() if line.startswith("| uniform, k = 8")]
+    forks = [row.split(" | ")[2] for row in rows]  # over the run, at equal trained tokens, at equal seconds
+    assert forks == ["**+0.200 ± 0.000**", "**+0.400 ± 0.000**", "**+0.200 ± 0.000**"]
+    assert all(row.split(" | ")[1] == "+0.000 ± 0.000" for row in rows)

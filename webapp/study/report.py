@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Final
@@ -69,8 +69,7 @@ def tables(results: Iterable[Result]) -> str:
             continue
         rows.sort(key=lambda row: -statistics.fmean(run.mean_accuracy for run in row[1]))
         start = statistics.fmean(run.curve[0][3] for _, runs in rows for run in runs)
-        trained = min(statistics.fmean(run.trained_tokens for run in runs) for _, runs in rows)
-        seconds = min(statistics.fmean(run.cpu_seconds for run in runs) for _, runs in rows)
+        trained, seconds = _smallest_budgets([runs for _, runs in rows])
         parts += [
             f"### {task.errors} errors, k = {task.operations}",
             "",
@@ -99,21 +98,71 @@ def tables(results: Iterable[Result]) -> str:
     return "\n".join(parts)
 
 
+def _smallest_budgets(methods: Sequence[Sequence[Result]]) -> tuple[float, float]:
+    """Trained tokens, and CPU-seconds, of the method that spent the least: what all of them reached."""
+    trained = min(statistics.fmean(run.trained_tokens for run in runs) for runs in methods)
+    seconds = min(statistics.fmean(run.cpu_seconds for run in runs) for runs in methods)
+    return trained, seconds
+
+
+# What is compared, given the trained tokens and CPU-seconds that all methods of a task reached.
+_MEASURES: Final[tuple[tuple[str, Callable[[float, float], Callable[[Result], float]]], ...]] = (
+    ("At equal generated tokens (mean accuracy over the run)", lambda _t, _s: lambda run: run.mean_accuracy),
+    (
+        "At equal trained tokens (accuracy when the method that trains on the fewest ends)",
+        lambda trained, _: lambda run: run.accuracy_at(1, trained),
+    ),
+    (
+        "At equal CPU time (accuracy when the fastest method ends)",
+        lambda _, seconds: lambda run: run.accuracy_at(2, seconds),
+    ),
+)
+
+
+def overview(results: Iterable[Result]) -> str:
+    """Markdown: the contrasts of all tasks that are whole, a table for each measure of what was spent. In
+    bold those whose interval leaves out 0.
+    """
+    by_task: dict[str, list[Result]] = {}
+    for result in results:
+        if result.seed != TUNING_SEED:
+            by_task.setdefault(result.task, []).append(result)
+    levels = [*(SAMPLING_WORDS[s] for s in SAMPLINGS[1:]), *(CREDIT_WORDS[c] for c in CREDITS[1:])]
+    parts = []
+    for title, measure in _MEASURES:
+        rows = []
+        for slug, task in TASKS.items():
+            runs = by_task.get(slug, [])
+            if not runs:
+                continue
+            trained, seconds = _smallest_budgets(list(by_method(runs).values()))
+            found = contrasts(runs, measure(trained, seconds))
+            if found:
+                cells = " | ".join(_signed(one, is_marked=True) for one in found)
+                rows.append(f"| {task.errors}, k = {task.operations} | {cells} |")
+        if rows:
+            head = f"| errors | {' | '.join(levels)} |"
+            parts += [f"**{title}**", "", head, "|---|" + "---|" * len(levels), *rows, ""]
+    return "\n".join(parts)
+
+
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """What one level of a factor does against the factor's first: difference in mean accuracy, the mean over
-    all levels of the other factor, seed by seed. Runs of a seed share start and held-out problems: a pair.
+    """What one level of a factor does against the factor's first: difference in accuracy, the mean over all
+    levels of the other factor, seed by seed. Runs of a seed share start and held-out problems: a pair.
     """
 
     level: str
     difference: Estimate
 
 
-def contrasts(results: Iterable[Result]) -> list[Contrast]:
+def contrasts(
+    results: Iterable[Result], measure: Callable[[Result], float] = lambda run: run.mean_accuracy
+) -> list[Contrast]:
     """Of one task: samplings against flat, then credits against trajectory. Only seeds with all methods
     count.
     """
-    runs = {(r.sampling, r.credit, r.seed): r.mean_accuracy for r in results if r.seed != TUNING_SEED}
+    runs = {(r.sampling, r.credit, r.seed): measure(r) for r in results if r.seed != TUNING_SEED}
     cells = [(sampling, credit) for sampling in SAMPLINGS for credit in CREDITS]
     seeds = sorted({seed for *_, seed in runs})
     seeds = [seed for seed in seeds if all((*cell, seed) in runs for cell in cells)]
@@ -153,9 +202,10 @@ def _contrast_table(results: Sequence[Result]) -> list[str]:
     return [*lines, ""]
 
 
-def _signed(contrast: Contrast) -> str:
+def _signed(contrast: Contrast, *, is_marked: bool = False) -> str:
     found = contrast.difference
-    return f"{found.mean:+.3f}" + (f" ± {found.half:.3f}" if found.n > 1 else "")
+    words = f"{found.mean:+.3f}" + (f" ± {found.half:.3f}" if found.n > 1 else "")
+    return f"**{words}**" if is_marked and abs(found.mean) > found.half else words
 
 
 def tuning_tables(results: Iterable[Result]) -> str:

@@ -19,11 +19,15 @@ from webapp.embedded.stack import REPOSITORY, STEPS, Interrupted, Stack
 from webapp.embedded.terminal import Terminal
 from webapp.study import plan
 from webapp.study.plan import CREDITS, SAMPLINGS, TASKS, Cell
-from webapp.study.report import choose_update_tokens, figure, tables, tuning_tables
+from webapp.study.report import choose_update_tokens, figure, overview, tables, tuning_tables
 from webapp.study.results import Result, append_result, read_results
 
 FOLDER = REPOSITORY / "docs" / "study"
 BEGIN, END = "<!-- figures: written by make study -->", "<!-- end of figures -->"
+OVERVIEW = (
+    "Samplings against flat, over all credits; credits against trajectory (GRPO), over all samplings; paired "
+    "by seed. Bold: the 95 % interval leaves out 0, as one in twenty does by chance."
+)
 WARMUP_SECONDS = 3600.0
 
 
@@ -68,7 +72,7 @@ def write_pages(results: Iterable[Result]) -> list[str]:
     text = page.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
-    body, written = tables(results), [page.name]
+    body, written = f"### All tasks\n\n{OVERVIEW}\n\n{overview(results)}\n{tables(results)}", [page.name]
     for slug in TASKS:
         if drawing := figure(results, slug):
             (FOLDER / f"{slug}.svg").write_text(drawing, encoding="utf-8")
