@@ -194,6 +194,11 @@ def test_icicles_carry_values_only_where_there_is_no_advantage() -> None:
     assert drawn is not None
     assert "value" not in drawn
     assert drawn["state"] == tree.credit_state.tolist()
+    (unsolved,) = credit_trees([tree_of([[0, 0], [0, 0]])], plan)  # all hatched, as on its own page
+    drawn = icicle(unsolved.to_payload())
+    assert drawn is not None
+    assert "value" not in drawn
+    assert drawn["advantage"] == [None] * 7
 
 
 def test_every_state_and_reason_has_words_and_the_browsers_numbers_are_right() -> None:

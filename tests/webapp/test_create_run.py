@@ -614,6 +614,24 @@ def test_errors_come_back_beside_the_fields_and_keep_what_was_typed(people: Peop
     assert Run.objects.count() == 0
 
 
+def test_a_new_run_is_offered_a_name_that_is_free(people: People) -> None:
+    client = people.client("editor")
+    for expected in ("treerpo-tiny-1", "treerpo-tiny-2"):
+        values = form_values(client, "treerpo-tiny")
+        assert values["name"] == expected
+        client.post("/p/lab/new", values)
+    assert form_values(client, "grpo-tiny")["name"] == "grpo-tiny-1"
+
+
+def test_a_rule_about_several_knobs_links_the_one_to_change(people: People) -> None:
+    client = people.client("editor")
+    values = form_values(client, "treerpo-tiny") | {"sampler.branching_per_depth": "1, 1, 1"}
+    page = client.post("/p/lab/new", values).content.decode()
+    summary = page[page.index("to change before this run can start") :].split("</div>")[0]
+    assert 'href="#field-sampler-branching_per_depth"' in summary
+    assert 'href="#field-sampler-depth"' not in summary
+
+
 def test_a_name_nobody_can_read_comes_back_at_its_field(people: People) -> None:
     client = people.client("editor")
     page = client.post("/p/lab/new", form_values(client, "treerpo-tiny") | {"name": "\u200b"})

@@ -98,9 +98,17 @@ def test_the_order_is_shown_as_it_is_taken(
     assert "Queue 3 · 0 running" in page
 
 
+def test_the_queue_leads_to_what_is_worked_on(run: Run, people: People, worker: Worker) -> None:
+    page = people.client("viewer").get("/queue/")
+    (cpu,) = page.context["classes"]
+    assert [(one["name"], one["step"]) for one in cpu["at_work"]] == [("first", 3)]
+    assert f'href="/r/{run.id}/"' in page.content.decode().split('id="live-region"')[1]
+
+
 def test_a_stranger_sees_places_and_no_names(
     project: Project, people: People, config: RunConfig, worker: Worker
 ) -> None:
+    start(queued(project, people, config, "secret-name at work"))
     queued(project, people, config, "secret-name")
     (row,) = rows(people, "stranger")
     assert (row["run"], row["why"], row["position"], "name" in row) == (None, "", 1, False)

@@ -213,7 +213,8 @@ class SegmentTreeSampler(Section):
                 )
         if max(self.branching) < 2:
             raise ValueError(
-                "branching is 1 at every depth, so no two siblings can be compared. Use 2 or more somewhere."
+                "branching_per_depth is 1 all the way down, so no two siblings can be compared. Use 2 or "
+                "more somewhere."
             )
         if not self.max_width and (self.root_branching_max or self.fallback != "none"):
             raise ValueError("root_branching_max and fallback need a width. Set max_width.")

@@ -101,7 +101,8 @@ def queue_of(user: User) -> list[dict[str, Any]]:
     """Every resource class that something waits for or that somebody serves, and the first one always."""
     scene = _scene()
     starts = scene.starts()
-    visible = {run.id: run for run in runs_for(user).filter(id__in=[run.id for run in scene.waiting])}
+    asked = [run.id for run in (*scene.waiting, *scene.at_work)]
+    visible = {run.id: run for run in runs_for(user).filter(id__in=asked)}
     by_class: dict[str, list[dict[str, Any]]] = defaultdict(list)
     like_ahead: Counter[str] = (
         Counter()
@@ -136,7 +137,9 @@ def queue_of(user: User) -> list[dict[str, Any]]:
         like = scene.typical.get((run.preset, run.queue), (0.0, 0))[1]
         like_ahead[run.queue] = max(like_ahead[run.queue], like)
     return [
-        _class(scene, name, by_class.get(name, [])) for name in CLASSES if _is_shown(scene, name, by_class)
+        _class(scene, name, by_class.get(name, []), visible)
+        for name in CLASSES
+        if _is_shown(scene, name, by_class)
     ]
 
 
@@ -144,7 +147,9 @@ def _is_shown(scene: _Scene, name: str, by_class: Mapping[str, Any]) -> bool:
     return name == CLASSES[0] or name in by_class or bool(scene.serving(name))
 
 
-def _class(scene: _Scene, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _class(
+    scene: _Scene, name: str, rows: list[dict[str, Any]], visible: Mapping[int, Run]
+) -> dict[str, Any]:
     serving = scene.serving(name)
     slots = sum(one.slots for one in serving if one.drain_at is None)
     return {
@@ -153,6 +158,19 @@ def _class(scene: _Scene, name: str, rows: list[dict[str, Any]]) -> dict[str, An
         "draining": sum(one.drain_at is not None for one in serving),
         "slots": slots,
         "working": sum(run.queue == name for run in scene.at_work),
+        "at_work": [
+            {
+                "run": run.id,
+                "name": run.name,
+                "colour": run.colour,
+                "url": reverse("run-detail", args=[run.id]),
+                "step": run.step,
+                "steps_total": run.steps_total,
+                "eta_s": scene.etas.get(run.id),
+            }
+            for run in scene.at_work
+            if run.queue == name and run.id in visible
+        ],
         "waiting": rows,
     }
 

@@ -145,7 +145,7 @@ def _form(
 def _name(project: ProjectSeen, start: Start) -> str:
     """One that no run of the project has yet, as a rule."""
     if start.run is None:
-        return f"{start.config.preset}-{Run.objects.filter(project=project).count() + 1}"
+        return free_name(project, f"{start.config.preset}-1")
     return free_name(project, start.run.name if start.chosen is None else f"{start.run.name[:100]} fork")
 
 

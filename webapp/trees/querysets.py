@@ -18,7 +18,7 @@ from django.db.models.lookups import LessThanOrEqual
 from numpy.typing import NDArray
 from psycopg.errors import QueryCanceled
 
-from trainer.tree import RolloutTree
+from trainer.tree import CreditState, RolloutTree
 from webapp.errors import RequestError
 from webapp.filters import Filter
 from webapp.limits import MAX_PAGE_SIZE
@@ -103,6 +103,10 @@ def tree_row(tree: StoredTree) -> dict[str, Any]:
     return row
 
 
+# States of trees that train on advantages, whether or not any node of them got one.
+COULD_HAVE_HAD = (CreditState.DROPPED_BY_FILTER, CreditState.ONLY_CHILD, CreditState.PER_PATH)
+
+
 def icicle(payload: bytes | memoryview) -> dict[str, Any] | None:
     """A tree in miniature, for lists; None when it is large, or its payload cannot be read (its own page
     says why).
@@ -113,7 +117,7 @@ def icicle(payload: bytes | memoryview) -> dict[str, Any] | None:
         return None
     if full.n_nodes > ICICLE_MAX_NODES + 1:
         return None
-    has_credit = bool(np.isfinite(full.advantage).any())
+    has_advantages = np.isfinite(full.advantage).any() or np.isin(full.credit_state, COULD_HAVE_HAD).any()
     drawn = {
         "parent": full.parent.tolist(),
         "advantage": _rounded(full.advantage),
@@ -123,7 +127,7 @@ def icicle(payload: bytes | memoryview) -> dict[str, Any] | None:
     if (full.copies > 1).any():
         drawn["copies"] = full.copies.tolist()
     # A run that trains on pairs or verified answers has no advantages: its trees are told apart by values.
-    return drawn if has_credit else {**drawn, "value": _rounded(full.value)}
+    return drawn if has_advantages else {**drawn, "value": _rounded(full.value)}
 
 
 def _rounded(numbers: NDArray[np.float64]) -> list[float | None]:

@@ -29,6 +29,14 @@ class Command(BaseCommand):
         try:
             with stack.running():
                 terminal.say(f"Arborist is up: {stack.url}  (Ctrl-C stops it)")
+                from webapp.accounts.models import User  # the database is up only now
+
+                if not User.objects.exists():
+                    terminal.say(
+                        "There is no user yet. In another shell, with the same ARBORIST_DATA_DIR:\n"
+                        "  .venv/bin/python manage.py create_user ada --project lab --role admin\n"
+                        "makes one, and the project, and prints a login link."
+                    )
                 stack.watch()
         except Interrupted:
             return

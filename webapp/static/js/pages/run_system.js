@@ -44,7 +44,7 @@ function show(now) {
     section.querySelector(".tiles")?.remove();
     return;
   }
-  if (found) setText(note, `Step ${number(now.step, 0)} is sampled.`);
+  if (found) setText(note, `Step ${number(now.step, 0)} is being sampled.`);
   else setText(note, now.phase ? `Nothing is sampled at this moment: the run is ${now.phase}.` : "Nothing is sampled at this moment.");
   for (const [name, word] of words) {
     if (found) setText(byId(`occupancy-${name}`), word(found[name]));
