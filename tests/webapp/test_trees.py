@@ -292,7 +292,20 @@ def test_an_audit_that_disagrees_says_so() -> None:
 def test_nodes_that_do_not_exist_are_404(stored: StoredTree, client: Client, name: str) -> None:
     for path in (f"/api/v1/trees/{stored.id}/nodes/{name}", f"/t/{stored.id}/n/{name}"):
         assert client.get(path).status_code == 404
-    assert client.get(f"/t/{stored.id}/", {"n": name}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("1.7.2", "1"), ("1.1.1.1", "1.1"), ("x", "0"), ("1..1", "1"), ("0.1", "0"), ("a\x00b", "0")],
+)
+def test_an_address_with_an_unknown_node_leads_to_the_nearest_one_above(
+    stored: StoredTree, client: Client, name: str, nearest: str
+) -> None:
+    page = client.get(f"/t/{stored.id}/", {"n": name, "color": "value"}, follow=True)
+    assert page.redirect_chain == [(f"/t/{stored.id}/?n={nearest}&color=value", 302)]
+    assert page.context["node"]["node"] == nearest
+    shown = name.replace("\x00", "�")
+    assert f"This tree has no node {shown}. The nearest one above it is shown." in page.content.decode()
 
 
 def test_the_interval_of_the_leaf_mean(stored: StoredTree, client: Client) -> None:
@@ -587,7 +600,7 @@ def test_growing_trees_are_told_while_the_run_is_active(run: Run, client: Client
     Run.objects.filter(id=run.id).update(phase="sampling")
     assert told()["occupancy"] == busy
     system = client.get(f"/r/{run.id}/system").content.decode()
-    assert all(words in system for words in ("Step 4 is sampled", ">31<", ">7<", "12.5 %", "50.0 %"))
+    assert all(words in system for words in ("Step 4 is being sampled", ">31<", ">7<", "12.5 %", "50.0 %"))
     panels = json.loads(system.partition('id="catalogue"')[2].partition(">")[2].partition("</script>")[0])
     assert {panel["section"] for panel in panels} == {"Engine", "Speed"}
     assert "engine/logprob_gap" in [panel["metrics"][0] for panel in panels]

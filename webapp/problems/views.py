@@ -27,7 +27,7 @@ from webapp.runs.origin import how_made
 from webapp.runs.views import page_cursor, run_context
 from webapp.trees.columns import columns_path
 from webapp.trees.models import StoredTree
-from webapp.trees.nodes import node_json, text_start, usual_colour
+from webapp.trees.nodes import nearest_node, node_json, text_start, usual_colour
 from webapp.trees.opened import OpenTree, open_tree, words_of
 from webapp.trees.querysets import ICICLE_MAX_NODES, icicle, steps_with_trees, tree_row
 from webapp.trees.views import one_of
@@ -170,7 +170,9 @@ def _read_frames(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
             }
             for band in bands(list(by_step.values()))
         ]
-        run["n_answers"] = sum(band["total"] for band in run["bands"])
+        answers = sum(band["total"] for band in run["bands"])
+        for band in run["bands"]:
+            band["share"] = band["total"] / answers
     every = sorted((frame for frame in order if frame["id"] in trees), key=lambda frame: frame["step"])
     openings, n_openings = _openings(every, trees)
     return {
@@ -360,17 +362,6 @@ def _node_of(stored: StoredTree, opened: OpenTree, name: str) -> dict[str, Any]:
         "usual_colour": usual_colour(opened, made),
         "depths": by_depth([tree], bins_of([tree])),
     }
-
-
-def nearest_node(tree: RolloutTree, name: str) -> tuple[int, bool]:
-    """The node called so, or the nearest one above it that exists; and whether it is the one."""
-    parts = name.split(".")
-    for length in range(len(parts), 0, -1):
-        try:
-            return tree.find(".".join(parts[:length])), length == len(parts)
-        except KeyError:
-            continue
-    return 0, False
 
 
 # ------------------------------------------------------------------------------------------------ all trees

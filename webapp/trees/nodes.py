@@ -278,6 +278,19 @@ def _no_audit(reason: str, loss: dict[str, Any] | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def nearest_node(tree: RolloutTree, name: str) -> tuple[int, bool]:
+    """The node called so, or the nearest one above it that exists; and whether it is the one."""
+    parts = name.split(".")
+    node, known, unknown = ROOT, 0, len(parts) + 1  # how many parts surely name a node, and surely do not
+    while unknown - known > 1:
+        tried = (known + unknown) // 2
+        try:
+            node, known = tree.find(".".join(parts[:tried])), tried
+        except KeyError:
+            unknown = tried
+    return node, known == len(parts)
+
+
 def usual_colour(opened: OpenTree, made: HowMade) -> str:
     """What a tree is coloured by: without advantages it is told apart by its values."""
     if made.config is None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
+from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET
@@ -28,7 +29,7 @@ from webapp.trees.growing import growing, growing_row
 from webapp.trees.inspector import inspector_context
 from webapp.trees.lists import ListAddress, list_beside, tree_list
 from webapp.trees.models import StoredTree
-from webapp.trees.nodes import find_node, outline, usual_colour
+from webapp.trees.nodes import find_node, nearest_node, outline, usual_colour
 from webapp.trees.opened import OpenTree, open_tree, words_of
 from webapp.trees.querysets import steps_with_trees, tree_row
 from webapp.trees.scale import advantage_limit
@@ -121,7 +122,14 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
     stored, opened, context = tree_context(request, tree_id)
     if opened is None:
         return damaged(request, context)
-    node = find_or_404(opened.tree, request.GET.get("n", "0"))
+    asked = request.GET.get("n", "0")
+    node, is_there = nearest_node(opened.tree, asked)
+    if not is_there:  # an address from elsewhere: the scripts read the node from it too, so it is put right
+        said = f"This tree has no node {asked[:40]}. The nearest one above it is shown."
+        messages.warning(request, said.replace("\0", "�"))
+        address = request.GET.copy()
+        address["n"] = opened.name(node)
+        return redirect(f"{request.path}?{address.urlencode()}")
     made = how_made(stored.run)
     rows, is_cut = outline(opened, node)
     notes: list[str] = []
