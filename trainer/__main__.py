@@ -25,9 +25,18 @@ from typing import IO, Literal
 from trainer.config import RunConfig
 from trainer.config_file import MAX_CONFIG_BYTES, ConfigError, config_from_yaml
 from trainer.events import Event, EventDigest, Finished
-from trainer.guards import MOST_LETTERS, TROUBLES, OutOfRoomError, is_full, is_host_memory, told
+from trainer.guards import (
+    MOST_LETTERS,
+    TROUBLES,
+    BeginSmallerError,
+    OutOfRoomError,
+    is_full,
+    is_host_memory,
+    told,
+)
 from trainer.launcher import PEER_SECONDS, RANK_SIGNALS, STOP_SIGNAL, launch
 from trainer.supervised import (
+    BEGIN_SMALLER,
     Place,
     beat,
     die_with_parent,
@@ -59,13 +68,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{options.config}: {problem}", file=sys.stderr)  # noqa: T201  # the answer, not a log
         return 2
     if place is None and config.resources.processes > 1:
-        return launch(config, options.output, options.resume, options.fork)
+        return launch(
+            config,
+            options.output,
+            options.resume,
+            options.fork,
+            microbatch_tokens=options.microbatch_tokens,
+        )
     stream = only_events_on_stdout()
     should_stop = _stop_on_signals() if place is None else _stop_on_launcher()
     begin = options.resume if options.fork is None else [options.fork]
     writer = _EventWriter(stream, begin)
     is_fork = options.fork is not None
-    return _run(config, options.output, begin, threads, writer, should_stop, place, is_fork=is_fork)
+    return _run(
+        config,
+        options.output,
+        begin,
+        threads,
+        writer,
+        should_stop,
+        place,
+        is_fork=is_fork,
+        microbatch_tokens=options.microbatch_tokens,
+    )
 
 
 def _run(
@@ -78,6 +103,7 @@ def _run(
     place: Place | None,
     *,
     is_fork: bool,
+    microbatch_tokens: int,
 ) -> int:
     # Heavy imports come after the config was found good, so that a typo is told in a moment.
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -106,7 +132,11 @@ def _run(
             is_fork=is_fork,
             device=device,
             group=group,
+            microbatch_tokens=microbatch_tokens,
         )
+    except BeginSmallerError as error:  # whoever starts us does so once more, with less
+        logger.info("The run ended early", exc_info=error)
+        return BEGIN_SMALLER
     except Exception as error:  # the last event must say how the run ended, whatever the reason
         expected = (DataError, ModelError, CheckpointError, RewardRangeError, OutOfRoomError, ValueError)
         is_expected = isinstance(error, expected)
@@ -189,6 +219,13 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="a.b=c", help="change one value of the config"
     )
     parser.add_argument("--parent-fd", type=int, metavar="N", help="end at once when this pipe closes")
+    parser.add_argument(
+        "--microbatch-tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="begin with smaller micro-batches than the config's, as after memory ran out",
+    )
     # Of one of several processes; the launcher gives them.
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--beat-fd", type=int, help=argparse.SUPPRESS)

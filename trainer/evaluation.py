@@ -29,7 +29,7 @@ from trainer.data import Problem, load_data
 from trainer.intervals import bootstrap_interval, wilson_interval
 from trainer.judges import canonical
 from trainer.ranks import ALONE, Ranks
-from trainer.sampling.engine import ENDS, Engine, SamplingPlan
+from trainer.sampling.engine import ENDS, Attempt, Engine, SamplingPlan, attempt_once
 from trainer.seeding import named_seed
 from trainer.tree import RolloutTree, Verdict
 from trainer.verifiers import JudgeAnswer, verify_trees
@@ -58,24 +58,27 @@ def evaluate(
     on_progress: Callable[[int, int], None],
     samples: int = 1,
     ranks: Ranks = ALONE,
+    attempt: Attempt = attempt_once,
 ) -> dict[str, float]:
     """`eval/...` metrics. Every evaluation of a run draws the same random numbers, so that two differ by the
     policy alone.
 
     `most_tokens`: longest answer; `samples`: k. Intervals are Wilson's for one answer per problem, else a
-    bootstrap over problems. Each of `ranks` answers its share of the problems. Raises what `Engine.sample`
-    and `verify_trees` raise.
+    bootstrap over problems. Each of `ranks` answers its share of the problems, and `attempt` is what samples
+    on it. Raises what `Engine.sample` and `verify_trees` raise.
     """
 
     def judged(answers: int, temperature: float, part: int) -> Judged:
         def grow(own: Sequence[Problem]) -> list[RolloutTree]:
-            trees = engine.sample(
-                own,
-                SamplingPlan((answers,), (most_tokens,), split_at_newline=False, temperature=temperature),
-                seed=named_seed(seed, "evaluation"),
-                step=0,
-                should_stop=should_stop,
-                on_progress=lambda done, total: on_progress(part * total + done, 2 * total),
+            trees = attempt(
+                lambda: engine.sample(
+                    own,
+                    SamplingPlan((answers,), (most_tokens,), split_at_newline=False, temperature=temperature),
+                    seed=named_seed(seed, "evaluation"),
+                    step=0,
+                    should_stop=should_stop,
+                    on_progress=lambda done, total: on_progress(part * total + done, 2 * total),
+                )
             )
             return verify_trees(trees, judge, should_stop=should_stop)
 

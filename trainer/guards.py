@@ -9,7 +9,7 @@ import math
 import string
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NoReturn
+from typing import ClassVar, Literal, NoReturn
 
 Then = Literal["failed", "paused", "goes on", "queued again"]
 MOST_LETTERS = 2000  # of a reason
@@ -79,6 +79,20 @@ TROUBLES: dict[str, Trouble] = {
         "Retry on a GPU that nothing else uses, or fork the run with a lower training.microbatch_tokens, "
         "shorter answers, training.gradient_checkpointing, or less engine.kv_memory_mib of vLLM.",
         "failed",
+    ),
+    "rank's memory": Trouble(
+        "One of the processes that train a run together has no memory left, for the first time. The others "
+        "are in the middle of the same micro-batch with it, so all begin again.",
+        "{which}; the run goes on from its last checkpoint with micro-batches of {smaller:,} tokens",
+        "Nothing: the effective batch is the same. Begin the next run with a lower "
+        "training.microbatch_tokens.",
+        "queued again",
+    ),
+    "smaller from the start": Trouble(
+        "An earlier attempt of a run of several processes had no memory left.",
+        "Memory ran out in an earlier attempt: this one begins with micro-batches of {smaller:,} tokens",
+        "Nothing: the effective batch is the same.",
+        "goes on",
     ),
     "host memory": Trouble(
         "The trainer could not get memory from the machine, or the kernel ended it for lack of it.",
@@ -364,33 +378,66 @@ class OutOfRoomError(RuntimeError):
     """Memory ran out with half of the size too; the message says what was tried and what to do."""
 
 
+class BeginSmallerError(RuntimeError):
+    """Memory ran out on one of several ranks, where none can try again alone: all can begin again with
+    micro-batches of `tokens`. The message says what happened, and how to.
+    """
+
+    HOW: ClassVar = "; go on from the last checkpoint with --microbatch-tokens "
+
+    def __init__(self, what: str, tokens: int) -> None:
+        self.what, self.tokens = what, tokens
+        super().__init__(f"{what}{self.HOW}{tokens}")
+
+    @classmethod
+    def read(cls, line: str) -> BeginSmallerError | None:
+        """Back from a line that ends with its message; `what` is then all that stands before."""
+        what, how, tokens = line.strip().rpartition(cls.HOW)
+        return cls(what, int(tokens)) if how and tokens.isdecimal() and int(tokens) else None
+
+
 @dataclass(slots=True)
 class Size:
     """Something that is done with less at a time where memory is short: `tried`, largest first, in units like
-    "micro-batches of {:,} tokens". `halve` halves it and returns what it was and what it is.
+    "micro-batches of {:,} tokens". `halve` halves it and returns what it was and what it is; `least`: that a
+    config may ask for.
     """
 
     unit: str
     halve: Callable[[], tuple[int, int]]
+    least: int = 1
     tried: list[int] = field(default_factory=list)
 
-    def refuse(self, error: Exception, doing: str) -> NoReturn:
-        """Raise OutOfRoomError at once, where nothing smaller can be tried."""
-        place = "GPU" if is_gpu_memory(error) else "host"
-        sizes = self.unit.format(self.halve()[0])
-        raise OutOfRoomError(TROUBLES["gpu memory"].advice(place=place, doing=doing, sizes=sizes)) from error
+    def begin_smaller(self, error: Exception, doing: str) -> NoReturn:
+        """Raise BeginSmallerError, where only all ranks can begin again. Raises OutOfRoomError when that was
+        done before.
+        """
+        self._refuse_again(error, doing)
+        before, now = self.halve()
+        what = f"Out of memory ({_place(error)}) while {doing} with {self.unit.format(before)}"
+        raise BeginSmallerError(what, now) from error
 
     def smaller(self, error: Exception, step: int, doing: str) -> str:
         """Halve it and return what to say. Raises OutOfRoomError when that was done before."""
-        place = "GPU" if is_gpu_memory(error) else "host"
-        if self.tried:
-            sizes = " and ".join(self.unit.format(size) for size in self.tried)
-            trouble = TROUBLES["gpu memory"]
-            raise OutOfRoomError(trouble.advice(place=place, doing=doing, sizes=sizes)) from error
+        self._refuse_again(error, doing)
         self.tried = list(self.halve())
         size, smaller = (self.unit.format(size) for size in self.tried)
         trouble = TROUBLES["gpu memory once"]
-        return trouble.said(at=step, place=place, doing=doing, size=size, smaller=smaller) + "."
+        return trouble.said(at=step, place=_place(error), doing=doing, size=size, smaller=smaller) + "."
+
+    def _refuse_again(self, error: Exception, doing: str) -> None:
+        if not self.tried:
+            return
+        sizes = " and ".join(self.unit.format(size) for size in self.tried)
+        if (half := self.tried[-1] // 2) >= self.least:
+            sizes += f", and not yet {half:,}"
+        trouble = TROUBLES["gpu memory"]
+        raise OutOfRoomError(trouble.advice(place=_place(error), doing=doing, sizes=sizes)) from error
+
+
+def _place(error: Exception) -> str:
+    """Whose memory it was."""
+    return "GPU" if is_gpu_memory(error) else "host"
 
 
 # ------------------------------------------------------------------------------------------------ full disk

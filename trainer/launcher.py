@@ -27,7 +27,13 @@ from typing import IO
 
 from trainer.config import RunConfig
 from trainer.config_file import config_to_yaml
-from trainer.supervised import BEAT_SECONDS, ENGINE_HANGS, SILENT_SECONDS, SUPERVISOR_IS_SILENT
+from trainer.supervised import (
+    BEAT_SECONDS,
+    BEGIN_SMALLER,
+    ENGINE_HANGS,
+    SILENT_SECONDS,
+    SUPERVISOR_IS_SILENT,
+)
 
 TRAINER = (sys.executable, "-m", "trainer")
 RANK_DIED = 76  # exit status: a rank was killed, stood still or hung; it may go well another time
@@ -38,6 +44,7 @@ SETTLE_SECONDS = 3.0  # what one rank fails of may be about to end rank 0 as wel
 LEAVE_SECONDS = 10.0  # rank 0 has said its last word
 TICK_SECONDS = 0.1
 MOST_LINE_BYTES = 8192
+MOST_LAST_WORDS = 500
 
 
 class Rank:
@@ -102,7 +109,10 @@ class Rank:
             return f"{who} stood still for {self.silent:.0f} seconds and was ended"
         if self.status is not None and self.status < 0:
             return f"{who} was ended by signal {-self.status} ({_signal_name(-self.status)})"
-        last = self.last_line.decode("utf-8", errors="replace").strip()[:500]
+        last = self.last_line.decode("utf-8", errors="replace").strip()[:MOST_LAST_WORDS]
+        if self.status == BEGIN_SMALLER:
+            what = last.rpartition("Error: ")[2]
+            return f"{who}: {what[:1].lower()}{what[1:]}"
         return f"{who} ended with exit status {self.status}" + (f": {last}" if last else "")
 
 
@@ -126,6 +136,7 @@ def launch(
     resume: Sequence[Path],
     fork: Path | None,
     *,
+    microbatch_tokens: int = 0,
     command: Sequence[str] = TRAINER,
     patience: float = SILENT_SECONDS,
 ) -> int:
@@ -138,6 +149,8 @@ def launch(
         whole += ["--resume", str(checkpoint)]
     if fork is not None:
         whole += ["--fork", str(fork)]
+    if microbatch_tokens:
+        whole += ["--microbatch-tokens", str(microbatch_tokens)]
     size = config.resources.processes
     content = config_to_yaml(config).encode()
     ranks: list[Rank] = []
@@ -213,6 +226,8 @@ def _watch(ranks: Sequence[Rank], asked: Sequence[int], patience: float) -> int:
                 return SUPERVISOR_IS_SILENT
             if gone := [rank for rank in ended if (rank.status or 0) < 0 or rank.status == ENGINE_HANGS]:
                 return _said(selector, ranks, gone[0], RANK_DIED)
+            if short := [rank for rank in ended if rank.status == BEGIN_SMALLER]:
+                return _said(selector, ranks, short[0], BEGIN_SMALLER)
             if still := [rank for rank in ranks if rank.silent >= patience]:
                 still[0].stood_still = True
                 return _said(selector, ranks, still[0], RANK_DIED)

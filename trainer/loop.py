@@ -61,9 +61,10 @@ from trainer.rollout_metrics import rollout_metrics
 from trainer.rollouts import Rollouts, collect
 from trainer.sampling.agreement import COMPARED_TOKENS, check_against_policy
 from trainer.sampling.choice import engine_from_config, tolerance
-from trainer.sampling.engine import ENDS, SamplingStopped, TopK, plan_from_config
+from trainer.sampling.engine import ENDS, Attempt, SamplingStopped, TopK, plan_from_config
 from trainer.sampling.watch import GrowthWatch
 from trainer.schema.data import ChainData, GraphData
+from trainer.schema.training import LEAST_MICROBATCH_TOKENS
 from trainer.seeding import named_seed
 from trainer.summary import summarise
 from trainer.trained import with_training
@@ -97,6 +98,7 @@ def train(
     is_fork: bool = False,
     device: torch.device | str = "cpu",
     group: Group | None = None,
+    microbatch_tokens: int = 0,
 ) -> Outcome:
     """Train the policy as `config` says, from its start or from a checkpoint, and tell `emit` all that
     happens.
@@ -105,12 +107,24 @@ def train(
     run's, and only what its weights depend on must be equal. `group`: the ranks that run it together, each of
     which calls this; what rank 0 emits is the run's. `should_stop` is asked often; once true on any, the
     step under way is given up, a checkpoint is written and the run ends as stopped. A run that cannot be
-    saved for lack of room, or has checkpoints and none that is whole, ends as paused. Raises DataError,
-    ModelError, CheckpointError, ValueError and RewardRangeError with a sentence for people.
+    saved for lack of room, or has checkpoints and none that is whole, ends as paused. `microbatch_tokens`:
+    what an earlier attempt found too much memory for any more, halved; 0: none did. Raises DataError,
+    ModelError, CheckpointError, ValueError and RewardRangeError with a sentence for people, and
+    BeginSmallerError where memory runs out on one of several ranks.
     """
     given = [] if resume is None else [resume] if isinstance(resume, Path) else list(resume)
     try:
-        run = _Run(config, emit, should_stop, run_dir, given, device, group, is_fork=is_fork)
+        run = _Run(
+            config,
+            emit,
+            should_stop,
+            run_dir,
+            given,
+            device,
+            group,
+            is_fork=is_fork,
+            microbatch_tokens=microbatch_tokens,
+        )
     except NoCheckpointError as error:
         newest = given[0].name.removeprefix("step-")
         return Outcome("paused", int(newest) if newest.isdecimal() else 0, str(error), "")
@@ -189,6 +203,7 @@ class _Run:
         group: Group | None = None,
         *,
         is_fork: bool = False,
+        microbatch_tokens: int = 0,
     ) -> None:
         self.ranks: Ranks = group or ALONE
         self.config, self.emit, self.should_stop, self.run_dir = config, emit, should_stop, run_dir
@@ -272,11 +287,15 @@ class _Run:
             reference=reference,
             temperature=self.plan.temperature,
         )
-        self.training_size = Size("micro-batches of {:,} tokens", self.optimiser.halve_microbatches)
+        self.training_size = Size(
+            "micro-batches of {:,} tokens", self.optimiser.halve_microbatches, LEAST_MICROBATCH_TOKENS
+        )
         self.sampling_size = Size("{:,} rows at once", self.engine.halve_rows)
-        if smaller := self.state.microbatch_tokens:  # so that it goes on bit for bit
+        # A checkpoint's, so that it goes on bit for bit; or what an attempt that saved none had no room for.
+        if smaller := min(filter(None, (self.state.microbatch_tokens, microbatch_tokens)), default=0):
             self.training_size.tried = [self.optimiser.microbatch_tokens, smaller]
             self.optimiser.microbatch_tokens = smaller
+            self.state = replace(self.state, microbatch_tokens=smaller)
         self.is_packing_checked = False
         self.saved_step = None if resume is None else self.state.step  # of the last whole checkpoint
         self.saved_at = time.monotonic()
@@ -311,6 +330,9 @@ class _Run:
                 evaluation_problems=len(self.data.evaluation),
             )
         )
+        if microbatch_tokens:
+            trouble = TROUBLES["smaller from the start"]
+            self.say("warning", f"{trouble.said(smaller=self.optimiser.microbatch_tokens)}.")
         if not_exact:
             self.say(
                 "warning",
@@ -339,18 +361,14 @@ class _Run:
         the next metrics.
         """
         problems = self.data.training.batch(1, max(2, self.ranks.size))
-        gap = self.within_memory(
-            lambda: check_against_policy(
-                self.engine,
-                self.policy,
-                problems,
-                temperature=self.plan.temperature,
-                # Rounding grows while a run learns; what stale weights do lies farther off.
-                tolerance=tolerance(self.config.engine) * (STALE if self.state.step else 1),
-            ),
-            self.sampling_size,
-            self.state.step,
-            "comparing engine and policy",
+        gap = check_against_policy(
+            self.engine,
+            self.policy,
+            problems,
+            temperature=self.plan.temperature,
+            # Rounding grows while a run learns; what stale weights do lies farther off.
+            tolerance=tolerance(self.config.engine) * (STALE if self.state.step else 1),
+            attempt=self.sampling_within_memory("comparing engine and policy"),
         )
         self.agreement = {"engine/logprob_gap": gap}
 
@@ -529,7 +547,7 @@ class _Run:
     ) -> T:
         """`work`, and where memory runs out, once more with half the size. Raises OutOfRoomError.
 
-        `is_shared`: all ranks do it together. Then one alone cannot begin again, and it ends there.
+        `is_shared`: all ranks do it together. Then one alone cannot begin again: raises BeginSmallerError.
         """
         try:
             return work()
@@ -537,7 +555,7 @@ class _Run:
             if not (is_gpu_memory(error) or is_host_memory(error)):
                 raise
             if is_shared and self.ranks.size > 1:
-                size.refuse(error, doing)
+                size.begin_smaller(error, doing)
             said = size.smaller(error, step, doing)
         # Behind the handler: the error held on to everything that did not fit.
         self.free()
@@ -546,6 +564,12 @@ class _Run:
         )
         self.say("warning", said)
         return self.within_memory(work, size, step, doing)
+
+    def sampling_within_memory(self, doing: str) -> Attempt:
+        """Of what each rank samples by itself after the last complete step."""
+        return lambda sample: self.within_memory(
+            sample, self.sampling_size, self.state.step, doing, is_shared=False
+        )
 
     def free(self) -> None:
         """Give back what only caches hold."""
@@ -569,7 +593,9 @@ class _Run:
         try:
             found = check_packing(self.policy, self.optimiser, data, self.should_stop)
         except Exception as error:
-            lacks_memory = self.ranks.size == 1 and (is_gpu_memory(error) or is_host_memory(error))
+            lacks_memory = is_gpu_memory(error) or is_host_memory(error)
+            if lacks_memory and self.ranks.size > 1:
+                self.training_size.begin_smaller(error, "comparing packed with flat training")
             if not (isinstance(error, NotComparedError) or lacks_memory):
                 raise
             why = error if isinstance(error, NotComparedError) else "there was no memory for it"
@@ -591,21 +617,17 @@ class _Run:
         )
 
     def evaluate(self) -> None:
-        values = self.within_memory(
-            lambda: evaluate(
-                self.engine,
-                self.data.evaluation,
-                self.judge,
-                most_tokens=self.evaluation_tokens,
-                samples=self.config.evaluation.samples,
-                seed=named_seed(self.config.seed, "evaluation"),
-                should_stop=self.should_stop,
-                on_progress=self.progress(self.state.step, "evaluating"),
-                ranks=self.ranks,
-            ),
-            self.sampling_size,
-            self.state.step,
-            "evaluating",
+        values = evaluate(
+            self.engine,
+            self.data.evaluation,
+            self.judge,
+            most_tokens=self.evaluation_tokens,
+            samples=self.config.evaluation.samples,
+            seed=named_seed(self.config.seed, "evaluation"),
+            should_stop=self.should_stop,
+            on_progress=self.progress(self.state.step, "evaluating"),
+            ranks=self.ranks,
+            attempt=self.sampling_within_memory("evaluating"),
         )
         self.tell_troubles(self.state.step)
         if self.state.step == 0:

@@ -7,7 +7,7 @@ decided in `loop`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -149,6 +149,7 @@ class Optimiser:
         self.objective: Objective = objective or PolicyObjective()
         self._spread, self._reference, self._temperature = spread, reference, temperature
         self.microbatch_tokens = config.microbatch_tokens  # lowered where they do not fit
+        self._largest = 0  # tokens of a micro-batch so far
         self.adamw = torch.optim.AdamW(
             list(policy.named_parameters().values()),
             lr=config.learning_rate,
@@ -157,7 +158,8 @@ class Optimiser:
 
     def halve_microbatches(self) -> tuple[int, int]:
         """From now on so many tokens at a time: (before, now). What is learnt changes only by rounding."""
-        before = self.microbatch_tokens
+        # The config may allow more than there ever was; half of that would be as much again.
+        before = min(self.microbatch_tokens, self._largest or self.microbatch_tokens)
         self.microbatch_tokens = max(1, before // 2)
         return before, self.microbatch_tokens
 
@@ -276,7 +278,12 @@ class Optimiser:
             batches = flatten(lean, most, old=old, reference=reference)
         else:
             batches = pack(lean, most, with_items=self._with_items(), old=old, reference=reference)
-        return self._ranks.in_step(batches, idle_batch)
+        return self._ranks.in_step(self._measured(batches), idle_batch)
+
+    def _measured(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self._largest = max(self._largest, batch.tokens.size)
+            yield batch
 
     def _keeps_all(self) -> bool:
         """Whether items without advantage train all the same."""

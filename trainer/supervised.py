@@ -22,6 +22,7 @@ BEAT_SECONDS = 2.0
 PR_SET_PDEATHSIG = 1
 SUPERVISOR_IS_SILENT = 75  # exit status: "try again", as in sysexits.h
 ENGINE_HANGS = 77  # exit status: a computation of the engine never came back (`Alarm`)
+BEGIN_SMALLER = 78  # exit status: of several processes, memory ran out on one (`guards.BeginSmallerError`)
 HANG_SECONDS = 600.0  # for one of them
 logger = logging.getLogger(__name__)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import signal
 
-from trainer.guards import TROUBLES
+from trainer.guards import TROUBLES, BeginSmallerError, told
 from trainer.launcher import RANK_DIED
-from trainer.supervised import ENGINE_HANGS, HANG_SECONDS
+from trainer.supervised import BEGIN_SMALLER, ENGINE_HANGS, HANG_SECONDS
 
 _GPU_MEMORY = re.compile(r"\bOutOfMemoryError\b|\bCUDA out of memory\b")
 _HOST_MEMORY = re.compile(r"\b(MemoryError|out of memory|[Cc]an(?:'t|not) allocate memory)\b")
+_OUT_OF_ROOM = re.compile(r"\bOutOfRoomError: (.+)")
 _ERROR_LINE = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning)?(?::|$)")
 _IMPORT_ERROR = re.compile(r"^(ModuleNotFoundError|ImportError)\b")
 BAD_CONFIG = 2  # the trainer's exit status for a config that it cannot read
@@ -29,6 +30,9 @@ def describe(
     step, checkpoint: the last complete step and that of the last checkpoint. `kernel_was_out_of_memory`: the
     kernel ended processes for lack of memory while the trainer ran.
     """
+    if said := _OUT_OF_ROOM.findall(stderr):  # of a rank that does not speak for the run
+        what, _, do = max(said, key=len).partition(". ")
+        return told(what, step, checkpoint, do)
     key, values = _found(status, stderr, kernel_was_out_of_memory)
     return TROUBLES[key].sentence(step, checkpoint, **values)
 
@@ -73,6 +77,11 @@ def death(status: int, stderr: str) -> str:
     if status == ENGINE_HANGS:
         return TROUBLES["engine hangs"].said(seconds=HANG_SECONDS)
     return TROUBLES["died"].said(number=-status, name=_signal_name(-status))
+
+
+def begin_smaller(status: int, stderr: str) -> BeginSmallerError | None:
+    """What the next attempt begins with when memory ran out on one of several ranks; None: it did not."""
+    return BeginSmallerError.read(_which_rank(stderr)) if status == BEGIN_SMALLER else None
 
 
 def _which_rank(stderr: str) -> str:

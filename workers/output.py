@@ -25,13 +25,16 @@ _EARLIEST, _LATEST = 0.0, 4_102_444_800.0  # 2100-01-01
 
 
 class Preempted(BaseModel):
-    """The worker's own last record of an attempt that is to go on elsewhere: the run is queued again."""
+    """The worker's own last record of an attempt that is to go on elsewhere: the run is queued again.
+    `microbatch_tokens`: of what it begins with then, where memory ran out; None: as it was.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["preempted"] = "preempted"
     time: float
     step: int
     reason: str
+    microbatch_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
 class Died(BaseModel):

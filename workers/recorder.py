@@ -359,6 +359,9 @@ class Recorder:
                     *(rows.seq, None if rows.is_late else rows.step, run.checkpoint_id, run.id),
                 ],
             )
+        if isinstance(last, Preempted) and last.microbatch_tokens:
+            own = Attempt.objects.filter(run=run, epoch=self.epoch)
+            own.update(microbatch_tokens=last.microbatch_tokens)
         last_seq = rows.seq
         if rows.step is not None and not rows.is_late:
             run.step = rows.step

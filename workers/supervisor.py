@@ -23,6 +23,7 @@ from typing import Literal, TypeVar
 
 from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection, connections
+from django.db.models import Min
 from pydantic import ValidationError
 
 from trainer.config import stored_config
@@ -34,7 +35,7 @@ from webapp import broker
 from webapp.embedded import leftovers
 from webapp.projects.models import ModelSource
 from webapp.runs.config_form import ConfigError, config_errors
-from webapp.runs.models import Checkpoint, Run, RunStatus, Worker
+from webapp.runs.models import Attempt, Checkpoint, Run, RunStatus, Worker
 from workers import keeping, lease, memory
 from workers.child import TrainerChild
 from workers.drain import Batches, Drain
@@ -273,6 +274,10 @@ class _Attempt:
         checkpoints = self._checkpoints(run, recording)
         for checkpoint in checkpoints:
             arguments += ["--resume", str(checkpoint)]
+        attempts = Attempt.objects.filter(run=run)
+        smaller = self._patiently(lambda: attempts.aggregate(least=Min("microbatch_tokens"))["least"])
+        if smaller:
+            arguments += ["--microbatch-tokens", str(smaller)]
         if not checkpoints and run.parent_step is not None:
             arguments += ["--fork", str(self._first_checkpoint(run))]
         return arguments

@@ -231,6 +231,15 @@ class Watch:
             return self._preempted()
         if status == SUPERVISOR_IS_SILENT:
             return self._preempted("Its worker stood still for a while")
+        if smaller := endings.begin_smaller(status, self.child.error_tail()):
+            return Preempted(
+                time=time.time(),
+                step=self.step,
+                reason=TROUBLES["rank's memory"].sentence(
+                    self.step, self.checkpoint, which=smaller.what, smaller=smaller.tokens
+                ),
+                microbatch_tokens=smaller.tokens,
+            )
         reason = endings.describe(
             status,
             self.child.error_tail(),

@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 from trainer.config_file import config_from_yaml
+from trainer.guards import BeginSmallerError
 from trainer.launcher import RANK_SIGNALS, STOP_SIGNAL
-from trainer.supervised import Alarm, beat, end_with_parent
+from trainer.supervised import BEGIN_SMALLER, Alarm, beat, end_with_parent
 
 
 def main() -> None:
@@ -35,6 +36,9 @@ def main() -> None:
                 time.sleep(60)
         if act == "fails":
             sys.exit("ValueError: nothing left")
+        if act == "short":
+            sys.stderr.write(f"trainer.guards.BeginSmallerError: {BeginSmallerError('Out of memory', 256)}\n")
+            sys.exit(BEGIN_SMALLER)
         if act == "stop":
             os.kill(os.getppid(), signal.SIGTERM)
     if act == "both" or (act == "ends" and rank == 0):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -40,7 +41,7 @@ from trainer.events import (
     Started,
     parse_line,
 )
-from trainer.guards import NotFinite, is_full, told
+from trainer.guards import NotFinite, Size, is_full, told
 from trainer.optim import Optimiser
 from trainer.policy import load_policy
 from trainer.rewards import shape_rewards
@@ -246,10 +247,13 @@ def test_out_of_memory_once_halves_the_micro_batch_and_changes_nothing_else(
     run = Run(tmp_path, SMALL_BATCHES)
     assert run.outcome.outcome == "succeeded"
     (said,) = warnings(run)
-    assert said == (
-        f"Step 1: out of memory ({place}) while training with micro-batches of 100 tokens; going on with "
-        "micro-batches of 50 tokens."
+    told = re.fullmatch(
+        rf"Step 1: out of memory \({place}\) while training with micro-batches of (\d+) tokens; going on "
+        r"with micro-batches of (\d+) tokens\.",
+        said,
     )
+    assert told is not None, said
+    assert int(told[2]) == int(told[1]) // 2 < 50  # of what there was, not of what the config allows
     for name in ("policy/loss", "policy/grad_norm", "policy/trained_tokens"):
         assert per_step(run, name) == pytest.approx(per_step(plain, name), rel=1e-4, abs=1e-6)
 
@@ -269,9 +273,33 @@ def test_out_of_memory_again_fails_with_the_sizes_tried(
     short_of_memory(monkeypatch, torch.OutOfMemoryError, 1)
     with pytest.raises(RuntimeError) as failed:
         Run(tmp_path / "part", config, resume=last)
+    assert re.match(
+        r"Out of memory \(GPU\) while training; tried micro-batches of 100 tokens and micro-batches of \d\d "
+        r"tokens\. Retry on a GPU",
+        str(failed.value),
+    )
+
+
+def test_half_of_what_did_not_fit_is_tried_however_much_the_config_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.loop.check_packing", lambda *_: None)
+    loss, sizes = Optimiser._loss, []
+
+    def losses(own: Any, batch: Any, *args: Any, **more: Any) -> Any:
+        sizes.append(batch.tokens.size)
+        if sizes[-1] > 0.6 * sizes[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return loss(own, batch, *args, **more)
+
+    monkeypatch.setattr(Optimiser, "_loss", losses)
+    run = Run(tmp_path, tiny("training.steps=1"))
+    assert run.outcome.outcome == "succeeded"
+    assert sizes[0] < TrainingConfig().microbatch_tokens // 2
+    with pytest.raises(RuntimeError) as failed:  # and what is left to be tried is told
+        Size("{:,} tokens", lambda: (512, 256), 64, [512, 256]).smaller(MemoryError(), 1, "training")
     assert str(failed.value).startswith(
-        "Out of memory (GPU) while training; tried micro-batches of 100 tokens and micro-batches of 50 "
-        "tokens. Retry on a GPU"
+        "Out of memory (host) while training; tried 512 tokens and 256 tokens, and not yet 128. Retry"
     )
 
 

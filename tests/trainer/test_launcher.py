@@ -11,6 +11,7 @@ import pytest
 
 from trainer.config import RunConfig
 from trainer.launcher import RANK_DIED, launch
+from trainer.supervised import BEGIN_SMALLER
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_rank.py")))
 MARK = "ARBORIST_TEST_LAUNCHER"
@@ -40,6 +41,11 @@ def marked(mark: str) -> list[int]:
             "RankError: process 2 of 2 (rank 1) ended with exit status 77: EngineHang: it did not come back",
         ),
         ("fails", 1, "RankError: process 2 of 2 (rank 1) ended with exit status 1: ValueError: nothing left"),
+        (
+            "short",
+            BEGIN_SMALLER,
+            "RankError: process 2 of 2 (rank 1): out of memory; go on from the last checkpoint with --microb",
+        ),
         ("both", 1, "[rank"),  # rank 0 says itself why
         ("ends", 0, "[rank"),
         ("stop", 0, "[rank"),

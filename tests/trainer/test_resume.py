@@ -299,7 +299,7 @@ def test_micro_batches_that_fitted_go_on(tmp_path: Path, monkeypatch: pytest.Mon
     left = 1
     Story(config_of("grpo-tiny", 5, HALF, **small), tmp_path / "parts")
     (last,) = list_checkpoints(tmp_path / "parts")
-    assert read_checkpoint(last)[0].microbatch_tokens == 200
+    assert 100 < read_checkpoint(last)[0].microbatch_tokens <= 200
     assert Story(config_of("grpo-tiny", 5, **small), tmp_path / "parts", last).digest() == whole.digest()
     rewritten(last, "state.json", without("microbatch_tokens"))
     assert Story(config_of("grpo-tiny", 5, **small), tmp_path / "parts", last).digest() != whole.digest()

@@ -36,6 +36,15 @@ ValueError: seed is odd
         (77, "EngineHang: x", "The engine did not come back from one step of sampling within 600 s"),
         (76, "x\nRankError: process 2 of 2 (rank 1) stood still\n", "Process 2 of 2 (rank 1) stood still."),
         (1, "[rank 0] x\nRankError: process 1 of 2 (rank 0) ended", "failed: RankError: process 1 of 2"),
+        (
+            1,
+            (
+                "[rank 1] torch.OutOfMemoryError: CUDA out of memory.\n"
+                "[rank 1] x.OutOfRoomError: Out of memory (GPU); tried 512 and 256. Retry or fork.\n"
+                "RankError: process 2 of 2 (rank 1) ended with exit status 1: x.OutOfRoomError: Out"
+            ),
+            "Out of memory (GPU); tried 512 and 256. Last",
+        ),
     ],
 )
 def test_every_death_has_a_sentence_that_says_where_the_run_stands(

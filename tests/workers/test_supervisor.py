@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -194,6 +195,36 @@ def test_trainer_that_a_signal_ended_gets_another_attempt_and_no_third(
     assert run.reason.startswith(f"{what} 2 times at the same place, {where}. ")
     assert run.reason.endswith(TROUBLES["crash loop"].do)
     kinds(run)
+
+
+def test_after_one_process_had_no_memory_the_next_attempt_begins_with_half_the_micro_batch() -> None:
+    values = RunConfig().model_dump(mode="json")
+    values["training"] |= {"steps": 2, "problems_per_step": 4}
+    values["evaluation"] |= {"every_steps": 0, "problems": 2}
+    values["resources"] |= {"processes": 2}
+    run = make_run(run_config=RunConfig.model_validate(values))
+
+    def work_with(most_tokens: int) -> Run:
+        command = (sys.executable, "-m", "tests.workers.short_of_memory", str(most_tokens))
+        supervise(claimed(run), told_to_leave=lambda: 0, command=command)
+        run.refresh_from_db()
+        return run
+
+    assert work_with(100).status == "queued"
+    told = re.match(
+        r"Process 2 of 2 \(rank 1\): out of memory \(GPU\) while .* with micro-batches of (\d+) tokens; "
+        r"the run goes on from its last checkpoint with micro-batches of (\d+) tokens\. No step was ",
+        run.reason,
+    )
+    assert told is not None, run.reason
+    tried, smaller = map(int, told.groups())
+    assert smaller == tried // 2
+    first = Attempt.objects.get(run=run)
+    assert (first.outcome, first.microbatch_tokens) == ("preempted", smaller)
+
+    assert work_with(tried - 1).status == "succeeded", run.reason
+    said = Event.objects.get(run=run, kind="log", body__message__startswith="Memory ran out")
+    assert said.body["message"].endswith(f": this one begins with micro-batches of {smaller} tokens.")
 
 
 def test_program_that_cannot_be_started_fails_the_run() -> None:

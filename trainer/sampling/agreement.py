@@ -12,7 +12,7 @@ import torch
 
 from trainer.data import Problem
 from trainer.policy import Policy
-from trainer.sampling.engine import ENDS, Engine, SamplingPlan
+from trainer.sampling.engine import ENDS, Attempt, Engine, SamplingPlan, attempt_once
 from trainer.tree import RolloutTree
 
 TOLERANCE: Final = 1e-4  # nats, float32
@@ -32,21 +32,24 @@ def check_against_policy(
     *,
     temperature: float = 1.0,
     tolerance: float = TOLERANCE,
+    attempt: Attempt = attempt_once,
 ) -> float:
     """Sample small trees below the first problems by the weights that the engine has, and compare every
     logprob with the policy's own. Returns the largest gap in nats; raises EngineMismatchError where one is
-    larger than `tolerance`.
+    larger than `tolerance`. `attempt` is what samples, on each rank by itself.
     """
     plan = SamplingPlan((2, 2), SEGMENT_TOKENS, split_at_newline=False, temperature=temperature)
 
     def sample(own: Sequence[Problem]) -> list[RolloutTree]:
-        return engine.sample(
-            own,
-            plan,
-            seed=0,
-            step=0,
-            should_stop=lambda: False,
-            on_progress=lambda _done, _total: None,
+        return attempt(
+            lambda: engine.sample(
+                own,
+                plan,
+                seed=0,
+                step=0,
+                should_stop=lambda: False,
+                on_progress=lambda _done, _total: None,
+            )
         )
 
     # Of several ranks each has an engine.

@@ -47,6 +47,14 @@ ENDS: Final = (
 )
 
 
+Attempt = Callable[[Callable[[], list[RolloutTree]]], list[RolloutTree]]
+
+
+def attempt_once(sample: Callable[[], list[RolloutTree]]) -> list[RolloutTree]:
+    """An `Attempt` that lets fail what fails; another one may try again with less at once."""
+    return sample()
+
+
 class Plan(Protocol):
     """Which trees to grow."""
 

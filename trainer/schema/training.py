@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self, get_args
+from typing import Final, Literal, Self, get_args
 
 from pydantic import model_validator
 
 from trainer.schema.section import Section, knob
+
+LEAST_MICROBATCH_TOKENS: Final = 64
 
 
 class TrainingConfig(Section):
@@ -81,7 +83,7 @@ class TrainingConfig(Section):
         unit="tokens",
         description="Unique tokens per forward pass (padded ones with layout flat). Lower it when memory is "
         "short; results change only by rounding.",
-        ge=64,
+        ge=LEAST_MICROBATCH_TOKENS,
         le=10_000_000,
         advanced=True,
     )

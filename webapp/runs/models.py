@@ -220,6 +220,11 @@ class Attempt(models.Model):
     reason = models.CharField(max_length=2000, blank=True)
     resumed_from_step = models.BigIntegerField(null=True, blank=True)
     last_step = models.BigIntegerField(null=True, blank=True, help_text="Where it stood when it ended.")
+    microbatch_tokens = models.BigIntegerField(
+        null=True,
+        blank=True,
+        help_text="Of the micro-batches that later ones begin with, where this one had no memory left.",
+    )
     recorded_through = models.BigIntegerField(
         default=0, help_text="Spool records 1..n of this attempt are stored."
     )
