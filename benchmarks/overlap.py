@@ -22,42 +22,16 @@ import os
 import statistics
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.models import random_model
 from benchmarks.side_by_side import SideBySide
 from trainer.config_file import config_from_yaml
 from trainer.events import Event, Metrics
 from trainer.loop import train
-from trainer.policy import load_policy
 
 BASE = "{evaluation: {every_steps: 0, problems: 8}, objective: {importance: {kind: truncated}}}"
-
-
-def random_model(folder: Path, hidden: int, layers: int) -> int:
-    """A model folder with the tiny reasoner's tokenizer and random weights; how many."""
-    tokenizer = load_policy("tiny-reasoner").tokenizer
-    torch.manual_seed(0)
-    model: Any = LlamaForCausalLM(  # type: ignore[no-untyped-call]  # transformers types it in part
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=hidden,
-            intermediate_size=4 * hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=hidden // 32,
-            num_key_value_heads=max(1, hidden // 96),
-            max_position_embeddings=1024,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return int(model.num_parameters())
 
 
 def measured(staleness: int, steps: int, changes: list[str]) -> dict[str, float]:

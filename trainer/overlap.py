@@ -11,7 +11,7 @@ Which thread is faster changes no number: randomness has names (`seeding`), and 
 neither writes.
 
 What overlaps is the gradient of a step's first update, with all that leads to it. Torch computes without
-Python's lock; of a tiny model the lock is most of the time, and there is little to hide.
+Python's lock, which even of a tiny model is held for little of the time (docs/performance.md).
 """
 
 from __future__ import annotations
