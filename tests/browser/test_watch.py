@@ -221,6 +221,9 @@ def test_a_run_is_seen_from_the_table_laid_over_another_and_stopped(
     table.locator(f"#run-{site.planted['run']} .pick input").check()
     table.get_by_role("link", name="Overlay").click()
     expect(table).to_have_url(re.compile(rf"/r/{run}/\?with={site.planted['run']}$"))
+    table.get_by_role("link", name="Overlay other runs…").click()
+    expect(table.locator("#selection-count")).to_have_text("2 selected")  # those that are there already
+    table.get_by_role("link", name="Overlay", exact=True).click()
     legend = table.get_by_role("list", name="Runs in these charts")
     expect(legend.get_by_role("listitem")).to_have_count(2)
     panel = table.locator('[data-panel="reward/mean"]')

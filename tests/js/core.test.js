@@ -3,7 +3,7 @@ import test from "node:test";
 
 import { cells, rowsOf, shapeInWords } from "../../webapp/static/js/core/branching.js";
 import { axisLabels, duration, figure, number, percent, short, signed } from "../../webapp/static/js/core/format.js";
-import { sameValue, shown } from "../../webapp/static/js/core/knobs.js";
+import { farRate, sameValue, shown } from "../../webapp/static/js/core/knobs.js";
 import { filterPresets } from "../../webapp/static/js/core/presets.js";
 import { codePoint, parts } from "../../webapp/static/js/core/text.js";
 import { changed } from "../../webapp/static/js/core/url_state.js";
@@ -76,6 +76,15 @@ test("a shape is told in words, and a guess is called one", () => {
   assert.equal(shapeInWords([4, 8], false), "Shape of one tree: 4, then 8 nodes");
   assert.match(shapeInWords([2, 4], true), /for example 2, then 4/);
   assert.match(shapeInWords([], false), /not known yet/);
+});
+
+test("a learning rate far from the preset's is told, in both directions", () => {
+  const path = "training.learning_rate";
+  assert.equal(farRate(path, "0.0003", "0.1"), "330 times higher: a policy may break");
+  assert.equal(farRate(path, "3e-4", "3e-3"), "10 times higher: a policy may break");
+  assert.equal(farRate(path, "0.0003", "0.00003"), "10 times lower: it may learn too slowly to see");
+  for (const [was, value] of [["0.0003", "0.002"], ["0.0003", "abc"], ["0.0003", "-1"], ["0", "1"], ["0.0003", ""]]) assert.equal(farRate(path, was, value), "");
+  assert.equal(farRate("training.steps", "1", "1000"), "");
 });
 
 test("knobs are compared by what they mean", () => {

@@ -157,6 +157,16 @@ def test_the_header_counts_what_it_counts_and_tells_how_long_an_ended_run_took(
     assert 'took <span class="figures">1 min 10 s</span>' in ended
 
 
+def test_an_attempt_at_work_says_how_long_and_when_its_first_checkpoint_comes(
+    run: Run, people: People
+) -> None:
+    begun = datetime.now(UTC) - timedelta(minutes=5)
+    Attempt.objects.create(run=run, epoch=1, owner="worker-1", started_at=begun)
+    page = people.client("viewer").get(f"/r/{run.id}/attempts").content.decode()
+    assert re.search(r"5 min( \d s)? so far", page)
+    assert "One is saved every 25 steps or once 10 minutes have passed since the last, and when" in page
+
+
 def test_the_eta_is_the_recent_wall_time_times_what_is_left(run: Run) -> None:
     """Steps 1 to 3 of 150 stand ten seconds apart; the last one was `now`, so 147 steps of 10 s are left."""
     now = datetime.now(UTC)

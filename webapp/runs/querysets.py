@@ -13,6 +13,7 @@ from django.db import connection
 from django.db.models import Count, F, Sum
 from django.db.models.functions import Now
 from django.urls import reverse
+from django.utils import timezone
 
 from webapp.limits import (
     MAX_PAGE_SIZE,
@@ -269,8 +270,7 @@ def attempts_of(run: Run) -> list[dict[str, Any]]:
     )
     rows = list(Attempt.objects.filter(run=run).order_by("epoch").values(*fields))
     for row in rows:
-        ended = row["ended_at"]
-        row["lasted_s"] = None if ended is None else (ended - row["started_at"]).total_seconds()
+        row["lasted_s"] = ((row["ended_at"] or timezone.now()) - row["started_at"]).total_seconds()
     return rows
 
 

@@ -2,7 +2,7 @@
 // end; the page says what the run will cost and what differs from the preset.
 import { cells, rowsOf, shapeInWords } from "../core/branching.js";
 import { byId, make, revealScripted, setText, typed } from "../core/dom.js";
-import { sameValue, shown } from "../core/knobs.js";
+import { farRate, sameValue, shown } from "../core/knobs.js";
 import { filterPresets } from "../core/presets.js";
 import { load } from "../core/regions.js";
 import { colour, onTheme } from "../core/theme.js";
@@ -133,7 +133,9 @@ function tell() {
     const [value, preset] = [valueOf(field), field.dataset.presetValue];
     const changed = !sameValue(field.dataset.kind, value, preset);
     field.classList.toggle("field-changed", changed);
-    if (changed) changes.push(make("li", {}, make("code", {}, field.dataset.path), ` ${shown(preset)} → `, make("strong", {}, shown(value))));
+    if (!changed) continue;
+    const far = farRate(field.dataset.path, preset, value);
+    changes.push(make("li", {}, make("code", {}, field.dataset.path), ` ${shown(preset)} → `, make("strong", {}, shown(value)), far ? make("span", { class: "warn" }, ` ${far}`) : ""));
   }
   setText(byId("changes-count"), changes.length ? `(${changes.length})` : "");
   byId("changes-list").replaceChildren(...(changes.length ? changes : [make("li", { class: "secondary" }, byId("changes-list").dataset.none ?? "")]));

@@ -8,6 +8,8 @@ import { announce } from "../core/announce.js";
 import { Session } from "../live/session.js";
 
 const SPARK_POINTS = 40;
+/** As many runs as one page of curves takes. */
+const MOST_TOGETHER = 10;
 
 const table = document.getElementById("runs-table");
 if (table) {
@@ -90,11 +92,15 @@ if (table) {
   // ---- selection
   const boxes = /** @type {HTMLInputElement[]} */ ([...table.querySelectorAll("td.pick input")]);
   const overlay = /** @type {HTMLAnchorElement} */ (byId("overlay-link"));
+  // Whoever comes from a run's curves to add others finds those selected that are there already.
+  const selected = (new URLSearchParams(location.search).get("select") ?? "").split(",");
+  for (const box of boxes) if (selected.includes(box.value)) box.checked = true;
   const count = () => {
     const chosen = boxes.filter((box) => box.checked).map((box) => box.value);
-    setText(byId("selection-count"), chosen.length ? `${chosen.length} selected` : "Select two or more runs to see their curves together.");
+    const told = chosen.length > MOST_TOGETHER ? `${chosen.length} selected; ${MOST_TOGETHER} at most are shown together.` : `${chosen.length} selected`;
+    setText(byId("selection-count"), chosen.length ? told : "Select two or more runs to see their curves together.");
     byId("selection").classList.toggle("selection-none", chosen.length === 0);
-    if (chosen.length > 1) {
+    if (chosen.length > 1 && chosen.length <= MOST_TOGETHER) {
       overlay.href = `/r/${chosen[0]}/?with=${chosen.slice(1).join(",")}`;
       overlay.removeAttribute("aria-disabled");
     } else {
