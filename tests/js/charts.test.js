@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { belongs, idOf, matches, panelsOf } from "../../webapp/static/js/charts/panels.js";
+import { belongs, chosenPanels, idOf, matches, panelsOf } from "../../webapp/static/js/charts/panels.js";
 import { xRange, yRange } from "../../webapp/static/js/charts/scale.js";
 import { aligned, lineOf, nearest, readings, startAfter, tableOf, xOf } from "../../webapp/static/js/charts/series.js";
 import { smooth } from "../../webapp/static/js/charts/smoothing.js";
@@ -98,6 +98,16 @@ test("lines of several runs share one x column, and gaps stay open", () => {
   assert.deepEqual(columns[0], [10, undefined, 30]);
   assert.deepEqual(columns[4], [undefined, 5, 6]);
   assert.equal(columns.length, 8);
+});
+
+test("a filter shows what is logged, and what is not only where nothing else matches", () => {
+  const panel = (name, more = {}) => ({ title: name, section: "S", pinned: false, unit: "", metrics: [name], titles: {}, formulas: {}, bands: {}, ...more });
+  const all = [panel("reward/mean", { pinned: true }), panel("eval/pass1"), panel("eval/pass_at_2"), panel("policy/kl")];
+  const ids = (pattern, logged) => chosenPanels(all, pattern, new Set(logged)).map(idOf);
+  assert.deepEqual(ids("", ["eval/pass1"]), ["reward/mean", "eval/pass1"]);
+  assert.deepEqual(ids("^eval/", ["eval/pass1"]), ["eval/pass1"]); // no empty panel beside it
+  assert.deepEqual(ids("pass_at", ["eval/pass1"]), ["eval/pass_at_2"]); // says that it is not logged
+  assert.deepEqual(ids("nothing", ["eval/pass1"]), []);
 });
 
 test("a run that ended earlier is not read out under another run's step", () => {

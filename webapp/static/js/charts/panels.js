@@ -48,3 +48,15 @@ export function matches(panel, pattern) {
     return texts.some((text) => text.includes(pattern));
   }
 }
+
+/**
+ * The panels to show: without a pattern those that belong; with one those of them that match it or, where there are none,
+ * whatever else matches, each of which says that it is not logged.
+ * @param {readonly Panel[]} panels @param {string} pattern @param {ReadonlySet<string>} logged names of metrics
+ */
+export function chosenPanels(panels, pattern, logged) {
+  const there = panels.filter((panel) => belongs(panel, logged));
+  if (!pattern) return there;
+  const found = there.filter((panel) => matches(panel, pattern));
+  return found.length ? found : panels.filter((panel) => matches(panel, pattern));
+}

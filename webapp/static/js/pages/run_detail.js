@@ -1,6 +1,6 @@
 // The curves of a run, with other runs over them if the URL names some.
 import { PanelView } from "../charts/panel.js";
-import { belongs, idOf, matches, panelsOf } from "../charts/panels.js";
+import { chosenPanels, idOf, panelsOf } from "../charts/panels.js";
 import { lineOf, startAfter, xOf } from "../charts/series.js";
 import { stylesOf } from "../charts/styles.js";
 import { ApiError, json } from "../core/api.js";
@@ -133,15 +133,17 @@ function rememberOpen() {
 /** What a filter opened, it closes again. @type {Set<HTMLDetailsElement>} */
 const openForFilter = new Set();
 const pattern = () => typed("panel-filter", HTMLInputElement).value.trim();
+typed("panel-filter", HTMLInputElement).value = read("panels") ?? "";
 
 function filter() {
   const wanted = pattern();
-  const names = logged();
+  const chosen = new Set(chosenPanels([...panels.values()], wanted, logged()).map(idOf));
+  byId("panels-none").hidden = chosen.size > 0;
+  setText(byId("panels-none"), chosen.size ? "" : `No panel matches “${wanted}”. The filter looks in titles and names of metrics.`);
   for (const { details, grid, count } of sections.values()) {
     let shown = 0;
     for (const element of grid.children) {
-      const panel = panels.get(/** @type {HTMLElement} */ (element).dataset.panel ?? "");
-      const match = panel !== undefined && (wanted ? matches(panel, wanted) : belongs(panel, names));
+      const match = chosen.has(/** @type {HTMLElement} */ (element).dataset.panel ?? "");
       /** @type {HTMLElement} */ (element).hidden = !match;
       if (match) shown += 1;
     }
@@ -379,6 +381,7 @@ slider.addEventListener("input", () => {
   renew();
 });
 typed("panel-filter", HTMLInputElement).addEventListener("input", () => {
+  write({ panels: pattern() || null });
   filter();
   drawSoon();
 });
@@ -387,7 +390,7 @@ byId("reset-view").addEventListener("click", () => {
   slider.value = String(smoothing);
   showSmoothing();
   typed("panel-filter", HTMLInputElement).value = "";
-  write({ sm: null });
+  write({ sm: null, panels: null });
   setWindow(null);
 });
 
