@@ -125,8 +125,8 @@ def test_a_run_whose_steps_train_nothing_says_so_and_where_it_last_did(run: Run,
     assert "No token trained" not in page()  # four such steps may happen
     add_metrics(run, 7, {"policy/trained_tokens": 0.0, "reward/mean": 0.0})
     told = page()
-    assert "No token trained in the last 5 steps: no group had answers to tell apart." in told
-    assert "Mean reward was 0.10 in the first step and is 0.00 now. The policy broke:" in told
+    assert "No token trained in the last 5 steps: nothing that was sampled had credit to train on." in told
+    assert "Mean reward was 0.10 in the first step and is 0.00 now. The policy has probably broken:" in told
     assert f'href="/r/{run.id}/trees?step=2"' in told
     add_metrics(run, 8, {"policy/trained_tokens": 3.0, "reward/mean": 0.0})
     assert "No token trained" not in page()

@@ -40,15 +40,16 @@ def idle_words(steps: int, since: int | None, rewards: tuple[float, float] | Non
     """Of a run whose last `steps` steps trained no token; `since`: the last one that did. `rewards`: the mean
     of its first step and of its last.
     """
-    told = f"No token trained in the last {steps:,} steps: no group had answers to tell apart."
+    told = f"No token trained in the last {steps:,} steps: nothing that was sampled had credit to train on."
     if since is None:
-        told = f"No token has trained in {steps:,} steps: no group had answers to tell apart."
+        told = f"No token has trained in {steps:,} steps: nothing that was sampled had credit to train on."
     if rewards is None:
         return told
     first, last = rewards
     told += f" Mean reward was {number(first, 2)} in the first step and is {number(last, 2)} now."
     if since is not None and last < first - abs(first) / 2:
-        return f"{told} The policy broke: fork a checkpoint from before, or clone with a lower learning rate."
+        todo = "fork a checkpoint from before, or clone with a lower learning rate"
+        return f"{told} The policy has probably broken: {todo}."
     if last > first:
         return f"{told} What is always solved teaches nothing: go on with harder problems."
     return f"{told} Easier problems, or more answers to each, give something to compare."
