@@ -85,6 +85,12 @@ class RunConfig(Section):
     def _processes_fit(self) -> Self:
         """Refuse what several processes cannot do yet, or have nothing to do in."""
         processes = self.resources.processes
+        split = self.engine.tensor_parallel if self.engine.kind == "vllm" else 1
+        if split not in (1, processes):
+            raise ValueError(
+                f"engine.tensor_parallel {split} splits one engine over the run's processes, of which there "
+                f"are resources.processes {processes}. Set both alike, or tensor_parallel 1."
+            )
         if processes == 1:
             return self
         if processes > self.training.problems_per_step:

@@ -82,7 +82,7 @@ def evaluate(
             )
             return verify_trees(trees, judge, should_stop=should_stop)
 
-        return count_verdicts(ranks.grown(problems, grow, ENDS))
+        return count_verdicts(ranks.grown(problems, grow, ENDS, is_shared=engine.is_shared))
 
     sampled, greedy = judged(samples, 1.0, 0), judged(1, 0.0, 1)
     values = _share("eval/pass1_sampled", sampled) | _share("eval/pass1_greedy", greedy)

@@ -412,22 +412,24 @@ class Size:
         """Raise BeginSmallerError, where only all ranks can begin again. Raises OutOfRoomError when that was
         done before.
         """
-        self._refuse_again(error, doing)
+        if self.tried:
+            self.refuse(error, doing)
         before, now = self.halve()
         what = f"Out of memory ({_place(error)}) while {doing} with {self.unit.format(before)}"
         raise BeginSmallerError(what, now) from error
 
     def smaller(self, error: Exception, step: int, doing: str) -> str:
         """Halve it and return what to say. Raises OutOfRoomError when that was done before."""
-        self._refuse_again(error, doing)
+        if self.tried:
+            self.refuse(error, doing)
         self.tried = list(self.halve())
         size, smaller = (self.unit.format(size) for size in self.tried)
         trouble = TROUBLES["gpu memory once"]
         return trouble.said(at=step, place=_place(error), doing=doing, size=size, smaller=smaller) + "."
 
-    def _refuse_again(self, error: Exception, doing: str) -> None:
-        if not self.tried:
-            return
+    def refuse(self, error: Exception, doing: str) -> NoReturn:
+        """Raise OutOfRoomError, with what was tried."""
+        self.tried = self.tried or [self.halve()[0]]
         sizes = " and ".join(self.unit.format(size) for size in self.tried)
         if (half := self.tried[-1] // 2) >= self.least:
             sizes += f", and not yet {half:,}"

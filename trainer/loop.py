@@ -459,7 +459,9 @@ class _Run:
     def grow(self, problems: Sequence[Problem], step: int) -> list[RolloutTree]:
         """One verified tree with rewards per problem."""
         before = self.engine.spent
-        trees = self.ranks.grown(problems, lambda own: self.grow_own(own, step), ENDS)
+        trees = self.ranks.grown(
+            problems, lambda own: self.grow_own(own, step), ENDS, is_shared=self.engine.is_shared
+        )
         self.sampled_tokens += int(self.ranks.sum((self.engine.spent - before).sampled)[0])
         self.tell_troubles(step)
         reward = self.config.reward
@@ -491,7 +493,9 @@ class _Run:
                 watch=watch,
             )
 
-        trees = self.within_memory(sample, self.sampling_size, step, "sampling", is_shared=False)
+        trees = self.within_memory(
+            sample, self.sampling_size, step, "sampling", is_shared=self.engine.is_shared
+        )
         version = self.state.step
         trees = [own if own.policy_version == version else own.sampled_by(version) for own in trees]
         segments = sum(tree.n_nodes - 1 for tree in trees)
@@ -547,7 +551,8 @@ class _Run:
     ) -> T:
         """`work`, and where memory runs out, once more with half the size. Raises OutOfRoomError.
 
-        `is_shared`: all ranks do it together. Then one alone cannot begin again: raises BeginSmallerError.
+        `is_shared`: all ranks do it together. Then one alone cannot begin again: raises BeginSmallerError,
+        and of sampling OutOfRoomError, as the next attempt would begin with what this one did.
         """
         try:
             return work()
@@ -555,7 +560,7 @@ class _Run:
             if not (is_gpu_memory(error) or is_host_memory(error)):
                 raise
             if is_shared and self.ranks.size > 1:
-                size.begin_smaller(error, doing)
+                (size.refuse if size is self.sampling_size else size.begin_smaller)(error, doing)
             said = size.smaller(error, step, doing)
         # Behind the handler: the error held on to everything that did not fit.
         self.free()
@@ -566,9 +571,9 @@ class _Run:
         return self.within_memory(work, size, step, doing)
 
     def sampling_within_memory(self, doing: str) -> Attempt:
-        """Of what each rank samples by itself after the last complete step."""
+        """Of what is sampled after the last complete step."""
         return lambda sample: self.within_memory(
-            sample, self.sampling_size, self.state.step, doing, is_shared=False
+            sample, self.sampling_size, self.state.step, doing, is_shared=self.engine.is_shared
         )
 
     def free(self) -> None:

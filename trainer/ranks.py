@@ -88,11 +88,14 @@ class Ranks:
         problems: Sequence[Problem],
         grow: Callable[[Sequence[Problem]], list[RolloutTree]],
         known: tuple[type[Exception], ...] = (),
+        *,
+        is_shared: bool = False,
     ) -> list[RolloutTree]:
         """One tree per problem, in their order; every rank grows its share, and has all of them then.
 
-        `grow` holds nothing collective. A tree depends on how often its problem came earlier in the batch, so
-        all trees of a problem are grown by one rank.
+        `grow` holds nothing collective, unless the ranks are one engine (`is_shared`): then it is called with
+        an empty share, too. A tree depends on how often its problem came earlier in the batch, so all trees
+        of a problem are grown by one rank.
         """
         if self.size == 1:
             return grow(problems)
@@ -100,7 +103,7 @@ class Ranks:
         owner = {name: number % self.size for number, name in enumerate(names)}
         owners = [owner[problem.problem_id] for problem in problems]
         own = [problem for problem, who in zip(problems, owners, strict=True) if who == self.rank]
-        trees = self.together(lambda: grow(own) if own else [], known)
+        trees = self.together(lambda: grow(own) if own or is_shared else [], known)
         # As all others have them, this rank takes its own as they were sent.
         sent = [iter(payloads) for payloads in self.exchange([tree.to_payload() for tree in trees])]
         return [RolloutTree.from_payload(next(sent[who])) for who in owners]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -76,6 +77,19 @@ def test_hash_sees_every_value_and_nothing_else() -> None:
     ):
         seen.add(changed(path, value).sha256())
     assert len(seen) == 5
+
+
+@pytest.mark.parametrize(
+    ("split", "processes", "refused"), [(2, 1, True), (2, 4, True), (4, 4, False), (1, 4, False)]
+)
+def test_an_engine_is_split_over_all_processes_or_not_at_all(
+    split: int, processes: int, refused: bool
+) -> None:
+    values = DEFAULT.model_dump(mode="json")
+    values["engine"] = {"kind": "vllm", "tensor_parallel": split}
+    values["resources"]["processes"] = processes
+    with pytest.raises(ValidationError, match="Set both alike") if refused else nullcontext():
+        RunConfig.model_validate(values)
 
 
 def test_one_number_counts_for_every_depth() -> None:

@@ -301,6 +301,8 @@ def test_half_of_what_did_not_fit_is_tried_however_much_the_config_allows(
     assert str(failed.value).startswith(
         "Out of memory (host) while training; tried 512 tokens and 256 tokens, and not yet 128. Retry"
     )
+    with pytest.raises(RuntimeError, match="tried 512 tokens, and not yet 256"):  # and where none can try
+        Size("{:,} tokens", lambda: (512, 256)).refuse(MemoryError(), "sampling")
 
 
 def test_out_of_memory_while_sampling_halves_the_rows(

@@ -52,8 +52,9 @@ def check_against_policy(
             )
         )
 
-    # Of several ranks each has an engine.
-    trees = policy.ranks.grown(problems[: max(MOST_PROBLEMS, policy.ranks.size)], sample, ENDS)
+    # Of several ranks each has an engine, or a part of one.
+    compared = problems[: max(MOST_PROBLEMS, policy.ranks.size)]
+    trees = policy.ranks.grown(compared, sample, ENDS, is_shared=engine.is_shared)
     largest = 0.0
     for tree in trees:
         for leaf in np.flatnonzero(tree.is_leaf()).tolist():

@@ -261,8 +261,14 @@ class Engine(Protocol):
     def name(self) -> str: ...
 
     @property
+    def is_shared(self) -> bool:
+        """Whether all ranks of a run are one engine. Then all call `sample` together, each with its own
+        problems, of which there may be none, and none of them alone can try anything again.
+        """
+
+    @property
     def spent(self) -> Spent:
-        """What it has spent so far."""
+        """What it has spent so far on the trees that were asked for here."""
 
     def sync(self) -> None:
         """Take over the policy's weights as they are now."""

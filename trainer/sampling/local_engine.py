@@ -121,6 +121,7 @@ class LocalEngine:
     """Engine over a policy in this process (`sampling.engine.Engine`)."""
 
     name = "local"
+    is_shared = False
 
     def __init__(self, policy: Policy, *, max_rows: int = MAX_ROWS, cache_bytes: int = CACHE_BYTES) -> None:
         self._policy = policy

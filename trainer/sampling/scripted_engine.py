@@ -70,6 +70,7 @@ class ScriptedEngine:
     """
 
     name = "scripted"
+    is_shared = False
 
     def __init__(
         self,

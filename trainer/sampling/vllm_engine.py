@@ -27,7 +27,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from operator import length_hint
 from typing import Any, Final, NamedTuple
@@ -272,15 +273,17 @@ class VllmEngine:
         ranks: Ranks = ALONE,
         most_positions: int | None = None,
     ) -> None:
-        """`ranks`: each of them makes one, at the same time, and samples for itself. `most_positions`: tokens
-        of the longest prompt with its answer, for at least one of which there must be room; None: as many
-        as the model has. Raises EngineError, with a sentence for people.
+        """`ranks`: each of them makes one, at the same time, and samples for itself, or with tensor
+        parallelism a part of one. `most_positions`: tokens of the longest prompt with its answer, for at
+        least one of which there must be room; None: as many as the model has. Raises EngineError, with a
+        sentence for people.
         """
         self._policy, self._label, self._ranks = policy, label, ranks
         self._chooser = TokenChooser()
         positions = policy.positions if most_positions is None else min(most_positions, policy.positions)
         self._core = _Core(policy, choice, self._chooser, ranks, positions)
         self._most_sequences = choice.max_sequences
+        self.is_shared = ranks.size > 1 and choice.tensor_parallel > 1
         self._syncs = 0
         self.spent = Spent()
         self.figures_of_last = EngineFigures()
@@ -337,6 +340,14 @@ class VllmEngine:
         top_k: TopK = NO_ALTERNATIVES,
         watch: GrowthWatch | None = None,
     ) -> list[RolloutTree]:
+        own = range(len(problems))
+        if self.is_shared:
+            # All ranks write all trees, token by token together; what the last bits of a sum decide is the
+            # same everywhere, as it is summed once for all.
+            asked = self._ranks.exchange([astuple(problem) for problem in problems])
+            before = sum(map(len, asked[: self._ranks.rank]))
+            own = range(before, before + len(problems))
+            problems = [Problem(*content) for share in asked for content in share]
         prompts = [self._policy.encode(problem.prompt) for problem in problems]
         for problem, prompt in zip(problems, prompts, strict=True):
             if len(prompt) + plan.most_positions > self._core.most_positions:
@@ -354,9 +365,10 @@ class VllmEngine:
             self.weights_version,
             self._most_sequences,
             top_k,
-            should_stop,
+            partial(_on_any, self._ranks, should_stop) if self.is_shared else should_stop,
             on_progress,
             watch,
+            own,
         )
         self.figures_of_last = expansion.figures
         try:
@@ -364,6 +376,10 @@ class VllmEngine:
         finally:
             expansion.end()
             self.spent += expansion.spent
+
+
+def _on_any(ranks: Ranks, flag: Callable[[], bool]) -> bool:
+    return ranks.any(flag())
 
 
 @dataclass(slots=True)
@@ -376,7 +392,9 @@ class _Tree:
 
 
 class _Expansion:
-    """One call of `sample`: all trees grow at once, each segment's continuations as soon as it has ended."""
+    """One call of `sample`: all trees grow at once, each segment's continuations as soon as it has ended.
+    `own`: places of those that were asked for on this rank; the others are neither counted nor shown here.
+    """
 
     def __init__(
         self,
@@ -391,7 +409,9 @@ class _Expansion:
         should_stop: Callable[[], bool],
         on_progress: Callable[[int, int], None],
         watch: GrowthWatch | None,
+        own: range,
     ) -> None:
+        self._own = own
         self._core, self._chooser, self._policy = core, chooser, policy
         self._plan, self._version, self._most = plan, weights_version, most_sequences
         self._should_stop, self._on_progress, self._watch = should_stop, on_progress, watch
@@ -404,7 +424,7 @@ class _Expansion:
             )
             for ground in grounds
         ]
-        self._total = sum(tree.growth.total for tree in self._trees)
+        self._total = sum(self._trees[number].growth.total for number in own)
         self._done = [0] * len(self._trees)
         self._unbegun = iter(range(len(self._trees)))
         self._waiting: list[tuple[int, Request, _Chain, int]] = []  # the last one goes first
@@ -446,7 +466,9 @@ class _Expansion:
                 )
             for problem, segments in over.items():
                 self._tell(problem, segments)
-        return [tree.growth.tree().with_sampling(self._plan.temperature) for tree in self._trees]
+        return [
+            self._trees[number].growth.tree().with_sampling(self._plan.temperature) for number in self._own
+        ]
 
     def end(self) -> None:
         """Nothing of this call is left in vLLM."""
@@ -497,10 +519,11 @@ class _Expansion:
         if request.value and finish != FinishReason.EOS:
             value = self._value(job.prefix + job.tokens)
         given = len(request.forced) if request.is_given else 0
-        self.spent += Spent(sampled=count - given, given=given)
         segment = job.segment(int(finish), value)
-        if self._watch is not None:
-            self._watch.wrote(job.problem, segment)
+        if job.problem in self._own:
+            self.spent += Spent(sampled=count - given, given=given)
+            if self._watch is not None:
+                self._watch.wrote(job.problem - self._own.start, segment)
         return segment
 
     def _count_reading(self, job: _Job, read: int) -> None:
@@ -514,7 +537,8 @@ class _Expansion:
         new = 0 if not is_first else read if job.request.parent == PROMPT else 1
         if is_first:
             chain.is_read = True
-        self.spent += Spent(reread=read - new)
+        if job.problem in self._own:
+            self.spent += Spent(reread=read - new)
 
     @torch.no_grad()
     def _value(self, path: list[int]) -> float:
@@ -529,8 +553,9 @@ class _Expansion:
     def _tell(self, problem: int, segments: Sequence[Segment]) -> None:
         tree = self._trees[problem]
         self._obey(problem, tree.growth.take(segments))
-        self._done[problem] = tree.growth.done
-        self._on_progress(min(sum(self._done), self._total), self._total)
+        if problem in self._own:
+            self._done[problem] = tree.growth.done
+            self._on_progress(min(sum(self._done), self._total), self._total)
 
     def _obey(self, problem: int, orders: Orders) -> None:
         tree = self._trees[problem]
@@ -551,8 +576,8 @@ class _Expansion:
                 )
             starts.append((problem, request, chain, chain.first + kept))
             tree.outstanding.add(request.chain)
-            if self._watch is not None:
-                self._watch.asked(problem, tree.ground.problem.problem_id, request)
+            if self._watch is not None and problem in self._own:
+                self._watch.asked(problem - self._own.start, tree.ground.problem.problem_id, request)
         self._waiting += reversed(starts)
         self._cancel(problem, orders.cancel)
         for chain_name in orders.release:
@@ -575,7 +600,8 @@ class _Expansion:
         for name in names:
             job = self._running.pop(name)
             del self._chooser.jobs[name]
-            self.spent += Spent(sampled=len(job.tokens))
+            if problem in self._own:
+                self.spent += Spent(sampled=len(job.tokens))
         self.figures.cancelled += len(names)
         self._core.abort(names)
 
@@ -604,7 +630,9 @@ class _Core:
         self.most_positions = most_positions
         whose = "the model's" if most_positions == policy.positions else "this run's"
         self.room = f"{whose} {most_positions:,} positions"
-        with tempfile.TemporaryDirectory() as folder, _torch_as_it_was():
+        split = choice.tensor_parallel if ranks.size > 1 else 1
+        talks = _over_gloo() if self._is_cpu and split > 1 else nullcontext()
+        with tempfile.TemporaryDirectory() as folder, _torch_as_it_was(), talks:
             # All that vLLM reads from a file is the shape of the model; its weights come with the first load.
             shape = copy.deepcopy(policy.model.config)
             shape.architectures = [type(policy.model).__name__]
@@ -627,6 +655,7 @@ class _Core:
                         async_scheduling=False,
                         disable_log_stats=True,
                         logits_processors=[_processor(chooser)],
+                        tensor_parallel_size=split,
                         # On this rank's GPU, beside the ranks' own process group.
                         distributed_executor_backend="external_launcher" if ranks.size > 1 else None,
                     )
@@ -812,6 +841,22 @@ def _torch_as_it_was() -> Iterator[None]:
 
 
 @contextmanager
+def _over_gloo() -> Iterator[None]:
+    """On CPUs the parts of an engine would talk through shared memory of a fixed name, which outlives a kill,
+    keeps the next engine of the machine from starting, and is waited at for ever when the other part is dead.
+    Of names that differ vLLM makes torch's own process group, which ends with its ranks.
+    """
+    from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
+
+    named = _CPUSHMDistributed.make_group_name
+    _CPUSHMDistributed.make_group_name = staticmethod(lambda group: f"{named(group)}-{os.getpid()}")
+    try:
+        yield
+    finally:
+        _CPUSHMDistributed.make_group_name = staticmethod(named)
+
+
+@contextmanager
 def _group_as_it_was() -> Iterator[None]:
     """vLLM ends torch's process group with its own ones, and that of the ranks is not its to end."""
     destroy = torch.distributed.destroy_process_group
@@ -845,6 +890,11 @@ def _why_not_started(error: BaseException, choice: VllmEngineChoice, room: str) 
         return (
             f"vLLM did not start with {choice.kv_memory_mib} MiB of key-value memory: {reason}. Change "
             "engine.kv_memory_mib, or set engine.kind local."
+        )
+    if choice.tensor_parallel > 1 and "tensor parallel" in str(error):
+        return (
+            f"This model cannot be split by engine.tensor_parallel {choice.tensor_parallel}: {reason}. Set "
+            "tensor_parallel 1, and each process has an engine of its own."
         )
     return f"vLLM did not start with this model: {reason}. Set engine.kind local."
 

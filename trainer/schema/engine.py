@@ -67,6 +67,17 @@ class VllmEngineChoice(EngineSection):
         "one block of its prefix a second time.",
         advanced=True,
     )
+    tensor_parallel: int = knob(
+        1,
+        title="Tensor parallel",
+        unit="processes",
+        description="1: every process of the run samples its share of the trees with an engine of its own. "
+        "As many as the run has processes: all of them hold one engine, split by tensor parallelism, so that "
+        "each has room for a part of the weights and of every sequence's keys and values alone.",
+        ge=1,
+        le=64,
+        advanced=True,
+    )
     dtype: Literal["float32", "bfloat16"] = knob(
         "float32",
         title="Engine precision",
