@@ -120,8 +120,8 @@ _MEASURES: Final[tuple[tuple[str, Callable[[float, float], Callable[[Result], fl
 
 
 def overview(results: Iterable[Result]) -> str:
-    """Markdown: the contrasts of all tasks that are whole, a table for each measure of what was spent. In
-    bold those whose interval leaves out 0.
+    """Markdown: the contrasts of all tasks with two seeds or more, a table for each measure of what was
+    spent. In bold those whose interval leaves out 0.
     """
     by_task: dict[str, list[Result]] = {}
     for result in results:
@@ -137,7 +137,7 @@ def overview(results: Iterable[Result]) -> str:
                 continue
             trained, seconds = _smallest_budgets(list(by_method(runs).values()))
             found = contrasts(runs, measure(trained, seconds))
-            if found:
+            if found and found[0].difference.n > 1:
                 cells = " | ".join(_signed(one, is_marked=True) for one in found)
                 rows.append(f"| {task.errors}, k = {task.operations} | {cells} |")
         if rows:
