@@ -239,6 +239,8 @@ def probe_lines(
             f"{one.method:<20}{one.snr:>8.4f}{cosine:>16}{one.sampled_tokens:>10,.0f}{one.trained_tokens:>10,.0f}"
             f"{one.cpu_seconds:>8.1f}"
         )
+    if any(one.snr == 0 for one in found):
+        lines.append("SNR 0: in so few batches the signal could not be told from noise. Give more --batches.")
     return lines
 
 

@@ -46,3 +46,6 @@ def test_the_inspector_beside_the_tree_lists_them_too(run: Run, people: People) 
         inspector = page[page.index('id="inspector"') :]
         assert "Dr. GRPO" in inspector, path
         assert "+0.25" in inspector, path  # what Dr. GRPO would have given node 1
+        undefined = inspector[inspector.index("not defined on this tree") :].split("</details>")[0]
+        assert "Lite PPO" in undefined, path
+        assert "whole batch" in undefined, path  # the reason in words, not only under a pointer

@@ -29,15 +29,15 @@ def inspector_context(opened: OpenTree, node: int, made: RunConfig | HowMade) ->
     for token in shown["token_figures"]["top"]:
         if token["text"] is not None:
             token["text"] = visible(token["text"])
+    estimators = node_rows(node, compared(opened, made)) if opened.tree.n_nodes <= MOST_INLINE_NODES else None
     return {
         "node": shown,
         "dots": dot_row(shown),
         "cliff": cliff_of(opened),
         "value_path": shown["path"][-PATH_STEPS:],
         "value_path_cut": len(shown["path"]) > PATH_STEPS,
-        "node_estimators": node_rows(node, compared(opened, made))
-        if opened.tree.n_nodes <= MOST_INLINE_NODES
-        else None,
+        "node_estimators": estimators,
+        "undefined_estimators": [row for row in estimators or () if row["reason"]],
     }
 
 
