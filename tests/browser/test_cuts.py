@@ -19,16 +19,29 @@ from tests.browser.conftest import Site, Watched, read_json, wait_for
 from tests.browser.test_watch import create_run, drawn_steps, wait_for_steps
 from webapp.embedded import processes
 from webapp.embedded.folder import DataFolder
+from webapp.embedded.processes import Identity
 
 pytestmark = pytest.mark.browser
 
 BACK_SECONDS = 10  # from the server's first answer to the page's true state
 
 
+def pid_of(site: Site, name: str) -> int:
+    """Of a part of the stack, which may be on its way back from the test before."""
+    found: dict[str, Identity] = {}
+
+    def is_there() -> bool:
+        found.update(processes.read_record(DataFolder.at(site.folder).processes))
+        return name in found
+
+    wait_for(is_there, 30, f"the {name} runs")
+    return found[name].pid
+
+
 @contextmanager
 def away(site: Site, name: str, how: signal.Signals) -> Iterator[None]:
     """One part of the stack is killed and stays away, for the supervisor is held."""
-    pid = dict(processes.read_record(DataFolder.at(site.folder).processes))[name].pid
+    pid = pid_of(site, name)
     os.kill(site.supervisor, signal.SIGSTOP)
     try:
         os.kill(pid, how)
@@ -39,7 +52,7 @@ def away(site: Site, name: str, how: signal.Signals) -> Iterator[None]:
 
 @contextmanager
 def frozen(site: Site, name: str) -> Iterator[None]:
-    pid = dict(processes.read_record(DataFolder.at(site.folder).processes))[name].pid
+    pid = pid_of(site, name)
     os.kill(pid, signal.SIGSTOP)
     try:
         yield

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import IO
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.browser.conftest import REPOSITORY, Site, Watched
+from tests.browser.test_trees import open_tree
 
 pytestmark = [pytest.mark.browser, pytest.mark.process]
 
@@ -160,6 +161,25 @@ def test_a_live_list_follows_but_never_under_the_pointer_or_the_focus(growing: G
     page.keyboard.press("ArrowDown")
     expect(page).to_have_url(re.compile(r"/t/\d+/\?n=1$"))
     page.keyboard.press("a")
+    expect(page.locator("#note-text")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.locator("#icicle")).to_be_focused()
+
+
+def test_a_note_that_is_begun_while_its_node_is_on_its_way_keeps_the_focus(
+    site: Site, visit: Callable[..., Watched]
+) -> None:
+    page = visit().page()
+    open_tree(page, f"/t/{site.planted['tree']}/")
+    held: list[Route] = []
+    page.route(re.compile("/n/1$"), lambda route: held.append(route))
+    page.locator("#icicle").focus()
+    with page.expect_request(re.compile("/n/1$")):
+        page.keyboard.press("ArrowDown")
+    page.keyboard.press("a")
+    expect(page.locator("#note-text")).to_be_focused()
+    held[0].continue_()
+    expect(page.locator("#inspector").get_by_role("heading", name="Node 1", exact=True)).to_be_visible()
     expect(page.locator("#note-text")).to_be_focused()
     page.keyboard.press("Escape")
     expect(page.locator("#icicle")).to_be_focused()

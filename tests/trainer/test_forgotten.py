@@ -30,6 +30,7 @@ NOT_STATE = {
     "run.optimiser.adamw.adamw.param_groups.0.lr": "set before every update, from the step",
     "run.engine.spent": "only differences of it are used",
     "run.engine._most_written": "where halving begins when memory runs out; rows at once decide no tree",
+    "run.optimiser._largest": "where halving begins when memory runs out; the size it led to is kept",
     "run.engine.figures_of_last": "of the last call of sample: metrics of its step",
     "run.engine.sync_seconds": "of this process's clock: how long the last copy of the weights took",
     "run.figures": "of the engine when it sampled last: metrics of that step",

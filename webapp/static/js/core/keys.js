@@ -3,7 +3,8 @@
 /** @param {KeyboardEvent} event */
 export function isTyping(event) {
   const target = event.target;
-  return target instanceof HTMLElement && (target.isContentEditable || target.matches("input:not([type=checkbox], [type=radio], [type=range]), textarea, select"));
+  // A field of a dialog that was just closed has the focus until the page is drawn again.
+  return target instanceof HTMLElement && !target.closest("dialog:not([open])") && (target.isContentEditable || target.matches("input:not([type=checkbox], [type=radio], [type=range]), textarea, select"));
 }
 
 /** @param {Record<string, (event: KeyboardEvent) => void>} commands by `event.key` @param {EventTarget} [target] */

@@ -64,8 +64,10 @@ function replace(old, fresh) {
   old.replaceWith(fresh);
   if (!inside) return;
   const again = focused.id ? document.getElementById(focused.id) : null;
-  if (again) again.focus({ preventScroll: true });
-  else {
+  if (again) {
+    if (!again.matches("summary")) again.closest("details")?.setAttribute("open", "");
+    again.focus({ preventScroll: true });
+  } else {
     if (!fresh.hasAttribute("tabindex")) fresh.tabIndex = -1;
     fresh.focus({ preventScroll: true });
   }
