@@ -117,7 +117,7 @@ def measured(
             try:
                 spent, grown[kind] = sampled(engine, problems, own, step)
             finally:
-                vllm_engine._Expansion = kinds["trees"]  # type: ignore[misc]
+                vllm_engine._Expansion = kinds["trees"]  # type: ignore[misc]  # the seam, as it was
             if kind == "trees":
                 found = engine.figures()
             if step:  # the first turn warms up, and tells how many leaves there are

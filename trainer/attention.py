@@ -145,33 +145,21 @@ def _grouped(
         yield group
 
 
-class _Asked(Function):
-    """Rows [U, .] of tokens as rows of queries."""
+class _Moved(Function):
+    """Rows to where they are read, each once; `back` leads the gradient to where they came from, `filled`
+    are rows there that nobody read.
+    """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, layout: PathLayout) -> Tensor:
-        ctx.layout = layout
-        return rows.index_select(0, layout.queries)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient.index_select(0, ctx.layout.back), None  # nobody reads what is padding
-
-
-class _Answered(Function):
-    """Rows of queries as rows [U, .] of tokens."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, layout: PathLayout) -> Tensor:
-        ctx.layout = layout
-        return rows.index_select(0, layout.back)
+    def forward(ctx: Any, rows: Tensor, to: Tensor, back: Tensor, filled: Tensor | None) -> Tensor:
+        ctx.back, ctx.filled = back, filled
+        return rows.index_select(0, to)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        found = gradient.index_select(0, ctx.layout.queries)
-        return found.index_fill_(0, ctx.layout.filled, 0.0), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        found = gradient.index_select(0, ctx.back)
+        return found if ctx.filled is None else found.index_fill_(0, ctx.filled, 0.0), None, None, None
 
 
 class _Looked(Function):
@@ -312,10 +300,11 @@ def path_attention(
     heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[3]
     groups = heads // kv_heads
     # One row of all heads per token, so that a gather copies whole rows; one gather for all buckets.
-    q, k, v = (
-        kind.apply(x.squeeze(0).transpose(0, 1).flatten(1), path_layout)  # type: ignore[no-untyped-call]  # torch's
-        for kind, x in ((_Asked, query), (_Looked, key), (_Looked, value))
-    )
+    at = path_layout
+    q, k, v = (x.squeeze(0).transpose(0, 1).flatten(1) for x in (query, key, value))
+    # A query that is padding is read by nobody, so it has no gradient to bring back.
+    q = _Moved.apply(q, at.queries, at.back, None)  # type: ignore[no-untyped-call]  # torch's
+    k, v = (_Looked.apply(x, at) for x in (k, v))  # type: ignore[no-untyped-call]  # torch's
     asked = [bucket.runs * bucket.longest for bucket in path_layout.buckets]
     looked = [bucket.runs * bucket.widest for bucket in path_layout.buckets]
     found = []
@@ -335,7 +324,7 @@ def path_attention(
         mixed = functional.scaled_dot_product_attention(mine, keys, values, attn_mask=mask, scale=scaling)
         mixed = mixed.view(b, kv_heads, -1, groups, size).permute(0, 2, 1, 3, 4).reshape(-1, heads * size)
         found.append(mixed)
-    answered: Tensor = _Answered.apply(torch.cat(found), path_layout)  # type: ignore[no-untyped-call]  # torch's
+    answered: Tensor = _Moved.apply(torch.cat(found), at.back, at.queries, at.filled)  # type: ignore[no-untyped-call]  # torch's
     return answered.view(1, -1, heads, size), None
 
 

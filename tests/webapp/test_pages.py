@@ -115,7 +115,10 @@ def test_states_of_many_runs_cost_two_queries(project: Project, people: People, 
 
 def test_a_run_whose_steps_train_nothing_says_so_and_where_it_last_did(run: Run, people: People) -> None:
     start(run)
-    page = lambda: people.client("viewer").get(f"/r/{run.id}/").content.decode()  # noqa: E731
+
+    def page() -> str:
+        return people.client("viewer").get(f"/r/{run.id}/").content.decode()
+
     for step, tokens, reward in (
         (1, 900.0, 0.3),
         (2, 40.0, 0.1),
@@ -140,7 +143,10 @@ def test_the_header_counts_what_it_counts_and_tells_how_long_an_ended_run_took(
 ) -> None:
     start(run)
     Run.objects.filter(id=run.id).update(phase="sampling", phase_done=602, phase_total=1344)
-    page = lambda: people.client("viewer").get(f"/r/{run.id}/").content.decode()  # noqa: E731
+
+    def page() -> str:
+        return people.client("viewer").get(f"/r/{run.id}/").content.decode()
+
     assert "sampling 602 of 1,344 segments" in page()
     Run.objects.filter(id=run.id).update(phase="loading", phase_done=0, phase_total=1)
     assert 'data-state="phase">loading</span>' in page()

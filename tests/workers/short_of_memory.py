@@ -26,7 +26,7 @@ def loss(own: Optimiser, batch: Any, **more: Any) -> Any:
     return usual(own, batch, **more)
 
 
-Optimiser._loss = loss  # type: ignore[method-assign]
+Optimiser._loss = loss  # type: ignore[method-assign]  # memory of a real size cannot be made short here
 own_command = (sys.executable, "-m", "tests.workers.short_of_memory", str(most))
 trainer.launch = partial(launch, command=own_command)  # type: ignore[attr-defined]  # what starts the ranks
 status = trainer.main(sys.argv[2:])

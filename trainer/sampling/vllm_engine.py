@@ -28,7 +28,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass, field
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from operator import length_hint
 from typing import Any, Final, NamedTuple
@@ -365,7 +364,7 @@ class VllmEngine:
             self.weights_version,
             self._most_sequences,
             top_k,
-            partial(_on_any, self._ranks, should_stop) if self.is_shared else should_stop,
+            (lambda: self._ranks.any(should_stop())) if self.is_shared else should_stop,
             on_progress,
             watch,
             own,
@@ -376,10 +375,6 @@ class VllmEngine:
         finally:
             expansion.end()
             self.spent += expansion.spent
-
-
-def _on_any(ranks: Ranks, flag: Callable[[], bool]) -> bool:
-    return ranks.any(flag())
 
 
 @dataclass(slots=True)
