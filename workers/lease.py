@@ -111,6 +111,7 @@ def lock(lease: Lease) -> Run:
     """The run, its row locked to the end of the transaction. Raises LeaseLostError if it is not ours.
 
     A run that was given up for lost but taken by nobody since is taken back: the worker was out of contact.
+    Not so one whose trainer died, as this worker itself has said: its beats may still be on their way.
     """
     let_go_when_idle()
     run = Run.objects.select_for_update().defer("config").filter(id=lease.run_id).first()
@@ -119,6 +120,8 @@ def lock(lease: Lease) -> Run:
     if run.lease_epoch != lease.epoch:
         raise LeaseLostError(f"run {run.id} is at epoch {run.lease_epoch}, this worker holds {lease.epoch}")
     if run.status == RunStatus.RECOVERING:
+        if Attempt.objects.filter(run=run, epoch=lease.epoch, outcome="died").exists():
+            raise LeaseLostError(f"the trainer of run {run.id} died, and the run waits for another one")
         _take_back(run, lease)
     elif run.status not in LEASED:
         raise LeaseLostError(f"run {run.id} is {run.status}")

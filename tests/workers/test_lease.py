@@ -15,6 +15,8 @@ from webapp.runs.controls import Action, control
 from webapp.runs.models import Attempt, Event, Run, RunStatus
 from workers import lease
 from workers.lease import Lease, LeaseLostError, Wish
+from workers.output import Died
+from workers.recorder import Recorder
 
 pytestmark = pytest.mark.django_db
 
@@ -155,6 +157,23 @@ def test_worker_that_was_only_out_of_contact_takes_its_run_back() -> None:
     assert (run.status, run.restarts, run.not_before, run.lease_epoch) == ("running", 0, None, 1)
     assert (attempt.ended_at, attempt.outcome, attempt.reason) == (None, "", "")
     assert statuses(run)[-1] == "running"
+
+
+def test_run_whose_trainer_died_is_not_taken_back_by_a_late_beat_or_a_record_that_comes_again() -> None:
+    """The beat waited for the row that the last record had locked; the record's answer was lost."""
+    run = make_run()
+    held = claimed(run)
+    died = [(1, Died(time=time.time(), step=0, what="Its trainer was ended by signal 9 (SIGKILL)"))]
+    assert Recorder(held).record(died).ended
+    before = Run.objects.values().get(id=run.id), Attempt.objects.values().get(run=run)
+    assert (before[0]["status"], before[1]["outcome"]) == ("recovering", "died")
+    for late in (lambda: lease.renew(held, 0.0), lambda: Recorder(held).record(died)):
+        with pytest.raises(LeaseLostError, match="died"):
+            late()
+    assert (Run.objects.values().get(id=run.id), Attempt.objects.values().get(run=run)) == before
+    assert before[0]["reason"].startswith(
+        "Its trainer was ended by signal 9 (SIGKILL) before its first step;"
+    )
 
 
 @pytest.mark.parametrize("status", ["failed", "succeeded", "cancelled"])

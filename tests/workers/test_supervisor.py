@@ -188,7 +188,7 @@ def test_trainer_that_a_signal_ended_gets_another_attempt_and_no_third(
     assert (run.status, run.restarts, run.lease_until) == ("recovering", 1, None)
     assert run.reason == f"{what} {where}; a free worker goes on with it after 10 s."
     first = Attempt.objects.get(run=run)
-    assert (first.outcome, first.reason) == ("lost", f"{what} {where}.")
+    assert (first.outcome, first.reason) == ("died", f"{what} {where}.")
     Run.objects.filter(id=run.id).update(not_before=None)
     run = work(run, scenario)
     assert run.status == "failed"

@@ -215,7 +215,7 @@ class Attempt(models.Model):
     started_at = models.DateTimeField(db_default=Now())
     ended_at = models.DateTimeField(null=True, blank=True)
     outcome = models.CharField(
-        max_length=12, blank=True, help_text="succeeded, stopped, failed, paused, preempted or lost."
+        max_length=12, blank=True, help_text="succeeded, stopped, failed, paused, preempted, died or lost."
     )
     reason = models.CharField(max_length=2000, blank=True)
     resumed_from_step = models.BigIntegerField(null=True, blank=True)

@@ -91,8 +91,9 @@ def _give_up_lost() -> int:
 
 
 def give_up(run: Run, what: str = CONTACT_LOST, actor: str = "sweeper") -> None:
-    """The run's attempt is lost; another one goes on from its checkpoint after a while, unless this happens
-    again and again. Its row is locked by the caller. `what` happened: a sentence that "after step 3" ends.
+    """The run's attempt is lost, or its trainer died, which is for good; another one goes on from its
+    checkpoint after a while, unless this happens again and again. Its row is locked by the caller. `what`
+    happened: a sentence that "after step 3" ends.
     """
     restarts = run.restarts + 1
     where = f"after step {run.step}" if run.step else "before its first step"
@@ -109,14 +110,17 @@ def give_up(run: Run, what: str = CONTACT_LOST, actor: str = "sweeper") -> None:
         status = RunStatus.RECOVERING
         reason = f"{what} {where}; a free worker goes on with it after {back_off} s."
         changes["not_before"] = Now() + timedelta(seconds=back_off)
-    lost = f"Contact with {run.lease_owner} was lost" if what == CONTACT_LOST else what
-    _end_attempt(run, status, reason, f"{lost} {where}.", actor=actor, **changes)
+    if what == CONTACT_LOST:
+        outcome, why = "lost", f"Contact with {run.lease_owner} was lost {where}."
+    else:
+        outcome, why = "died", f"{what} {where}."
+    _end_attempt(run, status, reason, outcome, why, actor=actor, **changes)
 
 
 def _crash_loop(run: Run, restarts: int, what: str, where: str) -> str:
     """Why the run is not tried once more; "" where it is."""
     earlier = Attempt.objects.filter(run=run, epoch__gt=run.settled_epoch, epoch__lt=run.lease_epoch)
-    deaths = 1 + earlier.filter(outcome="lost", last_step=run.step).count()
+    deaths = 1 + earlier.filter(outcome__in=("died", "lost"), last_step=run.step).count()
     if deaths >= SAME_STEP_DEATHS:
         return f"{what} {deaths} times at the same place, {where}."
     if restarts > MAX_RESTARTS:
@@ -131,17 +135,27 @@ def _end_unanswered() -> int:
     runs = list(unanswered.defer("config").select_for_update(skip_locked=True).order_by("id"))
     for run in runs:
         reason = f"Stopped by {_wisher(run)}; its worker did not end it in {KILL_SECONDS} s and lost it."
-        _end_attempt(run, RunStatus.STOPPED, reason, f"{run.lease_owner} did not end it when asked to.")
+        _end_attempt(
+            run, RunStatus.STOPPED, reason, "lost", f"{run.lease_owner} did not end it when asked to."
+        )
     return len(runs)
 
 
 def _end_attempt(
-    run: Run, status: RunStatus, reason: str, why_lost: str, actor: str = "sweeper", **changes: Any
+    run: Run,
+    status: RunStatus,
+    reason: str,
+    outcome: str,
+    why: str,
+    *,
+    actor: str = "sweeper",
+    **changes: Any,
 ) -> None:
+    """Move the run to `status` for `reason`, and end its attempt with `outcome`, for `why`."""
     if move(run, status, reason, actor=actor, **changes) is None:
         return
     Attempt.objects.filter(run=run, epoch=run.lease_epoch).update(
-        ended_at=Now(), outcome="lost", reason=why_lost, last_step=run.step
+        ended_at=Now(), outcome=outcome, reason=why, last_step=run.step
     )
     logger.warning("Run %s: %s", run.id, reason)
 
