@@ -119,6 +119,11 @@ def test_a_run_whose_steps_train_nothing_says_so_and_where_it_last_did(run: Run,
     def page() -> str:
         return people.client("viewer").get(f"/r/{run.id}/").content.decode()
 
+    def table_tells() -> bool:
+        table = people.client("viewer").get("/p/lab/").content.decode()
+        (word,) = re.findall(r'<a [^>]*data-part="idle"[^>]*>! nothing trains</a>', table)
+        return " hidden>" not in word
+
     for step, tokens, reward in (
         (1, 900.0, 0.3),
         (2, 40.0, 0.1),
@@ -126,13 +131,22 @@ def test_a_run_whose_steps_train_nothing_says_so_and_where_it_last_did(run: Run,
     ):
         add_metrics(run, step, {"policy/trained_tokens": tokens, "reward/mean": reward})
     assert "No token trained" not in page()  # four such steps may happen
+    assert not table_tells()
     add_metrics(run, 7, {"policy/trained_tokens": 0.0, "reward/mean": 0.0})
     told = page()
     assert "No token trained in the last 5 steps: nothing that was sampled had credit to train on." in told
     assert "Mean reward was 0.10 in the first step and is 0.00 now. The policy has probably broken:" in told
     assert f'href="/r/{run.id}/trees?step=2"' in told
+    assert table_tells()
     add_metrics(run, 8, {"policy/trained_tokens": 3.0, "reward/mean": 0.0})
     assert "No token trained" not in page()
+    assert not table_tells()
+    # Of a later attempt that goes over steps again, only the newest count.
+    for step in range(9, 14):
+        add_metrics(run, step, {"policy/trained_tokens": 0.0}, superseded=step == 9)
+    assert not table_tells()
+    add_metrics(run, 14, {"policy/trained_tokens": 0.0})
+    assert table_tells()
     # Of the other ends.
     assert "always solved" in idle_words(5, 9, (0.4, 1.0))
     assert "Easier problems" in idle_words(5, None, (0.0, 0.0))

@@ -50,7 +50,7 @@ LATEST = (
 TRAINED_TOKENS = "policy/trained_tokens"
 STEP_CLOCK = "speed/step_seconds"  # logged once per step, so its points tell when each step ended
 RECENT_STEPS = 20
-IDLE_STEPS = 5  # so many that train nothing are told
+IDLE_STEPS = 5  # so many that train nothing are told; fewer happen
 SPARK_POINTS = 40
 
 
@@ -59,8 +59,9 @@ def run_states(runs: Iterable[Run]) -> list[dict[str, Any]]:
 
     Ages and `eta_s` are by the database's clock; `progress_age_s` is how long ago the trainer was last heard
     of. `told` is the reason as it goes on from the word `shown`. `wish_ends_s`: so long a trainer that does
-    not answer to a pause or stop is still waited for. The ETA is the wall time of the last 20 steps,
-    evaluation and saving included, times the steps that are left.
+    not answer to a pause or stop is still waited for. `is_idle`: the newest five steps or more trained no
+    token; only those five are read. The ETA is the wall time of the last 20 steps, evaluation and saving
+    included, times the steps that are left.
     """
     runs = list(runs)
     if not runs:
@@ -72,21 +73,31 @@ def run_states(runs: Iterable[Run]) -> list[dict[str, Any]]:
     wishes: dict[int, dict[str, Any]] = {}
     wish_ages: dict[int, float | None] = {}
     wish_ends: dict[int, float | None] = {}
+    idle: set[int] = set()
     with connection.cursor() as cursor:
         cursor.execute(
             """
             SELECT r.id, extract(epoch FROM now() - r.heartbeat_at)::float8,
                    extract(epoch FROM now() - r.progress_at)::float8, s.name, s.last_value,
                    r.wish, u.username, extract(epoch FROM now() - r.wish_at)::float8,
-                   extract(epoch FROM now() - r.wish_seen_at)::float8
+                   extract(epoch FROM now() - r.wish_seen_at)::float8, newest.is_idle
             FROM arborist_run r
             LEFT JOIN arborist_user u ON u.id = r.wish_by_id
             LEFT JOIN arborist_series s ON s.run_id = r.id AND s.name = ANY(%s)
+            LEFT JOIN LATERAL (
+                SELECT count(*) = %s AND max(p.value) = 0 AS is_idle FROM (
+                    SELECT p.value FROM arborist_point p
+                    WHERE s.name = %s AND s.last_value = 0 AND p.series_id = s.id AND NOT p.superseded
+                    ORDER BY p.step DESC LIMIT %s
+                ) p
+            ) newest ON true
             WHERE r.id = ANY(%s)
             """,
-            [list(LATEST), ids],
+            [[*LATEST, TRAINED_TOKENS], IDLE_STEPS, TRAINED_TOKENS, IDLE_STEPS, ids],
         )
-        for run_id, age, progress_age, name, value, wish, by, wish_age, seen_age in cursor.fetchall():
+        for run_id, age, progress_age, name, value, wish, by, wish_age, seen_age, rests in cursor.fetchall():
+            if rests:
+                idle.add(run_id)
             ages[run_id], progress_ages[run_id] = age, progress_age
             if wish:
                 wish_ages[run_id] = _rounded(wish_age)
@@ -120,6 +131,7 @@ def run_states(runs: Iterable[Run]) -> list[dict[str, Any]]:
             "heartbeat_age_s": _rounded(ages.get(run.id)) if run.status in LEASED else None,
             "progress_age_s": _rounded(progress_ages.get(run.id)),
             "stalled": run.status in LEASED and run.stalled_at is not None,
+            "is_idle": run.id in idle,
             "eta_s": etas.get(run.id),
             "worker": run.lease_owner if run.status in LEASED else "",
             "wish": wishes[run.id] | {"words": wish_words(run, is_silent=run.id in wish_ends)}
@@ -313,21 +325,17 @@ def _took(run: Run) -> float | None:
     return None if total is None else float(total.total_seconds())
 
 
-def idle_of(run: Run) -> dict[str, Any] | None:
-    """What to say of a run whose newest steps trained nothing, and the last step that did (None: none has).
-    None where it trains, and of a few steps: they happen. Two queries at most.
+def idle_of(run: Run) -> dict[str, Any]:
+    """What to say of a run whose newest steps trained nothing (`is_idle` of its state), and the last step
+    that did; None: none has. Two queries.
     """
     named = {
         one.name: one for one in Series.objects.filter(run=run, name__in=(TRAINED_TOKENS, "reward/mean"))
     }
-    trained, reward = named.get(TRAINED_TOKENS), named.get("reward/mean")
-    if trained is None or trained.last_value != 0:
-        return None
+    trained, reward = named[TRAINED_TOKENS], named.get("reward/mean")
     that_did = Point.objects.filter(series=trained, superseded=False, value__gt=0).order_by("-step")
     since = that_did.values_list("step", flat=True).first()
     steps = trained.last_step - (run.parent_step or 0 if since is None else since)
-    if steps < IDLE_STEPS:
-        return None
     rewards = None
     if reward is not None and reward.first_value is not None and reward.last_value is not None:
         ends = (reward.first_value, reward.last_value)

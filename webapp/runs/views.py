@@ -84,7 +84,7 @@ def run_context(request: HttpRequest, run_id: int, tab: str) -> dict[str, Any]:
         "packing": None if config is None else packing_check(run, config.training.precision),
         "can_control": may(run.role, Role.EDITOR),
         "outcome": outcome_of(run),
-        "idle": idle_of(run),
+        "idle": idle_of(run) if state["is_idle"] else None,
     }
 
 

@@ -25,6 +25,8 @@ interface RunState {
   progress_age_s?: number | null;
   /** Alive, but without progress for too long. */
   stalled: boolean;
+  /** Its newest steps trained no token. */
+  is_idle: boolean;
   eta_s: number | null;
   worker: string;
   /** How what somebody asked for is told: `asked` 2 s ago · `words`. */

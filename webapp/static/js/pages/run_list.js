@@ -53,6 +53,8 @@ if (table) {
     status.className = `status status-${state.shown}`;
     setText(status.querySelector("[data-part=glyph]"), statusGlyph(state.shown));
     setText(status.querySelector("[data-part=word]"), statusWord(state.shown));
+    const idle = status.querySelector("[data-part=idle]");
+    if (idle instanceof HTMLElement) idle.hidden = !state.is_idle;
     const told = status.querySelector("[data-part=told]");
     if (told instanceof HTMLElement) {
       told.title = state.wish ? `${state.wish.asked}; ${state.wish.words}` : state.told;
