@@ -121,6 +121,13 @@ def duration(value: float | timedelta | None) -> str:
 
 
 @register.filter
+def roughly(seconds: float | None) -> str:
+    """An estimate: a duration in two figures, `11 min 50 s`."""
+    found = _finite(seconds)
+    return duration(found if found is None else float(f"{found:.2g}"))
+
+
+@register.filter
 def short_time(seconds: float | None) -> str:
     """Of something quick: `0.2 ms`, `12 ms`, `2.1 s`."""
     found = _finite(seconds)

@@ -25,6 +25,7 @@ from webapp.runs.controls import Action, control
 from webapp.runs.estimate import estimate
 from webapp.runs.forks import changed, fork, forkable
 from webapp.runs.metrics import series_data
+from webapp.runs.pace import pace_of
 from webapp.runs.querysets import run_detail, runs_page
 
 router = Router(tags=["runs"])
@@ -222,7 +223,12 @@ def validate_config(request: HttpRequest, payload: ConfigToCheck) -> Any:  # noq
         config = RunConfig.model_validate_json(json.dumps(payload.config), strict=True)
     except ValidationError as error:
         return {"valid": False, "errors": [one.as_dict() for one in config_errors(error)], "estimate": None}
-    found = {"valid": True, "errors": [], "estimate": asdict(estimate(config))}
+    pace = pace_of(config)
+    found = {
+        "valid": True,
+        "errors": [],
+        "estimate": asdict(estimate(config)) | {"pace": asdict(pace) | {"basis": pace.basis(config)}},
+    }
     try:
         check_capacity(config.resources.queue, config.resources.processes)
     except RequestError as refused:

@@ -17,7 +17,8 @@ class Estimate:
     nodes = sum over depths d of b_1 ... b_d; leaves = b_1 ... b_D; tokens <= sum over d of (b_1 ... b_d) L_d;
     flat = leaves * (L_1 + ... + L_D); saving = 1 - tokens / flat, which for equal L is 1 - nodes / (leaves
     D). `is_loose`: how much is shared is decided while sampling, so the bounds may be far above what comes,
-    and `saving` is None. `rows`: nodes at depth 1, 2, ... as a picture shows them.
+    and `saving` is None. `rows`: nodes at depth 1, 2, ... as a picture shows them. `tokens_total_max`: of all
+    `steps`, as `most_tokens` counts them.
     """
 
     nodes_per_tree: int
@@ -29,11 +30,14 @@ class Estimate:
     nodes_per_step: int
     tokens_per_step_max: int
     flat_tokens_per_step_max: int
+    steps: int
+    tokens_total_max: int
     is_loose: bool
     rows: tuple[int, ...]
 
 
-def estimate(config: RunConfig) -> Estimate:
+def estimate(config: RunConfig, from_step: int = 0) -> Estimate:
+    """`from_step`: the step of the checkpoint that a fork begins with."""
     bounds = config.sampler.bounds
     trees = config.training.problems_per_step
     loose = is_loose(config.sampler)
@@ -47,9 +51,23 @@ def estimate(config: RunConfig) -> Estimate:
         nodes_per_step=trees * bounds.nodes,
         tokens_per_step_max=trees * bounds.tokens,
         flat_tokens_per_step_max=trees * bounds.flat_tokens,
+        steps=max(config.training.steps - from_step, 0),
+        tokens_total_max=most_tokens(config, from_step),
         is_loose=loose,
         rows=tuple(min(row, MOST_CELLS) for row in picture_rows(config.sampler)),
     )
+
+
+def most_tokens(config: RunConfig, from_step: int = 0) -> int:
+    """The most that all steps can sample, with the problems that are drawn for others that taught nothing,
+    and up to the limit of sampled tokens, at which only the step at work ends.
+    """
+    rule = config.credit.filter
+    rounds = 1 + (rule.resample_rounds if rule.kind == "zero_variance" else 0)
+    per_step = rounds * config.training.problems_per_step * config.sampler.bounds.tokens
+    most = max(config.training.steps - from_step, 0) * per_step
+    limit = config.training.max_sampled_tokens
+    return min(most, limit + per_step) if limit else most
 
 
 def is_loose(sampler: Sampler) -> bool:

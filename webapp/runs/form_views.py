@@ -38,6 +38,7 @@ from webapp.runs.forks import fork, forkable, misfits
 from webapp.runs.method import method_of, source_url
 from webapp.runs.models import Run
 from webapp.runs.origin import config_of
+from webapp.runs.pace import pace_of
 from webapp.runs.picker import preset_groups
 from webapp.runs.starting import Start, of_checkpoint, of_preset, of_run
 
@@ -222,6 +223,8 @@ def _show(
     fields = [*own, *(item for section in sections for item in (*section.fields, *section.advanced))]
     by_path = {item.path: item for item in fields}
     told = [_told(error, sections, by_path) for error in errors]
+    from_step = 0 if start.chosen is None else start.chosen.step
+    pace = None if config is None else pace_of(config, from_step)
     context = {
         "project": project,
         "role": project.role,
@@ -242,7 +245,9 @@ def _show(
         "told": told,
         "general": [one for one in told if one["general"]],
         "is_final": request.method == "POST",
-        "estimate": asdict(estimate(config)) if config is not None else None,
+        "estimate": asdict(estimate(config, from_step)) if config is not None else None,
+        "pace": asdict(pace) if pace is not None else None,
+        "pace_basis": pace.basis(config) if pace is not None and config is not None else "",
         "own_fields": own,
         "idempotency_key": key,
     }
