@@ -99,11 +99,21 @@ class RunConfig(Section):
                 f"{self.training.problems_per_step}: whole trees are sampled and trained on one process. "
                 f"Set processes {self.training.problems_per_step} or fewer."
             )
-        if self.training.max_staleness:
+        ahead = self.training.max_staleness
+        if ahead and self.reward.kl_coefficient:
             raise ValueError(
-                f"resources.processes {processes} agree on every step, and training.max_staleness "
-                f"{self.training.max_staleness} samples the next one beside it. Set max_staleness 0, or "
-                "resources.processes 1."
+                f"reward.kl_coefficient {self.reward.kl_coefficient:g} compares what was just sampled with a "
+                f"model that is split over resources.processes {processes}, which gather the policy's parts "
+                f"at the same time where training.max_staleness {ahead} samples beside training. Set "
+                "kl_coefficient 0 (objective.regularizer k3 is another KL term), max_staleness 0, or "
+                "processes 1."
+            )
+        if ahead and split > 1:
+            raise ValueError(
+                f"engine.tensor_parallel {split} makes the processes wait for one another at every token "
+                f"they sample, and training.max_staleness {ahead} trains at the same time, where they also "
+                "wait for one another: two of them could wait crosswise. Set tensor_parallel 1, so that each "
+                "has an engine of its own, or max_staleness 0."
             )
         return self
 

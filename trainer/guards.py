@@ -374,6 +374,17 @@ def is_gpu_memory(error: BaseException) -> bool:
     return type(error).__name__ == "OutOfMemoryError"
 
 
+def is_memory(error: BaseException) -> bool:
+    """Whether there was no memory, of either."""
+    return is_gpu_memory(error) or is_host_memory(error)
+
+
+class MemoryBesideError(RuntimeError):
+    """Memory ran out on one of several ranks while it sampled beside training; all sample once more. The
+    message is whose memory it was.
+    """
+
+
 class OutOfRoomError(RuntimeError):
     """Memory ran out with half of the size too; the message says what was tried and what to do."""
 
@@ -415,7 +426,7 @@ class Size:
         if self.tried:
             self.refuse(error, doing)
         before, now = self.halve()
-        what = f"Out of memory ({_place(error)}) while {doing} with {self.unit.format(before)}"
+        what = f"Out of memory ({memory_of(error)}) while {doing} with {self.unit.format(before)}"
         raise BeginSmallerError(what, now) from error
 
     def smaller(self, error: Exception, step: int, doing: str) -> str:
@@ -425,7 +436,7 @@ class Size:
         self.tried = list(self.halve())
         size, smaller = (self.unit.format(size) for size in self.tried)
         trouble = TROUBLES["gpu memory once"]
-        return trouble.said(at=step, place=_place(error), doing=doing, size=size, smaller=smaller) + "."
+        return trouble.said(at=step, place=memory_of(error), doing=doing, size=size, smaller=smaller) + "."
 
     def refuse(self, error: Exception, doing: str) -> NoReturn:
         """Raise OutOfRoomError, with what was tried."""
@@ -434,11 +445,13 @@ class Size:
         if (half := self.tried[-1] // 2) >= self.least:
             sizes += f", and not yet {half:,}"
         trouble = TROUBLES["gpu memory"]
-        raise OutOfRoomError(trouble.advice(place=_place(error), doing=doing, sizes=sizes)) from error
+        raise OutOfRoomError(trouble.advice(place=memory_of(error), doing=doing, sizes=sizes)) from error
 
 
-def _place(error: Exception) -> str:
-    """Whose memory it was."""
+def memory_of(error: BaseException) -> str:
+    """Whose memory it was that ran out."""
+    if isinstance(error, MemoryBesideError):
+        return str(error)
     return "GPU" if is_gpu_memory(error) else "host"
 
 

@@ -49,7 +49,16 @@ from trainer.events import (
 )
 from trainer.experts import expert_count, expert_trees
 from trainer.forking import what_a_fork_may_not_change
-from trainer.guards import TROUBLES, NotFinite, NotFiniteError, Size, is_gpu_memory, is_host_memory
+from trainer.guards import (
+    TROUBLES,
+    MemoryBesideError,
+    NotFinite,
+    NotFiniteError,
+    OutOfRoomError,
+    Size,
+    is_memory,
+    memory_of,
+)
 from trainer.optim import Optimiser, UpdateData, UpdateResult, UpdateStopped
 from trainer.overlap import Ahead, Batch, Level, one_at_a_time, saved_batch
 from trainer.packing_check import NotComparedError, check_packing
@@ -74,6 +83,7 @@ from trainer.verifiers import JudgingStopped, judge_from_config, verify_trees
 STALE = 10  # times the tolerance of the start: how far engine and policy may be apart later
 SKIPS_IN_A_ROW = 3  # updates that are not finite before a run fails
 PROGRESS_SECONDS = 0.5
+LEAVE_SECONDS = 5.0  # one of several ranks, which ends alone, waits for no longer for its sampler's thread
 Emit = Callable[[Event], None]
 T = TypeVar("T")
 
@@ -136,7 +146,7 @@ def train(
     except FloatingPointError as error:
         return run.ended("failed", TROUBLES["diverged"].sentence(run.state.step, run.saved_step, what=error))
     finally:
-        run.ahead.close()
+        run.ahead.close(None if group is None else LEAVE_SECONDS)
         run.judge.close()
         run.engine.close()
 
@@ -427,9 +437,12 @@ class _Run:
             self.ahead.settle()
             return
         except Exception as error:
-            if not (is_gpu_memory(error) or is_host_memory(error)):
+            # Of several ranks all heard of it.
+            if not (isinstance(error, MemoryBesideError) or (is_memory(error) and self.ranks.size == 1)):
                 raise
-            said = self.sampling_size.smaller(error, self.state.step + 1, "sampling")
+            said = self.ranks.together(
+                partial(self.sampling_size.smaller, error, self.state.step + 1, "sampling"), (OutOfRoomError,)
+            )
         gc.collect()
         if self.policy.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -557,7 +570,7 @@ class _Run:
         try:
             return work()
         except Exception as error:
-            if not (is_gpu_memory(error) or is_host_memory(error)):
+            if not is_memory(error):
                 raise
             if is_shared and self.ranks.size > 1:
                 (size.refuse if size is self.sampling_size else size.begin_smaller)(error, doing)
@@ -598,7 +611,7 @@ class _Run:
         try:
             found = check_packing(self.policy, self.optimiser, data, self.should_stop)
         except Exception as error:
-            lacks_memory = is_gpu_memory(error) or is_host_memory(error)
+            lacks_memory = is_memory(error)
             if lacks_memory and self.ranks.size > 1:
                 self.training_size.begin_smaller(error, "comparing packed with flat training")
             if not (isinstance(error, NotComparedError) or lacks_memory):
@@ -830,12 +843,14 @@ class _Run:
 
 
 class _Aside(_Run):
-    """A run as the sampler's thread sees it: with its own `should_stop`; what it says is kept for the step
-    that it belongs to, and memory that runs out is left to `settle`.
+    """A run as the sampler's thread sees it: with its own `should_stop`, and its own words with the other
+    ranks; what it says is kept for the step that it belongs to, and memory that runs out is left to
+    `settle`.
     """
 
     def __init__(self, run: _Run, should_stop: Callable[[], bool]) -> None:
         vars(self).update(vars(run))
+        self.ranks = run.ranks.aside
         self.should_stop = should_stop
         self.said: list[tuple[Level, str]] = []
 
@@ -845,6 +860,14 @@ class _Aside(_Run):
         except NotFiniteError as error:
             rollouts, found, self.figures = Rollouts([], []), error.found, {}
         return Batch(step, rollouts, self.sampled_tokens, found, self.figures, tuple(self.said))
+
+    def grow_own(self, own: Sequence[Problem], step: int) -> list[RolloutTree]:
+        try:
+            return super().grow_own(own, step)
+        except Exception as error:
+            if self.ranks.size == 1 or not is_memory(error):
+                raise
+            raise MemoryBesideError(memory_of(error)) from error
 
     def within_memory(
         self,

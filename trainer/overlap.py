@@ -8,7 +8,8 @@ nothing that samples is ever changed under its hands, the engine has one version
 first token of a batch to the last, a batch is at most one step old, and a stop can give up both halves of a
 step: no state but the batch in flight crosses its end. That batch is a part of the checkpoint (`packed`).
 Which thread is faster changes no number: randomness has names (`seeding`), and the threads share only what
-neither writes.
+neither writes. Of several ranks each has both threads, and the sampler's ones talk among themselves
+(`Ranks.aside`).
 
 What overlaps is the gradient of a step's first update, with all that leads to it. Torch computes without
 Python's lock, which even of a tiny model is held for little of the time (docs/performance.md).
@@ -19,7 +20,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -83,9 +84,8 @@ class Ahead:
 
     def __init__(self, should_stop: Callable[[], bool], device: torch.device) -> None:
         self._asked = should_stop
-        # A new thread would compute with as many threads as there are cores.
         self._threads = ThreadPoolExecutor(
-            1, "sampler", initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
+            1, "sampler", initializer=_as_main, initargs=(torch.get_num_threads(), device)
         )
         self._under_way: tuple[int, Future[Batch]] | None = None
         self._given_up = threading.Event()
@@ -142,16 +142,32 @@ class Ahead:
         return {FILE: packed(self.batches[step])} if step in self.batches else {}
 
     def give_up(self) -> None:
-        """Have the thread end what it is at, and wait for that."""
+        """Have the thread end what it is at, and wait for that. Of several ranks all do, or the threads would
+        wait for one another.
+        """
         self._given_up.set()
         if self._under_way is not None:
             self._under_way[1].exception()
             self._under_way = None
         self._given_up.clear()
 
-    def close(self) -> None:
+    def close(self, patience: float | None = None) -> None:
+        """`patience`: how many seconds to wait for a thread that may wait for ranks which sample on."""
+        self._given_up.set()
+        if self._under_way is not None and wait([self._under_way[1]], patience).not_done:
+            self._threads.shutdown(wait=False)
+            return
         self.give_up()
         self._threads.shutdown()
+
+
+def _as_main(threads: int, device: torch.device) -> None:
+    """Compute as the main thread does: a new one would take as many threads as there are cores, and the first
+    GPU.
+    """
+    torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def one_at_a_time(emit: Callable[[Any], None]) -> Callable[[Any], None]:

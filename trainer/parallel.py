@@ -22,7 +22,32 @@ WAIT = timedelta(minutes=15)
 JOIN = timedelta(minutes=2)
 
 
-class Group(Ranks):
+class _Talking(Ranks):
+    """Ranks that talk over a process group; None: the one of all."""
+
+    _over: dist.ProcessGroup | None = None
+
+    def __init__(self, rank: int, size: int, over: dist.ProcessGroup) -> None:
+        self.rank, self.size, self._over = rank, size, over
+
+    def gather(self, content: bytes) -> list[bytes]:
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(content)]), group=self._over)
+        longest = max(1, *(int(length) for length in lengths))
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        if content:
+            padded[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        parts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+        dist.all_gather(parts, padded, group=self._over)
+        return [part[: int(length)].numpy().tobytes() for part, length in zip(parts, lengths, strict=True)]
+
+    def largest(self, *values: int) -> list[int]:
+        found = torch.tensor(values)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self._over)
+        return [int(value) for value in found]
+
+
+class Group(_Talking):
     """The ranks of a run, each on a device of its own."""
 
     def __init__(self, place: Place, device: torch.device) -> None:
@@ -48,22 +73,12 @@ class Group(Ranks):
             timeout=WAIT,
         )
         self.mesh: DeviceMesh = init_device_mesh(device.type, (self.size,))
+        # Two threads on one process group would take each other's words.
+        self._aside = _Talking(self.rank, self.size, dist.new_group(backend="gloo", timeout=WAIT))
 
-    def gather(self, content: bytes) -> list[bytes]:
-        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(lengths, torch.tensor([len(content)]))
-        longest = max(1, *(int(length) for length in lengths))
-        padded = torch.zeros(longest, dtype=torch.uint8)
-        if content:
-            padded[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        parts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
-        dist.all_gather(parts, padded)
-        return [part[: int(length)].numpy().tobytes() for part, length in zip(parts, lengths, strict=True)]
-
-    def any(self, flag: bool) -> bool:
-        found = torch.tensor([int(flag)])
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        return bool(found.item())
+    @property
+    def aside(self) -> Ranks:
+        return self._aside
 
 
 def device_of(place: Place | None, kind: str) -> torch.device:

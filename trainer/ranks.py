@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 class Ranks:
     """One process, rank 0 of 1. All methods but `share` are collective: every rank calls them, in the same
-    order.
+    order, from one thread alone (another one has `aside`).
     """
 
     rank = 0
@@ -39,9 +39,18 @@ class Ranks:
         """Everyone's content, by rank."""
         return [content]
 
+    @property
+    def aside(self) -> Ranks:
+        """The same ranks for another thread: what it says and what this one says do not mix."""
+        return self
+
+    def largest(self, *values: int) -> list[int]:
+        """The largest of each value over the ranks."""
+        return [max(parts) for parts in zip(*self.exchange(list(values)), strict=True)]
+
     def any(self, flag: bool) -> bool:
         """Whether it is true on any rank."""
-        return flag
+        return bool(self.largest(int(flag))[0])
 
     def exchange(self, value: T) -> list[T]:
         """Everyone's value, by rank: numbers, text, bytes, None, and lists and dicts of them."""

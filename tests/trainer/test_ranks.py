@@ -57,15 +57,22 @@ def case(slug: str) -> RunConfig:
 
 
 def two(
-    cases: dict[str, tuple[RunConfig, list[Path]]], folder: Path, *, full: frozenset[str] = frozenset()
+    cases: dict[str, tuple[RunConfig, list[Path]]],
+    folder: Path,
+    *,
+    full: frozenset[str] = frozenset(),
+    breaks: dict[str, dict[str, Any]] | None = None,
 ) -> None:
-    """Train each in two processes. `full`: those whose disk has no room for a checkpoint."""
+    """Train each in two processes. `full`: those whose disk has no room for a checkpoint; `breaks`: what
+    happens in the second process (`ranks_child`).
+    """
     folder.mkdir()
     content = {
         name: {
             "config": config.model_dump(mode="json"),
             "resume": [str(path) for path in resume],
             "most_file_bytes": 10**5 if name in full else resource.RLIM_INFINITY,
+            "breaks": (breaks or {}).get(name, {}),
         }
         for name, (config, resume) in cases.items()
     }
@@ -96,6 +103,11 @@ def events_of(folder: Path, name: str, rank: int = 0) -> list[Event]:
     return [parse_line(line) for line in (folder / f"{name}-{rank}.jsonl").read_text().splitlines()]
 
 
+def ends_of(folder: Path, name: str) -> list[dict[str, str]]:
+    """How both processes ended."""
+    return [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
+
+
 def numbers(events: list[Event]) -> dict[tuple[int, str], float]:
     return {
         (event.step, name): value
@@ -123,15 +135,14 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     cases: dict[str, tuple[RunConfig, list[Path]]] = {slug: (own, []) for slug, own in configs.items()}
     # First, so that all that follows shows that the ranks are still in step.
     two({"full": cases["treerpo"]} | cases, tmp_path / "two", full=frozenset({"full"}))
-    ends = [json.loads((tmp_path / "two" / f"full-{rank}.json").read_text()) for rank in (0, 1)]
-    assert [end["outcome"] for end in ends] == ["paused", "paused"]
+    assert [end["outcome"] for end in ends_of(tmp_path / "two", "full")] == ["paused", "paused"]
     for slug, config in configs.items():
         alone = one(config, tmp_path / "one" / slug)
         together = events_of(tmp_path / "two", slug)
         assert_same(slug, alone, together)
         last = f"checkpoints/step-{STEPS}"
         assert furthest(tmp_path / "one" / slug / last, tmp_path / "two" / slug / last) < CLOSE, slug
-        ends = [json.loads((tmp_path / "two" / f"{slug}-{rank}.json").read_text()) for rank in (0, 1)]
+        ends = ends_of(tmp_path / "two", slug)
         assert ends[0] == ends[1], "the ranks end with different weights"
         assert ends[0]["outcome"] == "succeeded"
     assert [event.processes for event in together if event.kind == "started"] == [2]
@@ -142,11 +153,8 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     adapted = {"lora": (configs["lora"], [tmp_path / "two" / "lora" / "checkpoints" / "step-1"])}
     two({name: (config, [path]) for name, path in halves.items()} | adapted, tmp_path / "resumed")
     for resumed, slug in (("two", "treerpo"), ("lora", "lora")):
-        end, unbroken = (
-            json.loads((tmp_path / folder / f"{name}-0.json").read_text())["weights"]
-            for folder, name in (("resumed", resumed), ("two", slug))
-        )
-        assert end == unbroken, slug
+        end, unbroken = ends_of(tmp_path / "resumed", resumed)[0], ends_of(tmp_path / "two", slug)[0]
+        assert end["weights"] == unbroken["weights"], slug
     one(config, tmp_path / "from-two", [halves["two"]])
     last = f"checkpoints/step-{STEPS}"
     whole = tmp_path / "one" / "treerpo" / last
@@ -225,12 +233,20 @@ def test_work_is_shared_about_equally() -> None:
     assert ALONE.share(sizes) == [0] * len(sizes)
 
 
+AHEAD: dict[str, Any] = {
+    "resources": {"processes": 2},
+    "training": {"max_staleness": 1},
+    "objective": {"kind": "policy", "importance": {"kind": "truncated"}},
+}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"training": {"problems_per_step": 3}, "resources": {"processes": 4}}, "problems_per_step"),
         ({"resources": {"queue": "gpu.2", "processes": 4}}, "gpu.4"),
-        ({"resources": {"processes": 2}, "training": {"max_staleness": 1}}, "max_staleness 0"),
+        (AHEAD | {"reward": {"kl_coefficient": 0.1}}, "max_staleness 0"),
+        (AHEAD | {"engine": {"kind": "vllm", "tensor_parallel": 2}}, "Set tensor_parallel 1"),
     ],
 )
 def test_what_processes_cannot_do_is_refused_with_the_reason(changes: dict[str, Any], words: str) -> None:

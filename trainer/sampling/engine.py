@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from trainer.data import Problem
 from trainer.events import Occupancy
-from trainer.guards import OutOfRoomError
+from trainer.guards import MemoryBesideError, OutOfRoomError
 from trainer.sampling.flat import FlatGrowth
 from trainer.sampling.fork_tree import ForkTreeGrowth
 from trainer.sampling.growth import Ground, Growth, Vocabulary
@@ -42,6 +42,7 @@ ENDS: Final = (
     JudgingStopped,
     FloatingPointError,
     OutOfRoomError,
+    MemoryBesideError,
     EngineError,
     ValueError,
 )

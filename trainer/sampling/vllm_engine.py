@@ -40,7 +40,7 @@ from torch import Tensor
 
 from trainer.data import Problem
 from trainer.events import Occupancy
-from trainer.guards import is_gpu_memory, is_host_memory
+from trainer.guards import is_memory
 from trainer.policy import Policy
 from trainer.ranks import ALONE, Ranks
 from trainer.sampling.engine import (
@@ -672,7 +672,7 @@ class _Core:
             self._core.wake_up(tags=["scheduling"])
             dropped = self._core.reset_prefix_cache()
         except Exception as error:  # as above
-            if _is_memory(error):
+            if is_memory(error):  # no fault of vLLM's: the loop tries again with less
                 raise
             raise EngineError(
                 f"vLLM did not take the weights over: {_first_line(error)}. Set engine.kind local."
@@ -732,7 +732,7 @@ class _Core:
         except FloatingPointError:
             raise
         except Exception as error:  # as above
-            if _is_memory(error):
+            if is_memory(error):
                 raise
             raise EngineError(
                 f"vLLM failed while it sampled: {_first_line(error)}. Retry the run; if it happens again, "
@@ -865,11 +865,6 @@ def _group_as_it_was() -> Iterator[None]:
         yield
     finally:
         torch.distributed.destroy_process_group = destroy
-
-
-def _is_memory(error: Exception) -> bool:
-    """Whether there was no memory, which is no fault of vLLM's: the loop tries again with less."""
-    return is_gpu_memory(error) or is_host_memory(error)
 
 
 def _why_not_started(error: BaseException, choice: VllmEngineChoice, room: str) -> str:
