@@ -287,6 +287,7 @@ def vllm(part: Part, device: torch.device, say: Say, until: float) -> None:
             began = time.perf_counter()
             choice = VllmEngineChoice.model_validate(
                 {"kind": "vllm", "kv_memory_mib": memory, "max_sequences": 1024, "dtype": dtype}
+                | {"sleep_while_training": True}
             )
             engine = VllmEngine(policy, choice)
             started = time.perf_counter() - began
@@ -309,8 +310,29 @@ def vllm(part: Part, device: torch.device, say: Say, until: float) -> None:
                     tokens_per_second=unique / found["seconds"],
                     **found,
                 )
+            awake = used_bytes(device)
+            with timed(device) as resting:
+                engine.rest()
+            asleep = used_bytes(device)
+            engine.sync()
+            say(
+                dtype=dtype,
+                given_back_bytes=awake - asleep,
+                taken_again_bytes=used_bytes(device) - asleep,
+                rest_seconds=resting["seconds"],
+                wake_seconds=engine.sync_seconds,
+                logprob_gap=check_against_policy(engine, policy, problems, tolerance=1.0),
+            )
             engine.close()
         free()
+
+
+def used_bytes(device: torch.device) -> int:
+    """Of the whole GPU, by whomever; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    free_bytes, total = torch.cuda.mem_get_info(device)
+    return total - free_bytes
 
 
 def tests(_part: Part, _device: torch.device, say: Say, _until: float) -> None:

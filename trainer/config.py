@@ -118,6 +118,17 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _rests_fit(self) -> Self:
+        """Refuse an engine that sleeps while it is to sample."""
+        if self.engine.kind == "vllm" and self.engine.sleep_while_training and self.training.max_staleness:
+            raise ValueError(
+                f"engine.sleep_while_training has nothing to sleep in: with training.max_staleness "
+                f"{self.training.max_staleness} the engine samples while the policy trains. Set one of them "
+                "to false or 0."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         """Refuse parts of different sections that are not defined together, with the reason."""
         sampler, credit, objective, reward = self.sampler, self.credit, self.objective, self.reward

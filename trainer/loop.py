@@ -165,6 +165,7 @@ def _steps(run: _Run) -> Outcome:
             clock = _Clock(run.judge.cpu_seconds)
             try:
                 rollouts = run.rollouts(step)
+                run.engine.rest()
                 clock.lap("sampling")
                 trees = credit_trees(rollouts.trees, run.credit)
                 clock.lap("credit")

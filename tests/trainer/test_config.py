@@ -92,6 +92,16 @@ def test_an_engine_is_split_over_all_processes_or_not_at_all(
         RunConfig.model_validate(values)
 
 
+def test_an_engine_does_not_sleep_while_it_samples_ahead() -> None:
+    values = DEFAULT.model_dump(mode="json")
+    values["engine"] = {"kind": "vllm", "sleep_while_training": True}
+    RunConfig.model_validate(values)
+    values["training"]["max_staleness"] = 1
+    values["objective"]["importance"] = {"kind": "truncated"}
+    with pytest.raises(ValidationError, match="nothing to sleep in"):
+        RunConfig.model_validate(values)
+
+
 def test_one_number_counts_for_every_depth() -> None:
     sampler = SegmentTreeSampler(depth=3, branching_per_depth=(2,), segment_tokens_per_depth=(8, 9, 10))
     assert sampler.branching == (2, 2, 2)

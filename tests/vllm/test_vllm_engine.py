@@ -146,6 +146,32 @@ def test_weights_are_tagged_and_followed(engine: VllmEngine, policy: Policy) -> 
     assert [t.tokens.tolist() for t in sample(engine, problems(2), TREE)] != [t.tokens.tolist() for t in old]
 
 
+def test_asleep_it_computes_nothing_and_wakes_with_the_weights_of_the_moment(
+    engine: VllmEngine, policy: Policy
+) -> None:
+    """It wakes with new weights, or because somebody samples."""
+    executor = engine._core._inner.model_executor
+    before = sample(engine, problems(2), TREE)
+    engine.rest()
+    assert not executor.is_sleeping  # it was not asked for
+    engine = copy.copy(engine)
+    engine._may_sleep = True
+    engine.rest()
+    assert executor.sleeping_tags == {"weights", "kv_cache"}
+    moved(policy)
+    engine.sync()
+    assert not executor.is_sleeping
+    check_against_policy(engine, policy, problems(2), temperature=1.0)
+    after = sample(engine, problems(2), TREE)
+    assert [t.tokens.tolist() for t in after] != [t.tokens.tolist() for t in before]
+    engine.rest()
+    engine.rest()
+    assert executor.is_sleeping
+    again = sample(engine, problems(2), TREE)
+    assert not executor.is_sleeping
+    assert [t.logprobs.tobytes() for t in again] == [t.logprobs.tobytes() for t in after]
+
+
 def test_the_engine_is_found_out_when_it_samples_from_other_weights(engine: VllmEngine) -> None:
     engine._core._core.set_weight_version("of another run")
     with pytest.raises(EngineError, match="sampled from weights of another run, and the policy's are tests:"):

@@ -13,6 +13,7 @@ from trainer.checkpoint import CheckpointError, list_checkpoints
 from trainer.events import Metrics, Started
 from trainer.metrics import METRICS
 from trainer.policy import resolve_model
+from trainer.sampling.vllm_engine import _Core
 
 VLLM = ("engine.kind=vllm", "engine.kv_memory_mib=16", "engine.max_sequences=64")
 COMPARED = ("reward/mean", "tree/unique_tokens", "eval/pass1_sampled", "policy/entropy", "policy/loss")
@@ -78,6 +79,18 @@ def test_a_resumed_run_ends_as_the_unbroken_one(unbroken: Run, tmp_path: Path) -
     Run(tmp_path, small(*VLLM, "engine.kv_memory_mib=32"), resume=checkpoint)
     with pytest.raises(CheckpointError, match=r"engine\.kind"):
         Run(tmp_path, small(), resume=checkpoint)
+
+
+def test_a_run_whose_engine_sleeps_while_it_trains_is_the_same_run(
+    unbroken: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept = []
+    own = _Core.sleep
+    monkeypatch.setattr(_Core, "sleep", lambda core: slept.append(own(core)))
+    run = Run(tmp_path, small(*VLLM, "engine.sleep_while_training=true"))
+    assert run.outcome.weights_sha256 == unbroken.outcome.weights_sha256
+    assert run.metrics() == unbroken.metrics()
+    assert len(slept) == run.outcome.step
 
 
 def test_one_step_off_policy_it_goes_on_exactly_too(tmp_path: Path) -> None:

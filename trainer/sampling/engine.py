@@ -274,6 +274,9 @@ class Engine(Protocol):
     def sync(self) -> None:
         """Take over the policy's weights as they are now."""
 
+    def rest(self) -> None:
+        """Nothing is sampled for a while: what memory it can spare until then is the trainer's."""
+
     def halve_rows(self) -> tuple[int, int]:
         """From now on write at most half as many segments at once as so far: (before, now)."""
 

@@ -137,6 +137,9 @@ class LocalEngine:
         self._most_written = 0  # rows of the largest round so far
         self.sync()
 
+    def rest(self) -> None:
+        """Its weights are the policy's, and it holds no others."""
+
     def halve_rows(self) -> tuple[int, int]:
         """From now on at most half of the rows that were written at once so far: (before, now)."""
         before = self._most_written or self._max_rows

@@ -88,6 +88,9 @@ class ScriptedEngine:
     def sync(self) -> None:
         pass
 
+    def rest(self) -> None:
+        """It holds nothing."""
+
     def halve_rows(self) -> tuple[int, int]:
         return 1, 1
 

@@ -283,6 +283,7 @@ class VllmEngine:
         self._core = _Core(policy, choice, self._chooser, ranks, positions)
         self._most_sequences = choice.max_sequences
         self.is_shared = ranks.size > 1 and choice.tensor_parallel > 1
+        self._may_sleep = choice.sleep_while_training
         self._syncs = 0
         self.spent = Spent()
         self.figures_of_last = EngineFigures()
@@ -308,6 +309,10 @@ class VllmEngine:
                 weights.pop("lm_head.weight", None)  # it is the embedding's, which goes once
             self._ranks.together(lambda: self._core.load(weights, self.weights_version), (EngineError,))
         self.sync_seconds = time.perf_counter() - started
+
+    def rest(self) -> None:
+        if self._may_sleep and not self._core.is_asleep:
+            self._ranks.together(self._core.sleep, (EngineError,))
 
     def halve_rows(self) -> tuple[int, int]:
         before = self._most_sequences
@@ -339,6 +344,8 @@ class VllmEngine:
         top_k: TopK = NO_ALTERNATIVES,
         watch: GrowthWatch | None = None,
     ) -> list[RolloutTree]:
+        if self._core.is_asleep:  # the step that it rested for came to no update
+            self.sync()
         own = range(len(problems))
         if self.is_shared:
             # All ranks write all trees, token by token together; what the last bits of a sum decide is the
@@ -649,6 +656,7 @@ class _Core:
                         enable_prefix_caching=True,
                         async_scheduling=False,
                         disable_log_stats=True,
+                        enable_sleep_mode=choice.sleep_while_training and not self._is_cpu,
                         logits_processors=[_processor(chooser)],
                         tensor_parallel_size=split,
                         # On this rank's GPU, beside the ranks' own process group.
@@ -660,16 +668,38 @@ class _Core:
                 raise EngineError(_why_not_started(error, choice, self.room)) from error
         self._core: Any = self._engine.engine_core
         self._inner: Any = self._core.engine_core
+        self.is_asleep = False  # without weights or room for keys and values; it computes nothing
+
+    def sleep(self) -> None:
+        """Give back the GPU's memory until weights are loaded anew. On a CPU vLLM does as if. Raises
+        EngineError.
+        """
+        try:
+            self._core.sleep(level=2)
+        except Exception as error:  # as above
+            raise EngineError(
+                f"vLLM did not give its memory back: {_first_line(error)}. Set engine.sleep_while_training "
+                "false, or engine.kind local."
+            ) from error
+        self.is_asleep = True
 
     def load(self, weights: Mapping[str, Tensor], tag: str) -> None:
-        """Take these weights over in place, under this version tag; forget what was cached under others."""
+        """Take these weights over in place, under this version tag; forget what was cached under others.
+        Wakes it up if it sleeps.
+        """
         try:
-            self._core.sleep(level=0)
+            if self.is_asleep:
+                if not self._is_cpu:
+                    torch.cuda.empty_cache()  # what training only kept for later
+                self._core.wake_up(tags=["weights"])
+            else:
+                self._core.sleep(level=0)
             self._core.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
             if self._is_cpu:
                 self._core.collective_rpc(_pack_tied)
             self._core.set_weight_version(tag)
-            self._core.wake_up(tags=["scheduling"])
+            self._core.wake_up(tags=["kv_cache" if self.is_asleep else "scheduling"])
+            self.is_asleep = False
             dropped = self._core.reset_prefix_cache()
         except Exception as error:  # as above
             if is_memory(error):  # no fault of vLLM's: the loop tries again with less

@@ -78,6 +78,14 @@ class VllmEngineChoice(EngineSection):
         le=64,
         advanced=True,
     )
+    sleep_while_training: bool = knob(
+        False,
+        title="Sleep while training",
+        description="While the policy trains, vLLM gives back the GPU memory of its weights, keys and "
+        "values, and takes it again with the next weights. For a GPU without room for both at once. On CPUs "
+        "nothing is given back.",
+        advanced=True,
+    )
     dtype: Literal["float32", "bfloat16"] = knob(
         "float32",
         title="Engine precision",
