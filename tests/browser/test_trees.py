@@ -10,6 +10,8 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Site, Watched, read_json
 from tests.browser.plant import HOSTILE, HOSTILE_NAME
+from trainer.config_file import config_from_yaml
+from trainer.presets import PRESETS
 
 pytestmark = pytest.mark.browser
 
@@ -262,6 +264,25 @@ def test_nothing_is_cut_off(site: Site, visit: Callable[..., Watched], width: in
         page.goto(path)
         page.wait_for_timeout(150)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+
+
+def test_a_config_is_copied_and_saved_as_the_same_file(site: Site, visit: Callable[..., Watched]) -> None:
+    watched = visit(permissions=["clipboard-read", "clipboard-write"])
+    page = watched.page()
+    page.goto(f"/r/{site.planted['run']}/config")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    saved = download.value.path().read_text()
+    assert config_from_yaml(saved) == PRESETS["treerpo-tiny"].config
+    page.get_by_role("button", name="Copy YAML").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == saved
+    watched.context.clear_permissions()
+    page.reload()
+    page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('denied')); }")
+    page.get_by_role("button", name="Copy YAML").click()
+    expect(page.get_by_role("button", name="Selected: copy it with the keyboard")).to_be_visible()
+    assert page.evaluate("getSelection().toString()").strip() == saved.strip()
 
 
 def test_every_picture_has_words_beside_it(site: Site, page: Page) -> None:

@@ -43,6 +43,7 @@ PAGES = {
     "run-new": ("GET", 302, 404, 403, 200),
     "run-detail": ("GET", 302, 404, 200, 200),
     "run-config": ("GET", 302, 404, 200, 200),
+    "run-config-file": ("GET", 302, 404, 200, 200),
     "run-events": ("GET", 302, 404, 200, 200),
     "run-trees": ("GET", 302, 404, 200, 200),
     "growing-tree": ("GET", 302, 404, 404, 404),  # the page of a tree that is not there

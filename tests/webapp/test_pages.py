@@ -21,6 +21,7 @@ from ruamel.yaml import YAML
 from tests.webapp.material import People, add_metrics, add_tree, next_event, start, worked_tree
 from tests.webapp.test_access import fill, page_routes
 from trainer.config import RunConfig
+from trainer.config_file import config_from_yaml
 from trainer.metrics import METRICS
 from webapp.errors import RequestError
 from webapp.outages import outage_of
@@ -349,11 +350,26 @@ def test_a_foreign_host_is_refused_and_not_echoed(db: None) -> None:
 # ------------------------------------------------------------------------------------------------ tabs
 
 
-def test_the_config_tab_shows_yaml_that_is_the_config(run: Run, people: People, config: RunConfig) -> None:
-    page = people.client("viewer").get(f"/r/{run.id}/config")
+def test_the_config_tab_shows_yaml_that_is_the_config_and_gives_it_as_a_file(
+    run: Run, people: People, config: RunConfig
+) -> None:
+    client = people.client("viewer")
+    page = client.get(f"/r/{run.id}/config")
     text = page.context["config_yaml"]
     assert RunConfig.model_validate(YAML(typ="safe").load(StringIO(text))) == config
     assert text.index("preset:") < text.index("sampler:") < text.index("training:")
+    Run.objects.filter(id=run.id).update(name='../<b>x"\u202e é: 1')
+    file = client.get(f"/r/{run.id}/config.yaml")
+    assert file["Content-Disposition"] == f'attachment; filename="bx-e-1-{run.id}.yaml"'
+    assert file["Content-Type"] == "application/yaml; charset=utf-8"
+    assert config_from_yaml(file.content.decode()) == config
+    assert f'href="/r/{run.id}/config.yaml"' in page.content.decode()
+    # Of another version it is shown as it was stored.
+    Run.objects.filter(id=run.id).update(config=run.config | {"schema_version": 99})
+    assert "schema_version: 99" in client.get(f"/r/{run.id}/config.yaml").content.decode()
+    assert "stored by another version of Arborist" in client.get(f"/r/{run.id}/config").content.decode()
+    Run.objects.filter(id=run.id).update(origin="imported", status="succeeded", ended_at=datetime.now(UTC))
+    assert client.get(f"/r/{run.id}/config.yaml").status_code == 404
 
 
 def test_the_events_tab_tells_what_happened_and_pages(run: Run, people: People) -> None:

@@ -12,6 +12,7 @@ project_urls = [
 run_urls = [
     path("", views.run_detail, name="run-detail"),
     path("config", views.run_config, name="run-config"),
+    path("config.yaml", views.run_config_file, name="run-config-file"),
     path("events", views.run_events, name="run-events"),
     path("attempts", views.run_attempts, name="run-attempts"),
     path("control", views.run_control, name="run-control"),

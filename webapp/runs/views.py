@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from typing import Any
 
 from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect, render
 from django.urls import reverse
+from django.utils.http import content_disposition_header
+from django.utils.text import slugify
 from django.views.decorators.http import require_GET, require_POST
 from ruamel.yaml import YAML
 
-from trainer.config import stored_config
 from trainer.presets import PRESETS
 from webapp.errors import RequestError
 from webapp.limits import PAGE_SIZE
@@ -142,24 +142,43 @@ def _ancestors(request: HttpRequest, run: Run) -> list[dict[str, Any]]:
 @require_GET
 def run_config(request: HttpRequest, run_id: int) -> HttpResponse:
     context = run_context(request, run_id, "config")
-    context["config_yaml"] = "" if context["imported"] else config_yaml(context["run"].config)
+    if not context["imported"]:
+        context["config_yaml"] = config_yaml(context["run"])
+        context["config_file"] = config_name(context["run"])
+        context["is_readable"] = config_of(context["run"]) is not None
     return render(request, "runs/config.html", context)
 
 
-def config_yaml(config: Mapping[str, Any]) -> str:
-    """A stored config as YAML 1.2 that `python -m trainer` reads."""
+@require_GET
+def run_config_file(request: HttpRequest, run_id: int) -> HttpResponse:
+    """The config as the file that `python -m trainer` and `arborist run create` take. Raises Http404 for an
+    imported run, which has none.
+    """
+    run = get_run(request, run_id)
+    if run.is_imported:
+        raise Http404
+    response = HttpResponse(config_yaml(run), content_type="application/yaml; charset=utf-8")
+    response["Content-Disposition"] = content_disposition_header(True, config_name(run)) or ""
+    return response
+
+
+def config_name(run: Run) -> str:
+    """What the file is called where it is saved: letters, digits and hyphens alone."""
+    words = slugify(run.name)[:60].strip("-_")
+    return f"{words or 'run'}-{run.id}.yaml"
+
+
+def config_yaml(run: Run) -> str:
+    """A run's config as YAML 1.2 that `python -m trainer` reads; one of another version as it was stored."""
     stream = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = None  # groups as blocks, lists of numbers on one line
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # the order of RunConfig's fields
     yaml.allow_unicode = True
-    yaml.dump(_in_schema_order(config), stream)
+    config = config_of(run)
+    # jsonb forgets the order of keys; RunConfig knows it.
+    yaml.dump(run.config if config is None else config.model_dump(mode="json"), stream)
     return stream.getvalue()
-
-
-def _in_schema_order(config: Mapping[str, Any]) -> dict[str, Any]:
-    """jsonb forgets the order of keys; RunConfig knows it."""
-    return stored_config(config).model_dump(mode="json")
 
 
 @require_GET
