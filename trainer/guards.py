@@ -91,7 +91,8 @@ TROUBLES: dict[str, Trouble] = {
     "smaller from the start": Trouble(
         "An earlier attempt of a run of several processes had no memory left.",
         "Memory ran out in an earlier attempt: this one begins with micro-batches of {smaller:,} tokens",
-        "Nothing: the effective batch is the same.",
+        "Nothing: the effective batch is the same. Where it is still too much the run fails with both sizes; "
+        "a retry then begins with the size of its last checkpoint, or without one with the config's.",
         "goes on",
     ),
     "host memory": Trouble(

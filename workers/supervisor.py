@@ -274,7 +274,8 @@ class _Attempt:
         checkpoints = self._checkpoints(run, recording)
         for checkpoint in checkpoints:
             arguments += ["--resume", str(checkpoint)]
-        attempts = Attempt.objects.filter(run=run)
+        # Whoever retries a run may have made room; what worked is in the checkpoint anyhow.
+        attempts = Attempt.objects.filter(run=run, epoch__gt=run.settled_epoch)
         smaller = self._patiently(lambda: attempts.aggregate(least=Min("microbatch_tokens"))["least"])
         if smaller:
             arguments += ["--microbatch-tokens", str(smaller)]

@@ -20,7 +20,8 @@ from django.db.models.functions import Now
 from tests.workers.factories import checkpoint, finished, make_run, metrics, started
 from trainer.config import RunConfig
 from trainer.events import GrowingTree, Progress
-from trainer.guards import TROUBLES
+from trainer.guards import TROUBLES, BeginSmallerError
+from trainer.supervised import BEGIN_SMALLER
 from webapp.embedded import processes
 from webapp.projects.models import ModelSource
 from webapp.runs import sweeper
@@ -225,6 +226,30 @@ def test_after_one_process_had_no_memory_the_next_attempt_begins_with_half_the_m
     assert work_with(tried - 1).status == "succeeded", run.reason
     said = Event.objects.get(run=run, kind="log", body__message__startswith="Memory ran out")
     assert said.body["message"].endswith(f": this one begins with micro-batches of {smaller} tokens.")
+
+
+SHORT = f"""
+import sys
+if "--microbatch-tokens" in sys.argv:
+    sys.exit("OutOfRoomError: tried 512 and 256")
+sys.stderr.write("RankError: {BeginSmallerError("Out of memory", 256)}")
+sys.exit({BEGIN_SMALLER})
+"""
+
+
+def test_a_retry_after_both_sizes_failed_begins_with_the_config_s_again() -> None:
+    run = make_run()
+
+    def attempt() -> str:
+        supervise(claimed(run), command=(sys.executable, "-c", SHORT))
+        run.refresh_from_db()
+        return run.status
+
+    assert [attempt(), attempt()] == ["queued", "failed"]
+    assert "tried 512 and 256" in run.reason
+    control(run, run.created_by, Action.RETRY)
+    run.refresh_from_db()
+    assert [attempt(), attempt()] == ["queued", "failed"]
 
 
 def test_program_that_cannot_be_started_fails_the_run() -> None:
