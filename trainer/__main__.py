@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     place = _place(options)
-    if place is not None:
+    if options.beat_fd is not None:
         die_with_parent()
         beat(options.beat_fd)
     if options.parent_fd is not None:
@@ -67,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in getattr(error, "problems", (error,)):
             print(f"{options.config}: {problem}", file=sys.stderr)  # noqa: T201  # the answer, not a log
         return 2
-    if place is None and config.resources.processes > 1:
+    if options.engine is not None:
+        return _sample(config, options, threads)
+    if place is None and config.resources.devices > 1:
         return launch(
             config,
             options.output,
@@ -88,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         writer,
         should_stop,
         place,
+        options.engine_fds,
         is_fork=is_fork,
         microbatch_tokens=options.microbatch_tokens,
     )
@@ -101,6 +104,7 @@ def _run(
     writer: _EventWriter,
     should_stop: Callable[[], bool],
     place: Place | None,
+    engine_fds: Sequence[int],
     *,
     is_fork: bool,
     microbatch_tokens: int,
@@ -114,7 +118,7 @@ def _run(
     from trainer.credit import RewardRangeError
     from trainer.data import DataError
     from trainer.loop import Outcome, train
-    from trainer.parallel import Group, device_of, is_loss_of_rank
+    from trainer.parallel import Group, device_of, engines_of, is_loss_of_rank, meeting_point
     from trainer.policy import ModelError
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers types it in part
@@ -122,7 +126,11 @@ def _run(
     try:
         output.mkdir(parents=True, exist_ok=True)
         device = device_of(place, _device(config))
-        group = None if place is None else Group(place, device)
+        group = None if place is None or place.size == 1 else Group(place, device)
+        engines = None
+        if place is not None and engine_fds:
+            store = meeting_point(place) if group is None else group.store
+            engines = engines_of(place, store, engine_fds, device)
         outcome = train(
             config,
             emit=writer.emit if place is None or place.rank == 0 else _unsaid,
@@ -132,6 +140,7 @@ def _run(
             is_fork=is_fork,
             device=device,
             group=group,
+            engines=engines,
             microbatch_tokens=microbatch_tokens,
         )
     except BeginSmallerError as error:  # whoever starts us does so once more, with less
@@ -159,6 +168,27 @@ def _run(
         )
     )
     return 1 if outcome.outcome in ("failed", "paused") else 0
+
+
+def _sample(config: RunConfig, options: argparse.Namespace, threads: int) -> int:
+    """Be an engine process to its end."""
+    _stop_on_launcher()  # what it is to do its rank says
+    only_events_on_stdout()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from trainer.channel import Channel
+    from trainer.engine_process import EngineProcess
+    from trainer.parallel import feed_of
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers types it in part
+    torch.set_num_threads(threads)
+    device = torch.device(_device(config))  # of GPUs it sees its own alone
+    each = config.resources.engine_processes // config.resources.processes
+    feed = feed_of(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), options.engine, each, device)
+    EngineProcess(config, options.engine, Channel(options.rank_fd), feed, device).serve()
+    return 0
 
 
 def _unsaid(event: Event) -> None:
@@ -230,7 +260,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--beat-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--store-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--engine-fds", type=_numbers, default=[], help=argparse.SUPPRESS)
+    parser.add_argument("--engine", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--rank-fd", type=int, help=argparse.SUPPRESS)
     return parser
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def _place(options: argparse.Namespace) -> Place | None:

@@ -242,10 +242,16 @@ def read_checkpoint(path: Path) -> tuple[TrainerState, RunConfig]:
     return state, config
 
 
-def environment(device: torch.device | str, processes: int = 1) -> dict[str, str]:
+_ALONE = {"processes": "1", "engine processes": "0"}
+
+
+def environment(device: torch.device | str, processes: int = 1, engines: int = 0) -> dict[str, str]:
     """What decides the last digits of a number, beside the run's own config and state."""
-    # Sums over several processes are rounded in another order.
+    # Sums over several processes are rounded in another order, and so are batches of another size. One engine
+    # for each process has the batches that the process itself would have.
     several = {"processes": str(processes)} if processes > 1 else {}
+    if engines > processes:
+        several["engine processes"] = str(engines)
     where = torch.device(device)
     is_gpu = where.type == "cuda"
     return {
@@ -260,10 +266,11 @@ def environment(device: torch.device | str, processes: int = 1) -> dict[str, str
 
 def why_not_exact(saved: dict[str, str], now: dict[str, str]) -> str:
     """Why a resumed run need not equal the unbroken one bit for bit; "" if it will. A checkpoint that knows
-    nothing of its environment is from before it was kept; one that knows of no processes had one.
+    nothing of its environment is from before it was kept; one that knows of no processes had one, and
+    its own engine.
     """
     if saved:
-        saved, now = {"processes": "1"} | saved, {"processes": "1"} | now
+        saved, now = _ALONE | saved, _ALONE | now
     if now["device"] != "cpu":
         return "a GPU adds numbers in no fixed order"
     changed = [name for name in now if saved.get(name, now[name]) != now[name]]

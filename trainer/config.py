@@ -91,6 +91,19 @@ class RunConfig(Section):
                 f"engine.tensor_parallel {split} splits one engine over the run's processes, of which there "
                 f"are resources.processes {processes}. Set both alike, or tensor_parallel 1."
             )
+        engines = self.resources.engine_processes
+        if engines and split > 1:
+            raise ValueError(
+                f"engine.tensor_parallel {split} splits one engine over the processes that train, and "
+                f"resources.engine_processes {engines} sample in their place, each with a whole engine. Set "
+                "tensor_parallel 1, or engine_processes 0."
+            )
+        if engines > self.training.problems_per_step:
+            raise ValueError(
+                f"resources.engine_processes {engines} is more than training.problems_per_step "
+                f"{self.training.problems_per_step}: whole trees are sampled by one process. Set "
+                f"engine_processes {self.training.problems_per_step} or fewer."
+            )
         if processes == 1:
             return self
         if processes > self.training.problems_per_step:
@@ -119,7 +132,17 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _rests_fit(self) -> Self:
-        """Refuse an engine that sleeps while it is to sample."""
+        """Refuse an engine that sleeps while it is to sample, or where it is in nobody's way."""
+        if (
+            self.engine.kind == "vllm"
+            and self.engine.sleep_while_training
+            and self.resources.engine_processes
+        ):
+            raise ValueError(
+                f"engine.sleep_while_training makes room for training on the same device, and with "
+                f"resources.engine_processes {self.resources.engine_processes} engines have their own. Set "
+                "one of them to false or 0."
+            )
         if self.engine.kind == "vllm" and self.engine.sleep_while_training and self.training.max_staleness:
             raise ValueError(
                 f"engine.sleep_while_training has nothing to sleep in: with training.max_staleness "

@@ -53,6 +53,7 @@ class Started(_Event):
     training_problems: int | None = Field(description="None: generated without end.")
     evaluation_problems: int = Field(ge=0)
     processes: int = Field(1, ge=1, description="That train it together; `device` is the first one's.")
+    engine_processes: int = Field(0, ge=0, description="That sample for them; 0: they sample themselves.")
 
 
 class GrowingTree(BaseModel):

@@ -172,7 +172,7 @@ TROUBLES: dict[str, Trouble] = {
         "queued again",
     ),
     "rank died": Trouble(
-        "One of the processes that train a run together was killed, crashed, or stood still. The others "
+        "One of the processes that make a run together was killed, crashed, or stood still. The others "
         "wait for it all the time, so they are ended, too.",
         "{which}",
         "Nothing the first time: the run goes on from its last checkpoint. If it comes again, look at its "

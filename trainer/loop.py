@@ -71,6 +71,7 @@ from trainer.rollouts import Rollouts, collect
 from trainer.sampling.agreement import COMPARED_TOKENS, check_against_policy
 from trainer.sampling.choice import engine_from_config, tolerance
 from trainer.sampling.engine import ENDS, Attempt, SamplingStopped, TopK, plan_from_config
+from trainer.sampling.remote_engine import EngineProcesses
 from trainer.sampling.watch import GrowthWatch
 from trainer.schema.data import ChainData, GraphData
 from trainer.schema.training import LEAST_MICROBATCH_TOKENS
@@ -108,6 +109,7 @@ def train(
     is_fork: bool = False,
     device: torch.device | str = "cpu",
     group: Group | None = None,
+    engines: EngineProcesses | None = None,
     microbatch_tokens: int = 0,
 ) -> Outcome:
     """Train the policy as `config` says, from its start or from a checkpoint, and tell `emit` all that
@@ -115,7 +117,8 @@ def train(
 
     `resume`: a checkpoint, or several, of which the first that is whole is taken. `is_fork`: it is another
     run's, and only what its weights depend on must be equal. `group`: the ranks that run it together, each of
-    which calls this; what rank 0 emits is the run's. `should_stop` is asked often; once true on any, the
+    which calls this; what rank 0 emits is the run's. `engines`: processes that sample for this one; None: it
+    samples itself. `should_stop` is asked often; once true on any, the
     step under way is given up, a checkpoint is written and the run ends as stopped. A run that cannot be
     saved for lack of room, or has checkpoints and none that is whole, ends as paused. `microbatch_tokens`:
     what an earlier attempt found too much memory for any more, halved; 0: none did. Raises DataError,
@@ -132,6 +135,7 @@ def train(
             given,
             device,
             group,
+            engines,
             is_fork=is_fork,
             microbatch_tokens=microbatch_tokens,
         )
@@ -162,7 +166,7 @@ def _steps(run: _Run) -> Outcome:
             if run.state.step > 0 and run.is_due(config.checkpoint.every_steps):
                 run.save()  # a stop wrote this checkpoint before its accuracy was known
         for step in run.steps():
-            clock = _Clock(run.judge.cpu_seconds)
+            clock = _Clock(run.cpu_seconds_beside)
             try:
                 rollouts = run.rollouts(step)
                 run.engine.rest()
@@ -212,6 +216,7 @@ class _Run:
         checkpoints: Sequence[Path],
         device: torch.device | str,
         group: Group | None = None,
+        engines: EngineProcesses | None = None,
         *,
         is_fork: bool = False,
         microbatch_tokens: int = 0,
@@ -266,6 +271,7 @@ class _Run:
             ranks=self.ranks,
             most_positions=self.data.longest_prompt
             + max(self.plan.most_positions, self.evaluation_tokens, COMPARED_TOKENS),
+            processes=engines,
         )
         kept = config.recording
         self.top_k = TopK(kept.top_k if kept.trees_per_step else 0, kept.top_k_share)
@@ -282,7 +288,8 @@ class _Run:
             if reference is not None:
                 reference.shard(group)
         refuse_other_data(self.state, self.data.sha256)
-        here = environment(self.policy.device, self.ranks.size)
+        beside = config.resources.engine_processes if engines else 0
+        here = environment(self.policy.device, self.ranks.size, beside)
         not_exact = why_not_exact(self.state.environment, here) if resume is not None else ""
         self.state = replace(
             self.state,
@@ -334,6 +341,7 @@ class _Run:
                 engine=self.engine.name,
                 device=str(self.policy.device),
                 processes=self.ranks.size,
+                engine_processes=beside,
                 versions={"python": platform.python_version()}
                 | {name: version(name) for name in ("torch", "transformers", "safetensors", "numpy")}
                 | self.engine.versions(),
@@ -635,6 +643,10 @@ class _Run:
             )
         )
 
+    def cpu_seconds_beside(self) -> float:
+        """Spent so far by the processes that work for this one."""
+        return self.judge.cpu_seconds() + sum(helper.cpu_seconds for helper in self.engine.helpers())
+
     def evaluate(self) -> None:
         values = evaluate(
             self.engine,
@@ -748,8 +760,9 @@ class _Run:
             values |= self.agreement
         batch = self.ahead.batches.get(state.step)
         values |= last.figures | (self.figures if batch is None else batch.metrics())
-        if self.ranks.size > 1:
-            held = self.ranks.exchange(memory_bytes(self.policy.device))
+        own = [memory_bytes(self.policy.device), *(helper.memory_bytes for helper in self.engine.helpers())]
+        held = [one for each in self.ranks.exchange(own) for one in each]
+        if len(held) > 1:
             values |= {
                 "speed/memory_bytes": sum(held) / len(held),
                 "speed/memory_bytes_low": float(min(held)),

@@ -372,7 +372,8 @@ _ALL = (
         "speed/cpu_seconds_total",
         "CPU time",
         "s",
-        "CPU seconds of all steps, of the trainer and its verifier's processes, evaluation not counted",
+        "CPU seconds of all steps, of the trainer, its engine processes and its verifier's processes, "
+        "evaluation not counted",
     ),
     Metric(
         "speed/memory_bytes",

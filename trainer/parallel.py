@@ -5,16 +5,20 @@ lies on GPUs. What is said to one another is numbers and msgpack, never a pickle
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import TCPStore
+from torch._C._distributed_c10d import Store, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from trainer.channel import Channel, LostError
 from trainer.ranks import Ranks
+from trainer.sampling.remote_engine import EngineProcesses
 from trainer.supervised import Place
+from trainer.transfer import Feed
 
 # The longest that ranks wait for one another inside a step. One that died or stands still is noticed by the
 # launcher within seconds; this ends the rest.
@@ -55,19 +59,10 @@ class Group(_Talking):
         is_gpu = device.type == "cuda"
         if is_gpu:
             torch.cuda.set_device(device)
-        store = TCPStore(
-            place.address,
-            place.port,
-            place.size,
-            place.rank == 0,
-            timeout=JOIN,
-            master_listen_fd=place.store_fd if place.rank == 0 else None,
-        )
-        if place.store_fd is not None:  # nothing that this process starts keeps it open
-            os.set_inheritable(place.store_fd, False)
+        self.store = meeting_point(place)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if is_gpu else "gloo",
-            store=store,
+            store=self.store,
             rank=self.rank,
             world_size=self.size,
             timeout=WAIT,
@@ -79,6 +74,39 @@ class Group(_Talking):
     @property
     def aside(self) -> Ranks:
         return self._aside
+
+
+def meeting_point(place: Place) -> TCPStore:
+    """Where the run's processes meet: rank 0 holds it, and it is there once all ranks have come."""
+    store = TCPStore(
+        place.address,
+        place.port,
+        place.size,
+        place.rank == 0,
+        timeout=JOIN,
+        master_listen_fd=place.store_fd if place.rank == 0 else None,
+    )
+    if place.store_fd is not None:  # nothing that this process starts keeps it open
+        os.set_inheritable(place.store_fd, False)
+    return store
+
+
+def engines_of(
+    place: Place, store: Store, descriptors: Sequence[int], device: torch.device
+) -> EngineProcesses:
+    """This rank's engine processes, at the other ends of these sockets."""
+    feed = Feed(store, feed_name(place.rank), 0, 1 + len(descriptors), device)
+    return EngineProcesses([Channel(descriptor) for descriptor in descriptors], feed)
+
+
+def feed_of(address: str, port: int, number: int, each: int, device: torch.device) -> Feed:
+    """Where the weights of engine process `number` (from 0) come from, of `each` that a rank has."""
+    store = TCPStore(address, port, None, False, timeout=JOIN, wait_for_workers=False)
+    return Feed(store, feed_name(number // each), 1 + number % each, 1 + each, device)
+
+
+def feed_name(rank: int) -> str:
+    return f"weights of rank {rank}"
 
 
 def device_of(place: Place | None, kind: str) -> torch.device:
@@ -97,7 +125,7 @@ _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe",
 
 
 def is_loss_of_rank(error: BaseException) -> bool:
-    """Whether what failed is another rank, which this one waited for."""
-    if isinstance(error, dist.DistError):
+    """Whether what failed is another process of the run, which this one waited for."""
+    if isinstance(error, dist.DistError | LostError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)

@@ -103,14 +103,11 @@ class Ranks:
         """One tree per problem, in their order; every rank grows its share, and has all of them then.
 
         `grow` holds nothing collective, unless the ranks are one engine (`is_shared`): then it is called with
-        an empty share, too. A tree depends on how often its problem came earlier in the batch, so all trees
-        of a problem are grown by one rank.
+        an empty share, too.
         """
         if self.size == 1:
             return grow(problems)
-        names = list(dict.fromkeys(problem.problem_id for problem in problems))
-        owner = {name: number % self.size for number, name in enumerate(names)}
-        owners = [owner[problem.problem_id] for problem in problems]
+        owners = owners_of(problems, self.size)
         own = [problem for problem, who in zip(problems, owners, strict=True) if who == self.rank]
         trees = self.together(lambda: grow(own) if own or is_shared else [], known)
         # As all others have them, this rank takes its own as they were sent.
@@ -129,6 +126,15 @@ class Ranks:
             owners[number] = min(range(self.size), key=lambda rank: (load[rank], rank))
             load[owners[number]] += sizes[number]
         return owners
+
+
+def owners_of(problems: Sequence[Problem], size: int) -> list[int]:
+    """Which of `size` processes grows each problem's tree. A tree depends on how often its problem came
+    earlier in the batch, so all trees of a problem are grown by one.
+    """
+    names = list(dict.fromkeys(problem.problem_id for problem in problems))
+    owner = {name: number % size for number, name in enumerate(names)}
+    return [owner[problem.problem_id] for problem in problems]
 
 
 ALONE = Ranks()

@@ -1,4 +1,4 @@
-"""The end of one process of a run is the end of all, within seconds, and is told by its rank."""
+"""The end of one process of a run is the end of all, within seconds, and is told by its name."""
 
 from __future__ import annotations
 
@@ -68,4 +68,25 @@ def test_one_rank_s_end_is_everyone_s(
     lines = capfd.readouterr().err.splitlines()
     assert lines[-1].startswith(told)
     assert {f"[rank {rank}] environment {rank} of 2" for rank in (0, 1)} <= set(lines)
+    assert marked(tmp_path.name) == []
+
+
+@pytest.mark.process
+def test_engine_processes_are_watched_alike_and_each_has_its_rank_and_gpu(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
+    monkeypatch.setenv(MARK, tmp_path.name)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,6,5,4,3,2,1,0")
+    resources = {"queue": "gpu.8", "processes": 2, "engine_processes": 4}
+    config = RunConfig.model_validate({"resources": resources})
+    assert launch(config, tmp_path / "engines", [], None, command=FAKE, patience=30) == RANK_DIED
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[-1] == "RankError: engine process 3 of 4 was ended by signal 9 (SIGKILL)"
+    assert sorted(line for line in lines if line.startswith("[engine")) == [
+        "[engine 1] heard rank 0, GPU 5",
+        "[engine 2] heard rank 0, GPU 4",
+        "[engine 3] heard rank 1, GPU 3",
+        "[engine 4] heard rank 1, GPU 2",
+    ]
     assert marked(tmp_path.name) == []

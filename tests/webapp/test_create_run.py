@@ -351,8 +351,9 @@ def test_models_are_chosen_by_name_from_a_list(people: People, model: str) -> No
 
 
 def test_a_run_that_asks_for_more_than_any_worker_has_is_refused(people: People) -> None:
-    def asked(queue: str, processes: int) -> tuple[int, str]:
-        config = {"resources": {"queue": queue, "processes": processes}}
+    def asked(queue: str, processes: int, engines: int = 0) -> tuple[int, str]:
+        resources = {"queue": queue, "processes": processes, "engine_processes": engines}
+        config = {"resources": resources}
         response = post(people.client("editor"), {"name": "x", "config": config})
         errors = response.json().get("errors")
         return response.status_code, errors[0]["message"] if errors else ""
@@ -368,6 +369,10 @@ def test_a_run_that_asks_for_more_than_any_worker_has_is_refused(people: People)
         "resources.processes 2, or start a worker on a larger machine."
     )
     assert asked("gpu.4", 2)[0] == 201
+    assert asked("gpu.4", 1, engines=1)[0] == 201
+    assert asked("gpu.4", 1, engines=3)[1].startswith(
+        "The run's 4 processes, 3 of them engines, need a GPU each"
+    )
     assert asked("cpu", 9)[1].startswith("9 processes need a processor each, and the only worker of class")
     Worker.objects.filter(id=two.id).update(machine={"gpus": [], "gpu_trouble": "it did not answer"})
     assert asked("gpu.4", 4)[0] == 201

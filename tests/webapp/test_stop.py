@@ -90,6 +90,12 @@ def test_attempts_that_have_ended_are_told_by_the_api(people: People, run: Run) 
     assert "4 processes on cuda:0 to cuda:3" in page
     system = people.client("viewer").get(f"/r/{run.id}/system").content.decode()
     assert "4 processes on cuda:0 to cuda:3; the figures are of the first one" in system
+    alone = {"device": "cuda:0", "engine": "vllm", "parameters": 7, "engine_processes": 3}
+    Event.objects.filter(run=run, kind="started").update(body=alone)
+    system = people.client("viewer").get(f"/r/{run.id}/system").content.decode()
+    assert "Trained on: cuda:0, sampled in 3 engine processes." in system
+    events = people.client("viewer").get(f"/r/{run.id}/events").content.decode()
+    assert "on cuda:0 with vllm in 3 engine processes, 7 parameters" in events
 
 
 def test_a_recovering_run_is_cancelled(people: People, run: Run) -> None:

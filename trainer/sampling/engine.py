@@ -211,6 +211,16 @@ class TopK:
 NO_ALTERNATIVES = TopK()
 
 
+@dataclass(frozen=True, slots=True)
+class Helper:
+    """A process that works for this one, up to its last answer: CPU seconds that it has spent, and the memory
+    that it held at most (`parallel.memory_bytes`).
+    """
+
+    cpu_seconds: float = 0.0
+    memory_bytes: int = 0
+
+
 @dataclass(slots=True)
 class EngineFigures:
     """What an engine did in one call of `sample`, and is at just now."""
@@ -232,6 +242,22 @@ class EngineFigures:
         self.sequences += running
         self.running, self.waiting, self.kv_use = running, waiting, kv_use
         self.most_kv_use = max(self.most_kv_use, kv_use)
+
+    @classmethod
+    def of_all(cls, parts: Sequence[EngineFigures]) -> EngineFigures:
+        """Of engines that work side by side on one batch: of one it is the same."""
+        return cls(
+            steps=max((part.steps for part in parts), default=0),
+            sequences=sum(part.sequences for part in parts),
+            most_kv_use=max((part.most_kv_use for part in parts), default=0.0),
+            prefix_tokens=sum(part.prefix_tokens for part in parts),
+            read_tokens=sum(part.read_tokens for part in parts),
+            most_read=max((part.most_read for part in parts), default=0),
+            cancelled=sum(part.cancelled for part in parts),
+            running=sum(part.running for part in parts),
+            waiting=sum(part.waiting for part in parts),
+            kv_use=sum(part.kv_use for part in parts) / max(len(parts), 1),
+        )
 
     @property
     def cached_share(self) -> float:
@@ -288,6 +314,9 @@ class Engine(Protocol):
 
     def versions(self) -> dict[str, str]:
         """Versions of packages that it needs besides the trainer's."""
+
+    def helpers(self) -> Sequence[Helper]:
+        """Processes of its own; none if it samples in this one."""
 
     def close(self) -> None:
         """Give back what it holds. It is not used afterwards."""

@@ -29,6 +29,7 @@ from trainer.sampling.decoder import CachedDecoder
 from trainer.sampling.engine import (
     NO_ALTERNATIVES,
     EngineFigures,
+    Helper,
     Plan,
     SamplingStopped,
     Spent,
@@ -160,6 +161,9 @@ class LocalEngine:
 
     def versions(self) -> dict[str, str]:
         return {}
+
+    def helpers(self) -> Sequence[Helper]:
+        return ()
 
     def close(self) -> None:
         pass

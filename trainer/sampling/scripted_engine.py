@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data import Problem
-from trainer.sampling.engine import NO_ALTERNATIVES, Plan, SamplingStopped, Spent, TopK, grounds
+from trainer.sampling.engine import NO_ALTERNATIVES, Helper, Plan, SamplingStopped, Spent, TopK, grounds
 from trainer.sampling.growth import END, PROMPT, Alternatives, Growth, Keep, Orders, Request, Segment
 from trainer.sampling.watch import GrowthWatch
 from trainer.seeding import generator, uniforms
@@ -102,6 +102,9 @@ class ScriptedEngine:
 
     def versions(self) -> dict[str, str]:
         return {}
+
+    def helpers(self) -> Sequence[Helper]:
+        return ()
 
     def close(self) -> None:
         pass

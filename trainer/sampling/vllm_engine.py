@@ -47,6 +47,7 @@ from trainer.sampling.engine import (
     NO_ALTERNATIVES,
     EngineError,
     EngineFigures,
+    Helper,
     Plan,
     SamplingStopped,
     Spent,
@@ -328,6 +329,9 @@ class VllmEngine:
 
     def versions(self) -> dict[str, str]:
         return {"vllm": installed_version() or ""}
+
+    def helpers(self) -> Sequence[Helper]:
+        return ()
 
     def close(self) -> None:
         self._core.close()

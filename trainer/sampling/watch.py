@@ -37,23 +37,34 @@ class GrowthWatch:
 
     def asked(self, number: int, problem_id: str, request: Request) -> None:
         """A segment of tree `number` of the batch is about to be written."""
-        if number not in self._sketches and len(self._sketches) == MOST_TREES:
-            return
-        sketch = self._sketches.setdefault(number, _Sketch(problem_id))
-        parent = sketch.node_of.get(request.parent)
-        if parent is None or len(sketch.parent) == MOST_NODES:
-            return
-        sketch.node_of[request.chain] = len(sketch.parent)
-        sketch.parent.append(parent)
-        sketch.tokens.append(0)
-        sketch.finish.append(int(FinishReason.NONE))
+        self.begin(number, problem_id, request.chain, request.parent)
 
     def wrote(self, number: int, segment: Segment) -> None:
         """It is written."""
+        self.end(number, segment.chain, len(segment.tokens), segment.finish)
+
+    def begin(self, number: int, problem_id: str, chain: int, parent: int) -> bool:
+        """As `asked`, of a chain below another; whether there was room for it."""
+        if number not in self._sketches and len(self._sketches) == MOST_TREES:
+            return False
+        sketch = self._sketches.setdefault(number, _Sketch(problem_id))
+        above = sketch.node_of.get(parent)
+        if above is None or len(sketch.parent) == MOST_NODES:
+            return False
+        sketch.node_of[chain] = len(sketch.parent)
+        sketch.parent.append(above)
+        sketch.tokens.append(0)
+        sketch.finish.append(int(FinishReason.NONE))
+        return True
+
+    def end(self, number: int, chain: int, tokens: int, finish: int) -> bool:
+        """As `wrote`; whether it is one that there was room for."""
         sketch = self._sketches.get(number)
-        node = None if sketch is None else sketch.node_of.get(segment.chain)
-        if sketch is not None and node is not None:
-            sketch.tokens[node], sketch.finish[node] = len(segment.tokens), segment.finish
+        node = None if sketch is None else sketch.node_of.get(chain)
+        if sketch is None or node is None:
+            return False
+        sketch.tokens[node], sketch.finish[node] = tokens, finish
+        return True
 
     def judged(self, trees: Sequence[RolloutTree]) -> None:
         """All of the batch's trees, verified. A sketch that became another tree keeps no verdicts."""

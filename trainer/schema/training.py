@@ -243,6 +243,22 @@ class ResourceConfig(Section):
         advanced=True,
     )
 
+    engine_processes: int = knob(
+        0,
+        title="Engine processes",
+        description="0: every process samples on the device that it trains on. Above: so many processes "
+        "beside them only sample, each on a device of its own, and the weights are sent to them after every "
+        "update. A multiple of the processes; on a GPU class each of either kind has a GPU of its own.",
+        ge=0,
+        le=64,
+        advanced=True,
+    )
+
+    @property
+    def devices(self) -> int:
+        """Processes of either kind: on a GPU class each has a GPU, else a processor."""
+        return self.processes + self.engine_processes
+
     @property
     def gpus(self) -> int:
         """GPUs of a machine of the class; 0: none."""
@@ -251,12 +267,20 @@ class ResourceConfig(Section):
 
     @model_validator(mode="after")
     def _processes_have_devices(self) -> Self:
-        if 0 < self.gpus < self.processes:
-            classes = [name for name in get_args(QueueName) if name.startswith("gpu.")]
-            enough = [name for name in classes if int(name.removeprefix("gpu.")) >= self.processes]
-            instead = f"set resources.queue {enough[0]}, or " if enough else ""
+        if self.engine_processes % self.processes:
             raise ValueError(
-                f"{self.processes} processes need a GPU each, and class {self.queue} has {self.gpus}: "
-                f"{instead}set resources.processes {self.gpus}."
+                f"resources.engine_processes {self.engine_processes} cannot be shared out evenly to "
+                f"resources.processes {self.processes}. Set a multiple of it, or 0."
+            )
+        if 0 < self.gpus < self.devices:
+            classes = [name for name in get_args(QueueName) if name.startswith("gpu.")]
+            enough = [name for name in classes if int(name.removeprefix("gpu.")) >= self.devices]
+            instead = f"set resources.queue {enough[0]}, or " if enough else ""
+            asked, less = f"{self.processes} processes", f"resources.processes {self.gpus}"
+            if self.engine_processes:
+                asked += f" and {self.engine_processes} engine processes"
+                less = "fewer of either"
+            raise ValueError(
+                f"{asked} need a GPU each, and class {self.queue} has {self.gpus}: {instead}set {less}."
             )
         return self

@@ -13,12 +13,14 @@ from webapp.limits import SERVING_WORKER_SECONDS
 from webapp.runs.models import Worker
 
 
-def check_capacity(queue: str, asked: int) -> None:
+def check_capacity(queue: str, processes: int, engines: int = 0) -> None:
     """Raise RequestError(400) if workers serve the class and none of them has a processor, or of a GPU class
-    a GPU, for each of the processes that are `asked`. Without a worker, or with one that could not look,
-    nothing is known and the run may wait. One query, for a run of several processes.
+    a GPU, for each of the run's processes: of those that train, and of the engine processes beside them.
+    Without a worker, or with one that could not look, nothing is known and the run may wait. One query, for a
+    run of several processes.
     """
     is_gpu = queue.startswith("gpu")
+    asked = processes + engines
     if asked == 1:
         return
     lately = Now() - timedelta(seconds=SERVING_WORKER_SECONDS)
@@ -35,11 +37,14 @@ def check_capacity(queue: str, asked: int) -> None:
         if len(known) == 1
         else (f"the largest of the {len(known)} workers of class {queue} has")
     )
+    field, who = "resources.processes", f"{processes} processes"
     instead = f"Set resources.processes {most}" if most else "Choose another class"
+    if engines:
+        field, who = "resources.engine_processes", f"The run's {asked} processes, {engines} of them engines,"
+        instead = "Set fewer"
     raise bad_field(
-        "resources.processes",
-        f"{asked} processes need a {kind} each, and {workers} {most}. {instead}, or start a worker on a "
-        "larger machine.",
+        field,
+        f"{who} need a {kind} each, and {workers} {most}. {instead}, or start a worker on a larger machine.",
     )
 
 

@@ -230,7 +230,8 @@ def validate_config(request: HttpRequest, payload: ConfigToCheck) -> Any:  # noq
         "estimate": asdict(estimate(config)) | {"pace": asdict(pace) | {"basis": pace.basis(config)}},
     }
     try:
-        check_capacity(config.resources.queue, config.resources.processes)
+        wanted = config.resources
+        check_capacity(wanted.queue, wanted.processes, wanted.engine_processes)
     except RequestError as refused:
         found |= {"valid": False, "errors": refused.errors}
     return found

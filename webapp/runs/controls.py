@@ -141,8 +141,9 @@ def _retry(run: Run, user: User) -> bool:
 
 
 def _queue_again(run: Run, user: User, word: str, **changes: Any) -> bool:
-    processes = Run.objects.values_list("config__resources__processes", flat=True).get(id=run.id)
-    check_capacity(run.queue, processes or 1)
+    kinds = ("config__resources__processes", "config__resources__engine_processes")
+    processes, engines = Run.objects.values_list(*kinds).get(id=run.id)
+    check_capacity(run.queue, processes or 1, engines or 0)
     name = user.get_username()
     check_room(run.project, run.created_by)
     why = f"{word} by {name}; waiting for a worker."

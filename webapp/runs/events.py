@@ -63,7 +63,20 @@ def told_events(run: Run, after: int, limit: int) -> tuple[Sequence[dict[str, An
 
 
 def trained_on(started: dict[str, Any]) -> str:
-    """What a trainer that started runs on, in words: `cpu`, `2 processes on cuda:0 to cuda:1`."""
+    """What a trainer that started runs on, in words: `cpu`, `2 processes on cuda:0 to cuda:1`, `cuda:0,
+    sampled in 2 engine processes`.
+    """
+    engines = _engines(started)
+    return _devices(started) + (f", sampled {engines}" if engines else "")
+
+
+def _engines(started: dict[str, Any]) -> str:
+    """The processes that only sample, if there are any."""
+    count = int(started.get("engine_processes", 0))
+    return f"in {count} engine process{'' if count == 1 else 'es'}" if count else ""
+
+
+def _devices(started: dict[str, Any]) -> str:
     device, processes = str(started.get("device", "?")), int(started.get("processes", 1))
     if processes == 1:
         return device
@@ -85,10 +98,11 @@ def _told(row: Event) -> dict[str, Any]:
             message = f"{str(body.get('status', '')).capitalize()}. {body.get('reason', '')}".strip()
         case "started":
             resumed = f", resumed from {body['resumed_from']}" if body.get("resumed_from") else ""
+            engine = f"{body.get('engine', '?')} {_engines(body)}".strip()
             message = (
                 f"Training starts after step {row.step or 0} "
-                f"{'in' if body.get('processes', 1) > 1 else 'on'} {trained_on(body)} with "
-                f"{body.get('engine', '?')}, {body.get('parameters', 0):,} parameters{resumed}."
+                f"{'in' if body.get('processes', 1) > 1 else 'on'} {_devices(body)} with "
+                f"{engine}, {body.get('parameters', 0):,} parameters{resumed}."
             )
         case "packing_checked":
             found = packing_words(body)

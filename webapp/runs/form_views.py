@@ -133,7 +133,8 @@ def _form(
     errors = [*known, *errors]
     if config is not None and not errors:
         try:
-            check_capacity(config.resources.queue, config.resources.processes)
+            wanted = config.resources
+            check_capacity(wanted.queue, wanted.processes, wanted.engine_processes)
             if not is_final:
                 return _show(request, project, start, typed, options, name, key, config, errors)
             return redirect("run-detail", _make(request, project, start, config, name, key).id)

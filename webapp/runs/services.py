@@ -110,7 +110,8 @@ def create_run(
     """
     name = check_name(name)
     check_sources(project, config)
-    check_capacity(config.resources.queue, config.resources.processes)
+    wanted = config.resources
+    check_capacity(wanted.queue, wanted.processes, wanted.engine_processes)
     if idempotency_key is not None and not (0 < len(idempotency_key) <= 64 and idempotency_key.isprintable()):
         raise bad_field("idempotency_key", "The idempotency key must have 1 to 64 printable letters.")
     try:
