@@ -6,7 +6,9 @@ import re
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from pytest_django import DjangoAssertNumQueries
 
@@ -79,6 +81,30 @@ def test_the_list_goes_on_where_a_page_ended_and_costs_the_same_for_more(
             rows, after, _ = problems_page(project, after=after, limit=3)
         seen += [row["problem_id"] for row in rows]
     assert seen == ["p-1", *(f"q-{place}" for place in range(7))]
+
+
+def test_problems_stand_as_people_count_them(project: Project, run: Run, second: Run) -> None:
+    longest = ("9" * 19, "8" * 200, "1a" * 100, "\N{DEVANAGARI DIGIT THREE}" * 200)
+    ids = ["", "01", "1", "1.5", "1.10", "2", "10", "100", "p-02", "p-2", "p-10", "p-10b", "p-100", "q2r10"]
+    for place, problem in enumerate(reversed([*ids[1:], *longest])):
+        add_tree((run, second)[place % 2], 3, worked_tree(3, problem_id=problem), index=place)
+    seen: list[str] = []
+    after: str | None = ""
+    while after is not None:
+        rows, after, _ = problems_page(project, after=after, limit=3)
+        seen += [row["problem_id"] for row in rows]
+    assert len(seen) == len(set(seen)) == len(ids) - 1 + len(longest) + 2
+    assert [one for one in seen if one in ids] == ids[1:]
+
+    # The walk looks into its index, whatever the trees of a problem are.
+    with connection.cursor() as cursor, CaptureQueriesContext(connection) as captured:
+        problems_page(project, limit=3)
+        (walk,) = [query["sql"] for query in captured if "RECURSIVE" in query["sql"]]
+        cursor.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
+        cursor.execute("EXPLAIN (ANALYZE, COSTS OFF) " + walk)
+        plan = "\n".join(row[0] for row in cursor.fetchall())
+    found = plan.partition("tree_problems_in_order")[2].partition("\n")[2].strip()
+    assert found.startswith("Index Cond: ((run_id = r.id) AND (ROW("), plan
 
 
 def test_words_filter_id_and_prompt_and_say_how_far_they_looked(

@@ -1,7 +1,7 @@
 """Problems with recorded trees, the trees of one of them over training, and those of a range of steps.
 
-Lists are keyset pages over `(run, problem_id, step)`; whatever reads payloads has a budget, and says when it
-ended before the trees did.
+The list of problems is a keyset page over `PROBLEM_ORDER`, the trees of one over `(run, problem_id, step)`;
+whatever reads payloads has a budget, and says when it ended before the trees did.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trainer.tree import RolloutTree
 from webapp.problems.history import spread, turning_points
 from webapp.projects.models import Project
 from webapp.runs.models import Run
-from webapp.trees.models import StoredTree
+from webapp.trees.models import PROBLEM_ORDER_SQL, StoredTree
 
 MAX_WALKED = 2000  # problems looked at for one page of a filtered list
 MAX_PROBES = 100_000  # of those, times the runs they may be in
@@ -31,6 +31,9 @@ MAX_PAYLOAD_BYTES = 32_000_000  # as stored, of one page
 MAX_NODES = 200_000  # of one page
 MAX_STEP_TREES = 512
 READ_AT_ONCE = 32
+
+_ORDER = PROBLEM_ORDER_SQL.format("t.problem_id")
+_ORDER_OF_WALK = PROBLEM_ORDER_SQL.format("walk.problem_id")
 
 _HISTORY = ("id", "run_id", "step", "index", "value", "n_correct", "prompt")
 
@@ -49,8 +52,8 @@ def payload_bytes() -> Func:
 def problems_page(
     project: Project, *, after: str = "", words: str = "", again: bool = False, limit: int = 100
 ) -> tuple[list[dict[str, Any]], str | None, int]:
-    """One page of the problems of which a project's runs have trees, by id: rows, the id to pass as `after`
-    for the next page, and how many problems were looked at.
+    """One page of the problems of which a project's runs have trees, by id, 2 before 10: rows, the id to pass
+    as `after` for the next page, and how many problems were looked at.
 
     `words`: each must stand in the id or the prompt, whatever its capitals. `again`: only those with two
     trees or more. A filtered page may be short where few match: it ends after 2,000 problems. Five queries.
@@ -64,17 +67,19 @@ def problems_page(
     # a problem has.
     with connection.cursor() as cursor:
         cursor.execute(
-            """
+            f"""
             WITH RECURSIVE walk(problem_id, place) AS (
                 SELECT %(after)s::text, 0
                 UNION ALL
                 SELECT (
-                    SELECT min(t.problem_id) FROM unnest(%(runs)s::bigint[]) r (id)
+                    SELECT t.problem_id FROM unnest(%(runs)s::bigint[]) r (id)
                     CROSS JOIN LATERAL (
-                        SELECT t.problem_id FROM arborist_tree t
-                        WHERE t.run_id = r.id AND t.problem_id > walk.problem_id AND NOT t.superseded
-                        ORDER BY t.problem_id LIMIT 1
+                        SELECT {_ORDER} AS place, t.problem_id FROM arborist_tree t
+                        WHERE t.run_id = r.id AND NOT t.superseded
+                          AND ({_ORDER}, t.problem_id) > ({_ORDER_OF_WALK}, walk.problem_id)
+                        ORDER BY {_ORDER}, t.problem_id LIMIT 1
                     ) t
+                    ORDER BY t.place, t.problem_id LIMIT 1
                 ), place + 1
                 FROM walk WHERE problem_id IS NOT NULL AND place <= %(most)s
             )
@@ -87,7 +92,7 @@ def problems_page(
                 ) two
             ) t
             WHERE w.place > 0 AND w.problem_id IS NOT NULL ORDER BY w.place
-            """,
+            """,  # noqa: S608 (the order is the index's)
             {"after": after, "runs": runs, "most": most},
         )
         walked: list[tuple[str, str, bool]] = cursor.fetchall()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 from django.db import models
+from django.db.models import F, Func, Value
+from django.db.models.functions import Left
 
 from trainer.events import TreeSummary
 from webapp.runs.models import Run
@@ -19,6 +21,20 @@ SORT_SIGNALS = (
     "tokens_flat",
 )  # fmt: skip
 _KEPT = models.Q(superseded=False)
+
+# Problems as people count them: 2 before 10, p-2 before p-10. Every number of an id is written in 18 digits,
+# of a longer one the last 18; equal keys stand in the order of the ids. Cut to what a row of an index holds.
+_PADDED = Func(
+    F("problem_id"), Value("([0-9]+)"), Value("0" * 18 + r"\1"), Value("g"), function="regexp_replace"
+)
+PROBLEM_ORDER = Left(
+    Func(_PADDED, Value("[0-9]*([0-9]{18})"), Value(r"\1"), Value("g"), function="regexp_replace"), 400
+)
+# The same for raw queries; {} is an id.
+PROBLEM_ORDER_SQL = (
+    f"left(regexp_replace(regexp_replace({{}}, '([0-9]+)', '{'0' * 18}\\1', 'g'), "
+    r"'[0-9]*([0-9]{{18}})', '\1', 'g'), 400)"
+)
 
 
 class StoredTree(models.Model):
@@ -71,6 +87,10 @@ class StoredTree(models.Model):
             models.Index(fields=["run", "step", "index"], name="tree_step"),
             # One problem over training.
             models.Index(fields=["run", "problem_id", "step"], name="tree_problem"),
+            # The list of problems, by `PROBLEM_ORDER`.
+            models.Index(
+                F("run"), PROBLEM_ORDER, F("problem_id"), condition=_KEPT, name="tree_problems_in_order"
+            ),
             *(
                 # With the step, so that a range of steps is told from the index alone: 6 ms instead of 260
                 # for half of a million trees, where it begins a hundred thousand rows into the order.
