@@ -8,6 +8,7 @@ from django.db.models import Count, Q
 from django.http import HttpRequest
 
 from webapp.projects.access import projects_for, runs_for
+from webapp.projects.last import last_project
 from webapp.runs.models import ACTIVE, CLAIMABLE, LEASED
 
 THEMES = ("light", "dark")
@@ -15,7 +16,7 @@ THEMES = ("light", "dark")
 
 def shell(request: HttpRequest) -> dict[str, Any]:
     """`shell`: projects for the switcher, how many runs wait and are worked on, the theme. `project` comes
-    from the view.
+    from the view; on pages of no project but the list of all, it is the one that the user was in last.
 
     Two queries on a page for someone who is logged in, none elsewhere.
     """
@@ -35,5 +36,8 @@ def shell(request: HttpRequest) -> dict[str, Any]:
                 running=Count("id", filter=Q(status__in=LEASED)),
             )
         )
+    match = getattr(request, "resolver_match", None)
     frame["project"] = getattr(request, "project", None)
+    if frame["project"] is None and (match is None or match.view_name != "projects"):
+        frame["project"] = last_project(request, frame["projects"])
     return {"shell": frame}

@@ -25,7 +25,7 @@ from trainer.config_file import config_from_yaml
 from trainer.metrics import METRICS
 from webapp.errors import RequestError
 from webapp.outages import outage_of
-from webapp.projects.models import Project
+from webapp.projects.models import Membership, Project
 from webapp.runs import services
 from webapp.runs.models import Attempt, Run, RunStatus, Worker
 from webapp.runs.panels import panels
@@ -345,6 +345,39 @@ def test_a_foreign_host_is_refused_and_not_echoed(db: None) -> None:
     response = Client().get("/login/", headers={"host": "evil.example"})
     assert response.status_code == 400
     assert "evil.example" not in response.content.decode()
+
+
+# ------------------------------------------------------------------------------------------------ frame
+
+
+def test_pages_of_no_project_keep_the_navigation_of_the_last_one(
+    run: Run, people: People, project: Project
+) -> None:
+    other = Project.objects.create(slug="other", name="Other")
+    secret = Project.objects.get(slug="elsewhere")
+    client = people.client("viewer")
+
+    def navigation(path: str) -> list[str]:
+        page = client.get(path).content.decode()
+        return re.findall(r'href="/p/([a-z]+)/prompts/"', page.partition('class="sections"')[2])
+
+    assert navigation("/queue/") == ["lab"]  # the only one
+    Membership.objects.create(project=other, user=people.viewer, role="viewer")
+    assert navigation("/queue/") == []
+    for path, slug in (("/p/other/", "other"), (f"/r/{run.id}/", "lab")):
+        assert navigation(path) == [slug]
+        for following in ("/queue/", "/workers/", "/exports/", "/settings/tokens/", "/nowhere/"):
+            assert navigation(following) == [slug], following
+        assert navigation("/p/") == []
+    before = client.cookies["project"].value
+    client.get("/api/v1/projects/other/runs")
+    client.get("/p/elsewhere/")
+    assert client.cookies["project"].value == before
+    client.cookies["project"] = secret.slug  # whoever writes it learns nothing
+    assert navigation("/queue/") == []
+    client.cookies["project"] = "lab"
+    client.post("/logout/")
+    assert client.cookies["project"].value == ""
 
 
 # ------------------------------------------------------------------------------------------------ tabs
