@@ -112,6 +112,16 @@ class RunConfig(Section):
                 f"{self.training.problems_per_step}: whole trees are sampled and trained on one process. "
                 f"Set processes {self.training.problems_per_step} or fewer."
             )
+        if (
+            self.engine.kind == "vllm"
+            and self.sampler.kind == "search_tree"
+            and self.sampler.evaluator == "value_head"
+        ):
+            raise ValueError(
+                "sampler.evaluator value_head is read off the policy where engine.kind is vllm, and of "
+                f"resources.processes {processes} each holds a part of it and asks for other values. Set "
+                "engine.kind local, evaluator rollout, or processes 1."
+            )
         ahead = self.training.max_staleness
         if ahead and self.reward.kl_coefficient:
             raise ValueError(

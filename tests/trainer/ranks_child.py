@@ -5,6 +5,7 @@ python tests/trainer/ranks_child.py CASES.json FOLDER    with torchrun's environ
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.trainer.test_overlap import failing
 from trainer import loop
@@ -22,6 +24,7 @@ from trainer.config import RunConfig
 from trainer.events import Event, Progress
 from trainer.loop import train
 from trainer.parallel import Group
+from trainer.sampling import vllm_engine
 from trainer.supervised import Place
 
 ERRORS = {
@@ -69,10 +72,25 @@ def ended(
     return {"outcome": outcome.outcome, "reason": outcome.reason, "weights": outcome.weights_sha256}
 
 
-def break_here(patch: pytest.MonkeyPatch, fails: str = "", step: int = 0, times: int = 1, **_: Any) -> None:
-    """Rank 1's engine fails beside training when it samples the trees of `step`."""
+def break_here(
+    patch: pytest.MonkeyPatch, fails: str = "", step: int = 0, times: int = 1, parts: int = 0, **_: Any
+) -> None:
+    """Rank 1's engine fails beside training when it samples the trees of `step`; or its vLLM chooses another
+    token than it should after `parts` others.
+    """
     if fails:
         failing(patch, step, ERRORS[fails], times)
+    if parts:
+        usual, calls = vllm_engine.choose, itertools.count()
+
+        def otherwise(logits: Tensor, *more: Any) -> tuple[Tensor, Tensor, Tensor]:
+            chosen, logprobs, entropies = usual(logits, *more)
+            if next(calls) == parts:
+                chosen = chosen.clone()
+                chosen[0] = (chosen[0] + 1) % logits.shape[1]
+            return chosen, logprobs, entropies
+
+        patch.setattr(vllm_engine, "choose", otherwise)
 
 
 def stop_of(case: dict[str, Any], events: list[Event], rank: int) -> Callable[[], bool]:

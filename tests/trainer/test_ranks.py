@@ -27,7 +27,9 @@ from trainer.launcher import rank_environment
 from trainer.loop import train
 from trainer.policy import Policy
 from trainer.ranks import ALONE, Ranks
+from trainer.sampling.engine import EngineError
 from trainer.sampling.local_engine import LocalEngine
+from trainer.sampling.lockstep import Lockstep
 from trainer.tree import RolloutTree, Verdict
 from trainer.verifiers import Judgement
 
@@ -217,6 +219,25 @@ def test_answers_that_one_rank_cannot_sample_end_the_evaluation_on_all(wild_poli
     assert [type(end.exception()) for end in ends] == [FloatingPointError] * 2
 
 
+def test_ranks_of_one_engine_that_write_different_tokens_all_hear_of_it() -> None:
+    barrier, said = threading.Barrier(3), [b""] * 3
+
+    def write(rank: int) -> None:
+        lockstep = Lockstep(_Thread(rank, said, barrier))
+        lockstep.wrote("0", 5)
+        assert not lockstep.asks(lambda: False)
+        lockstep.wrote("0", 6)
+        assert lockstep.asks(lambda: rank == 2)
+        lockstep.wrote("1", 8 if rank == 1 else 7)
+        lockstep.asks(lambda: False)
+
+    with ThreadPoolExecutor(3) as threads:
+        ends = [threads.submit(write, rank) for rank in range(3)]
+    for end in ends:
+        with pytest.raises(EngineError, match=r"rank 1 parted from ranks 0, 2\."):
+            end.result()
+
+
 class _Of(Ranks):
     """Rank `rank` of `size`, for what is decided without a word."""
 
@@ -240,12 +261,26 @@ AHEAD: dict[str, Any] = {
 }
 
 
+VALUES: dict[str, Any] = {
+    "resources": {"processes": 2},
+    "engine": {"kind": "vllm"},
+    "sampler": {"kind": "search_tree", "evaluator": "value_head"},
+    "credit": {
+        "baseline": {"kind": "none"},
+        "scale": {"kind": "none"},
+        "filter": {"kind": "zero_variance"},
+    },
+    "objective": {"kind": "supervised", "value_weight": 0.5},
+}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"training": {"problems_per_step": 3}, "resources": {"processes": 4}}, "problems_per_step"),
         ({"resources": {"queue": "gpu.2", "processes": 4}}, "gpu.4"),
         (AHEAD | {"reward": {"kl_coefficient": 0.1}}, "max_staleness 0"),
+        (VALUES, "evaluator rollout"),
         (AHEAD | {"engine": {"kind": "vllm", "tensor_parallel": 2}}, "Set tensor_parallel 1"),
     ],
 )

@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from tests.trainer.test_ranks import CLOSE, assert_same, case, events_of, furthest, numbers, one, two
+from tests.trainer.test_ranks import (
+    CLOSE,
+    assert_same,
+    case,
+    ends_of,
+    events_of,
+    furthest,
+    numbers,
+    one,
+    two,
+)
 from trainer.config import RunConfig
 from trainer.policy import Policy
 
@@ -18,13 +28,18 @@ ENGINE = {"kind": "vllm", "kv_memory_mib": 16, "max_sequences": 64}
 
 @pytest.mark.process
 def test_two_processes_with_an_engine_each_are_one(tmp_path: Path) -> None:
-    """Of an adapter, which is gathered and merged on its way to the engines."""
-    config = RunConfig.model_validate(case("lora").model_dump(mode="json") | {"engine": ENGINE})
-    two({"lora": (config, [])}, tmp_path / "two")
-    alone = one(config, tmp_path / "one")
-    assert_same("lora", alone, events_of(tmp_path / "two", "lora"))
-    last = f"checkpoints/step-{config.training.steps}"
-    assert furthest(tmp_path / "one" / last, tmp_path / "two" / "lora" / last) < CLOSE
+    """Of an adapter, which is gathered and merged on its way to the engines; also beside training."""
+    values = case("lora").model_dump(mode="json") | {"engine": ENGINE}
+    configs = {"lora": RunConfig.model_validate(values)}
+    values["training"]["max_staleness"] = 1
+    values["objective"]["importance"] = {"kind": "truncated"}
+    configs["ahead"] = RunConfig.model_validate(values)
+    two({name: (config, []) for name, config in configs.items()}, tmp_path / "two")
+    for name, config in configs.items():
+        alone = one(config, tmp_path / "one" / name)
+        assert_same(name, alone, events_of(tmp_path / "two", name))
+        last = f"checkpoints/step-{config.training.steps}"
+        assert furthest(tmp_path / "one" / name / last, tmp_path / "two" / name / last) < CLOSE
 
 
 @pytest.mark.process
@@ -48,7 +63,13 @@ def test_two_processes_with_half_an_engine_each_are_one(
     config = RunConfig.model_validate(values | {"engine": ENGINE})
     values["resources"]["processes"] = 2
     split = RunConfig.model_validate(values | {"engine": ENGINE | {"tensor_parallel": 2}})
-    two({"split": (split, [])}, tmp_path / "two")
+    two({"split": (split, []), "parted": (split, [])}, tmp_path / "two", breaks={"parted": {"parts": 40}})
+    for end in ends_of(tmp_path / "two", "parted"):
+        assert end["outcome"] == "EngineError"
+        assert end["reason"].startswith(
+            "The processes that are one engine (engine.tensor_parallel 2) chose different tokens: rank 1 "
+            "parted from rank 0. "
+        )
     alone = one(config, tmp_path / "one")
     assert min(value for (_, name), value in numbers(alone).items() if name == "policy/grad_norm") > 0
     assert_same("split", alone, events_of(tmp_path / "two", "split"))

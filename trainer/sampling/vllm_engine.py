@@ -56,6 +56,7 @@ from trainer.sampling.engine import (
 )
 from trainer.sampling.growth import END, PROMPT, Alternatives, Ground, Growth, Keep, Orders, Request, Segment
 from trainer.sampling.local_engine import choose
+from trainer.sampling.lockstep import Lockstep
 from trainer.sampling.watch import GrowthWatch
 from trainer.schema.engine import VllmEngineChoice
 from trainer.seeding import uniforms
@@ -375,7 +376,8 @@ class VllmEngine:
             self.weights_version,
             self._most_sequences,
             top_k,
-            (lambda: self._ranks.any(should_stop())) if self.is_shared else should_stop,
+            Lockstep(self._ranks if self.is_shared else ALONE),
+            should_stop,
             on_progress,
             watch,
             own,
@@ -412,12 +414,13 @@ class _Expansion:
         weights_version: str,
         most_sequences: int,
         top_k: TopK,
+        lockstep: Lockstep,
         should_stop: Callable[[], bool],
         on_progress: Callable[[int, int], None],
         watch: GrowthWatch | None,
         own: range,
     ) -> None:
-        self._own = own
+        self._own, self._lockstep = own, lockstep
         self._core, self._chooser, self._policy = core, chooser, policy
         self._plan, self._version, self._most = plan, weights_version, most_sequences
         self._should_stop, self._on_progress, self._watch = should_stop, on_progress, watch
@@ -442,7 +445,7 @@ class _Expansion:
     def run(self) -> list[RolloutTree]:
         idle = 0
         while self._admit():
-            if self._should_stop():
+            if self._lockstep.asks(self._should_stop):
                 raise SamplingStopped
             idle += 1
             over: dict[int, list[Segment]] = {}
@@ -450,6 +453,7 @@ class _Expansion:
             running, waiting = len(self._running), len(self._waiting) + length_hint(self._unbegun)
             for told in self._core.step(self._version):
                 idle = 0
+                self._lockstep.wrote(told.name, told.token)
                 job = self._running[told.name]
                 segment = self._took(job, told)
                 if segment is None:
@@ -472,6 +476,7 @@ class _Expansion:
                 )
             for problem, segments in over.items():
                 self._tell(problem, segments)
+        self._lockstep.asks(lambda: False)
         return [
             self._trees[number].growth.tree().with_sampling(self._plan.temperature) for number in self._own
         ]
