@@ -4,7 +4,7 @@ import test from "node:test";
 import { belongs, chosenPanels, idOf, matches, panelsOf } from "../../webapp/static/js/charts/panels.js";
 import { xRange, yRange } from "../../webapp/static/js/charts/scale.js";
 import { aligned, lineOf, nearest, readings, startAfter, tableOf, xOf } from "../../webapp/static/js/charts/series.js";
-import { smooth } from "../../webapp/static/js/charts/smoothing.js";
+import { smooth, smoothedFigure } from "../../webapp/static/js/charts/smoothing.js";
 import { seeded } from "./random.js";
 
 const curve = (name, step, value, more = {}) => ({ name, step, value, min: value, max: value, n: step.map(() => 1), nonfinite: [], bucketed: false, ...more });
@@ -37,6 +37,19 @@ test("smoothing agrees with the slow double sum", () => {
       close(fast[i], sum / mass, `seed ${seed} point ${i}`);
     });
   }
+});
+
+test("what is left of a curve that fell to 0 reads as nothing, small values of a small curve as they are", () => {
+  const fallen = [0.6, 0.4, ...new Array(20).fill(0)];
+  const line = smooth([...fallen.keys()], fallen, 0.5);
+  assert.ok(Number(line.at(-1)) > 0);
+  assert.equal(smoothedFigure(line.at(-1), fallen), "≈ 0");
+  assert.equal(smoothedFigure(-6e-4, fallen), "\u22120.001");
+  assert.equal(smoothedFigure(0.0049, fallen), "0.005");
+  assert.equal(smoothedFigure(0, fallen), "0.000");
+  assert.equal(smoothedFigure(5.46e-7, [3e-4, 0]), "5.46e\u22127");
+  assert.equal(smoothedFigure(null, fallen), "—");
+  assert.equal(smoothedFigure(undefined, fallen), "—");
 });
 
 test("smoothing leaves a constant alone, and weight 0 leaves everything alone", () => {

@@ -4,6 +4,7 @@ import { make, setText } from "../core/dom.js";
 import { Chart } from "./chart.js";
 import { idOf } from "./panels.js";
 import { readings, tableOf } from "./series.js";
+import { smoothedFigure } from "./smoothing.js";
 
 /** @typedef {import("./series.js").Line} Line */
 /** @typedef {import("./chart.js").Drawing} Drawing */
@@ -119,7 +120,7 @@ export class PanelView {
       const aside = (/** @type {string} */ text) => part.append(make("span", { class: "secondary" }, text));
       const label = this.#label(line);
       if (label) aside(`${label} `);
-      part.append(make("strong", {}, figure(line.smoothed[index])));
+      part.append(make("strong", {}, smoothedFigure(line.smoothed[index], line.raw)));
       if (line.smoothed !== line.raw) aside(` raw ${figure(line.raw[index])}`);
       if (line.isInterval && index >= 0 && found.length <= MOST_INTERVALS) aside(` ${number(line.low?.[index] ?? null, 2)}–${number(line.high?.[index] ?? null, 2)}`);
       if (step !== null) aside(` at step ${number(step, 0)}`);
