@@ -114,13 +114,14 @@ class RunConfig(Section):
             )
         if (
             self.engine.kind == "vllm"
+            and not engines
             and self.sampler.kind == "search_tree"
             and self.sampler.evaluator == "value_head"
         ):
             raise ValueError(
                 "sampler.evaluator value_head is read off the policy where engine.kind is vllm, and of "
                 f"resources.processes {processes} each holds a part of it and asks for other values. Set "
-                "engine.kind local, evaluator rollout, or processes 1."
+                "engine.kind local, evaluator rollout, processes 1, or engine_processes."
             )
         ahead = self.training.max_staleness
         if ahead and self.reward.kl_coefficient:
