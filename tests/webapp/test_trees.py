@@ -9,6 +9,7 @@ import math
 import re
 import struct
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -33,6 +34,8 @@ from webapp.trees.nodes import MAX_OUTLINE_ROWS, MAX_SIBLINGS, node_json, outlin
 from webapp.trees.opened import OpenTree
 from webapp.trees.querysets import icicles_of
 from webapp.trees.scale import advantage_limit, coarse_first
+
+SIGNALS = Path(__file__).resolve().parents[2] / "webapp/static/js/tree/signals.js"
 
 CONFIG = PRESETS["treerpo-tiny"].config
 PLAN = credit_plan(CONFIG)
@@ -423,6 +426,38 @@ def test_the_tree_page_shows_the_chosen_node(stored: StoredTree, client: Client)
     assert (method.title, method.formula) == ("TreeRPO", PRESETS["treerpo-tiny"].formula)
     assert [row["selected"] for row in page.context["outline"]].index(True) == 2
     assert [row["id"] for row in page.context["beside"]] == [stored.id]
+
+
+def test_the_choices_above_a_tree_are_there_without_scripts(stored: StoredTree, client: Client) -> None:
+    def choices(query: str) -> dict[str, tuple[list[str], list[str]]]:
+        """Of each choice its words, and those that are chosen."""
+        page = client.get(f"/t/{stored.id}/?{query}").content.decode()
+        selects = re.findall(r'<select id="(\w+)-choice"[^>]*>(.*?)</select>', page)
+        found = re.compile(r'<option value="\w+"( selected)?>([^<]*)</option>')
+        return {
+            name: (
+                [word for _, word in found.findall(inside)],
+                [word for on, word in found.findall(inside) if on],
+            )
+            for name, inside in selects
+        }
+
+    usual = choices("")
+    assert usual["width"] == (["leaves", "tokens", "equal per child", "weight in the loss"], ["leaves"])
+    assert usual["order"] == (["as sampled", "by value"], ["as sampled"])
+    # Only what this tree has: no policies to tell apart, no mismatch, but a limit of its run.
+    words = re.search(r"SIGNAL_WORDS = \{(.*?)\}", SIGNALS.read_text(), re.DOTALL)
+    assert words is not None
+    spoken = [
+        word for name, word in re.findall(r'(\w+): "([^"]*)"', words[1]) if name not in ("mismatch", "policy")
+    ]
+    assert usual["colour"] == (spoken, ["advantage"])
+    assert usual["scale"] == (["this run", "this tree", "fixed ±2", "symlog"], ["this run"])
+    asked = choices("width=loss&order=value&color=entropy&scale=symlog")
+    assert {name: asked[name][1] for name in usual if name != "estimator"} == {
+        "width": ["weight in the loss"], "order": ["by value"], "colour": ["entropy"], "scale": ["symlog"],
+    }  # fmt: skip
+    assert choices("width=x&scale=&color=mismatch")["colour"][1] == ["value"]
 
 
 @pytest.mark.parametrize(

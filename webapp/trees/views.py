@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -13,6 +13,7 @@ from django.views.decorators.http import require_GET
 
 from trainer.comparison import estimators
 from trainer.payload import DamagedTreeError
+from trainer.token_means import mean_mismatch
 from trainer.tree import RolloutTree
 from webapp.errors import RequestError
 from webapp.probes.querysets import node_probes
@@ -33,6 +34,7 @@ from webapp.trees.nodes import find_node, nearest_node, outline, usual_colour
 from webapp.trees.opened import OpenTree, open_tree, words_of
 from webapp.trees.querysets import steps_with_trees, tree_row
 from webapp.trees.scale import advantage_limit
+from webapp.trees.words import COLOUR_WORDS, ORDER_WORDS, SCALE_WORDS, WIDTH_WORDS
 from webapp.verifications.querysets import node_verifications
 
 VIEWS = ("icicle", "graph", "outline")
@@ -137,6 +139,7 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
     # Without advantages a tree is told apart by its values.
     usual = usual_colour(opened, made)
     colour = one_of(request, "color", (usual, *(name for name in COLOURS if name != usual)), notes)
+    limit = advantage_limit(stored.run, {stored.id: opened.tree})
     context |= {
         # An imported tree has no policy of ours to sample from.
         **({"probed": {}} if made.imported else node_probes(stored.id, opened.name(node))),
@@ -151,7 +154,8 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
         "view": view,
         "color": colour,
         "usual_colour": usual,
-        "run_limit": advantage_limit(stored.run, {stored.id: opened.tree}),
+        "run_limit": limit,
+        "choices": _choices(request, opened.tree, colour, has_limit=limit is not None),
     }
     # Of a huge tree it is told when it is asked for.
     undefined = {row["name"]: row["reason"] for row in context["node_estimators"] or ()}
@@ -159,6 +163,33 @@ def tree_detail(request: HttpRequest, tree_id: int) -> HttpResponse:
         {"name": one.name, "title": one.title, "reason": undefined.get(one.name, "")} for one in estimators()
     ]
     return render(request, "trees/detail.html", context)
+
+
+def _choices(
+    request: HttpRequest, tree: RolloutTree, colour: str, *, has_limit: bool
+) -> list[dict[str, Any]]:
+    """The choices above a tree as the address has them: `id, label, options` of (value, words, is chosen)."""
+
+    def choice(
+        name: str, label: str, words: Mapping[str, str], asked: str | None, usual: str
+    ) -> dict[str, Any]:
+        chosen = asked if asked in words else usual
+        options = [(value, text, value == chosen) for value, text in words.items()]
+        return {"id": name, "label": label, "options": options}
+
+    signals = {
+        name: text
+        for name, text in COLOUR_WORDS.items()
+        if name != "mismatch" or mean_mismatch(tree) is not None
+    }
+    scales = {name: text for name, text in SCALE_WORDS.items() if name != "run" or has_limit}
+    address = request.GET
+    return [
+        choice("width", "Width", WIDTH_WORDS, address.get("width"), "leaves"),
+        choice("order", "Order", ORDER_WORDS, address.get("order"), "sampling"),
+        choice("colour", "Colour", signals, colour, "value"),
+        choice("scale", "Scale", scales, address.get("scale"), next(iter(scales))),
+    ]
 
 
 @require_GET

@@ -29,3 +29,32 @@ FINISH_WORDS: Mapping[FinishReason, str] = {
     FinishReason.REPETITION: "ended because it repeated itself",
     FinishReason.PRUNED: "given up before its end",
 }
+
+# The choices above a tree, each in its order. Scripts take them from the page; the words of colours stand in
+# their legend too (`signals.js`).
+COLOUR_WORDS: Mapping[str, str] = {
+    "advantage": "advantage",
+    "value": "value",
+    "change": "value \N{MINUS SIGN} parent",
+    "verdict": "verdict",
+    "entropy": "entropy",
+    "logprob": "mean logprob",
+    "mismatch": "mismatch",
+    "tokens": "tokens",
+    "difference": "estimator difference",
+    "none": "none",
+}
+WIDTH_WORDS: Mapping[str, str] = {
+    "leaves": "leaves",
+    "tokens": "tokens",
+    "equal": "equal per child",
+    "loss": "weight in the loss",
+}
+ORDER_WORDS: Mapping[str, str] = {"sampling": "as sampled", "value": "by value"}
+# Of advantages. `run`: where the run's own limit is known.
+SCALE_WORDS: Mapping[str, str] = {
+    "run": "this run",
+    "tree": "this tree",
+    "fixed": "fixed \N{PLUS-MINUS SIGN}2",
+    "symlog": "symlog",
+}

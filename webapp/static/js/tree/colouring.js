@@ -7,7 +7,7 @@ import { REST_MILLISECONDS } from "./selection.js";
 import { nodeNamed } from "./walk.js";
 
 /** @type {ScaleChoice[]} */
-export const SCALES = ["run", "tree", "fixed", "symlog"];
+const SCALES = ["run", "tree", "fixed", "symlog"];
 
 /** Plain GRPO on the leaves: what one would have without the tree. */
 const USUAL_ESTIMATOR = "grpo";

@@ -8,8 +8,6 @@ export const SIGNAL_WORDS = {
   mismatch: "mismatch", policy: "policy version", tokens: "tokens", difference: "estimator difference", none: "none",
 };
 export const SIGNALS = /** @type {Signal[]} */ (Object.keys(SIGNAL_WORDS));
-/** @type {Record<ScaleChoice, string>} */
-export const SCALE_WORDS = { run: "this run", tree: "this tree", fixed: "fixed ±2", symlog: "symlog" };
 const FIXED_LIMIT = 2;
 /** As `trainer.tree.Verdict` numbers them; a tree's own columns bring their words along. */
 export const VERDICTS = ["none", "correct", "incorrect", "unparsed", "truncated", "error"];

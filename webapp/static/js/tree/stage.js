@@ -1,20 +1,16 @@
 // The middle of a tree's page: one tree in three views, the choices above them, and the keys that walk in it.
-import { byId, make, setText, typed } from "../core/dom.js";
+import { byId, setText, typed } from "../core/dom.js";
 import { number } from "../core/format.js";
 import { read, write } from "../core/url_state.js";
 import { TreeCanvas } from "./canvas.js";
-import { SCALES } from "./colouring.js";
 import { place, WIDTHS } from "./layout.js";
 import { Legend } from "./legend.js";
 import { note } from "./note.js";
 import { Outline } from "./outline.js";
-import { advantageWords, label, look, probeWords, SCALE_WORDS, SIGNAL_WORDS, signalsOf, times, visitWords, withoutCredit } from "./signals.js";
+import { advantageWords, label, look, probeWords, SIGNAL_WORDS, signalsOf, times, visitWords, withoutCredit } from "./signals.js";
 import { move, nameOf, nextAlike, nodeNamed } from "./walk.js";
 
 const VIEWS = /** @type {const} */ (["icicle", "graph", "outline"]);
-/** @type {Record<Width, string>} */
-const WIDTH_WORDS = { leaves: "leaves", tokens: "tokens", equal: "equal per child", loss: "weight in the loss" };
-const ORDER_WORDS = { sampling: "as sampled", value: "by value" };
 
 /** @param {TreePage} page */
 export function mountStage(page) {
@@ -45,12 +41,10 @@ export function mountStage(page) {
   const picture = () => (view === "graph" && graph ? graph : canvas);
 
   byId("outline-box").replaceChildren(outline.head, outline.element);
-  fill(typed("width-choice", HTMLSelectElement), WIDTH_WORDS, width, (next) => arrange(/** @type {Width} */ (next), order));
-  fill(typed("order-choice", HTMLSelectElement), ORDER_WORDS, order, (next) => arrange(width, next));
-  const colours = Object.fromEntries(signalsOf(columns).map((name) => [name, SIGNAL_WORDS[name]]));
-  const colourChoice = fill(typed("colour-choice", HTMLSelectElement), colours, colouring.signal.signal, (next) => colouring.by(/** @type {Signal} */ (next)));
-  const scales = Object.fromEntries(SCALES.filter((name) => name !== "run" || root.dataset.runLimit).map((name) => [name, SCALE_WORDS[name]]));
-  const scaleChoice = fill(typed("scale-choice", HTMLSelectElement), scales, colouring.scale, (next) => colouring.scaleBy(/** @type {ScaleChoice} */ (next)));
+  choice("width-choice", width, (next) => arrange(/** @type {Width} */ (next), order));
+  choice("order-choice", order, (next) => arrange(width, next));
+  const colourChoice = choice("colour-choice", colouring.signal.signal, (next) => colouring.by(/** @type {Signal} */ (next)));
+  const scaleChoice = choice("scale-choice", colouring.scale, (next) => colouring.scaleBy(/** @type {ScaleChoice} */ (next)));
   const estimatorChoice = typed("estimator-choice", HTMLSelectElement);
   estimatorChoice.value = colouring.estimator;
   estimatorChoice.addEventListener("change", () => void colouring.under(estimatorChoice.value));
@@ -296,10 +290,10 @@ export function mountStage(page) {
   }
 }
 
-/** The options of a choice, and what to do with them. @param {HTMLSelectElement} choice @param {Record<string, string>} words @param {string} chosen @param {(value: string) => void} use */
-function fill(choice, words, chosen, use) {
-  choice.replaceChildren(...Object.entries(words).map(([value, text]) => make("option", { value }, text)));
-  choice.value = chosen;
-  choice.addEventListener("change", () => use(choice.value));
-  return choice;
+/** A choice of the page, and what to do with it. @param {string} id @param {string} chosen @param {(value: string) => void} use */
+function choice(id, chosen, use) {
+  const select = typed(id, HTMLSelectElement);
+  select.value = chosen;
+  select.addEventListener("change", () => use(select.value));
+  return select;
 }
