@@ -212,6 +212,11 @@ class RunConfig(Section):
                 "sampler.evaluator value_head needs a value head that is trained. Use objective supervised "
                 "with a value_weight above 0, or evaluator rollout."
             )
+        if sampler.top_k and objective.kind != "policy":
+            raise ValueError(
+                f"sampler.top_k {sampler.top_k} draws from a part of the policy's distribution, and "
+                f"objective {objective.kind} trains all of it. Set top_k 0 and top_p 1, or objective policy."
+            )
         if objective.kind == "policy" and credit.baseline.kind == "none":
             raise ValueError("objective policy needs advantages. Choose a baseline.")
         if objective.kind != "policy" and credit.baseline.kind != "none":

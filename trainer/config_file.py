@@ -94,8 +94,17 @@ def config_to_yaml(config: RunConfig) -> str:
     yaml.default_flow_style = None
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # ruamel types it None
     stream = io.StringIO()
-    yaml.dump(config.model_dump(mode="json"), stream)
+    yaml.dump(_kinds_first(config.model_dump(mode="json")), stream)
     return stream.getvalue()
+
+
+def _kinds_first(value: Any) -> Any:
+    """A section says first what it is. `Any`: JSON."""
+    if isinstance(value, list):
+        return [_kinds_first(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _kinds_first(value[key]) for key in sorted(value, key=lambda key: key != "kind")}
 
 
 def problems_from(error: ValidationError, data: Any) -> list[ConfigProblem]:
@@ -157,7 +166,8 @@ def _fields(annotation: Any, value: Any) -> dict[str, Any]:
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             field = candidate.model_fields.get("kind")
             if field is None or field.default == kind:
-                return dict(candidate.model_fields)
+                fields: dict[str, Any] = _kinds_first(dict(candidate.model_fields))
+                return fields
     return {}
 
 

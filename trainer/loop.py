@@ -785,9 +785,9 @@ class _Run:
                     problem_id=tree.problem_id,
                     prompt=tree.texts[0],
                     summary=summarise(tree),
-                    payload=tree.with_token_bytes(
-                        self.policy.decoder.token_bytes(tree.token_ids())
-                    ).to_payload(),
+                    payload=tree.without_kept()
+                    .with_token_bytes(self.policy.decoder.token_bytes(tree.token_ids()))
+                    .to_payload(),
                 )
             )
 

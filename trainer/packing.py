@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.loss_weights import Floats, Ints, TreeWeights
-from trainer.tree import ROOT
+from trainer.tree import ROOT, Kept, RolloutTree
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +32,8 @@ class LossTokens:
     supervised        [M] weights of the cross-entropy
     sampled, old, reference  [M] logprobs: of the engine, of the policy before the update, of the reference
                       model; NaN where they were not asked for
+    kept              [M, K] what each was drawn from, where its distribution was cut off; -1 behind its last
+                      and for tokens that were drawn from all. None: all were
     group             [M] number of the token's segment within the batch, 0 .. S-1
     item_of, item_group      [E] item number and segment: which segments an item is made of
     item_up, item_down, item_held, item_length   [I] W max(A, 0), W min(A, 0), W, trained tokens
@@ -64,6 +66,7 @@ class LossTokens:
     pair_weight: Floats
     chosen_length: Floats
     rejected_length: Floats
+    kept: Ints | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -220,8 +223,22 @@ class _Losses:
             pair_weight=np.array(self.pairs["weight"]),
             chosen_length=np.array(self.pairs["chosen_length"]),
             rejected_length=np.array(self.pairs["rejected_length"]),
+            kept=_kept_at(trees, at),
         )
         return tokens, inside
+
+
+def _kept_at(trees: Sequence[RolloutTree], at: Ints) -> Ints | None:
+    """[M, K] of tokens `at` of all trees' tokens in a row, as `LossTokens` has it."""
+    kept = Kept.joined([(tree.kept, len(tree.tokens)) for tree in trees])
+    if kept is None:
+        return None
+    counts = kept.counts[at].astype(np.int64)
+    first = (np.cumsum(kept.counts, dtype=np.int64) - kept.counts)[at]
+    which, inside = ranges(counts)
+    found = np.full((len(at), int(counts.max(initial=0))), -1, np.int64)
+    found[which, inside] = kept.tokens[first[which] + inside]
+    return found
 
 
 def ranges(length: Ints) -> tuple[Ints, Ints]:

@@ -25,7 +25,15 @@ from numpy.typing import DTypeLike, NDArray
 
 from trainer.text import storable
 from trainer.token_means import mean_mismatch, token_means
-from trainer.tree import MOST_TOP, NODE_COLUMNS, OPTIONAL_COLUMNS, TOKEN_COLUMNS, RolloutTree, single_copies
+from trainer.tree import (
+    MOST_TOP,
+    NODE_COLUMNS,
+    OPTIONAL_COLUMNS,
+    TOKEN_COLUMNS,
+    Kept,
+    RolloutTree,
+    single_copies,
+)
 
 WHOLE_VERSION: Final = 4
 PARTS_VERSION: Final = 5
@@ -74,6 +82,8 @@ def pack(tree: RolloutTree) -> bytes:
         "texts": [storable(text) for text in tree.texts],
         "answers": [storable(text) for text in tree.answers],
     }
+    if tree.kept is not None:
+        body["kept"] = [_raw(tree.kept.counts, np.int32), _raw(tree.kept.tokens, np.int32)]
     if not in_parts:
         return _compressed(body)
     body["packed"] = present
@@ -254,6 +264,9 @@ def _optional_parts(body: dict[str, Any], parts: _Parts | None) -> dict[str, Any
         "loss_share": float(body["loss_share"]),
         "token_bytes": {int(token): bytes(memoryview(text)) for token, text in zip(ids, texts, strict=True)},
     }
+    if "kept" in body:  # of trees on their way to training alone
+        counts, tokens = body["kept"]
+        found["kept"] = Kept(_column(counts, np.int32), _column(tokens, np.int32))
     for name, (kind, is_wide) in OPTIONAL_COLUMNS.items():
         if parts is not None and name in body["packed"]:
             found[name] = parts.column(name)

@@ -279,8 +279,10 @@ class Policy:
         self, batch: PackedBatch | FlatBatch, temperature: float, *, entropy: bool = False
     ) -> Outputs:
         """What the losses of a micro-batch need, with gradient, under softmax(logits / temperature), the
-        distribution that is sampled from. Logits are made for the places with a loss only, and once for
-        tokens that follow the same place.
+        distribution that is sampled from; of a token that was drawn from a part of it (`LossTokens.kept`),
+        under that part scaled up to 1, which does not move with the policy (the sampling mask of
+        DeepSeek-V3.2). Logits are made for the places with a loss only, and once for tokens that follow the
+        same place.
         """
 
         def computed() -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -315,12 +317,14 @@ class Policy:
                 path_layout=layout,
             ).last_hidden_state[0]  # [U, H]
             source, target, values_at = batch.source, batch.target, batch.values_at
+        kept = None if batch.loss.kept is None else torch.from_numpy(batch.loss.kept).to(device)
         places, back = np.unique(source, return_inverse=True)
         chosen = tokens[torch.from_numpy(target).to(device)]  # [M]
         logprobs, entropies = self._logprobs(
             hidden.index_select(0, torch.from_numpy(places).to(device)),
             torch.from_numpy(back.reshape(-1)).to(device),
             chosen,
+            kept,
             temperature,
             entropy=entropy,
         )
@@ -332,17 +336,26 @@ class Policy:
         return logprobs, entropies, values
 
     def _logprobs(
-        self, hidden: Tensor, of: Tensor, chosen: Tensor, temperature: float, *, entropy: bool
+        self,
+        hidden: Tensor,
+        of: Tensor,
+        chosen: Tensor,
+        kept: Tensor | None,
+        temperature: float,
+        *,
+        entropy: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """[M] logprobs of tokens `chosen` [M] after places `of` [M, into the rows of hidden [S, H]], and the
-        entropies there if asked. Logits of many places times a large vocabulary are made in parts and made
-        again on the way back: they would be the largest array of all.
+        entropies there if asked; `kept` [M, K] as in `LossTokens`. Logits of many places times a large
+        vocabulary are made in parts and made again on the way back: they would be the largest array of all.
         """
 
-        def part(hidden: Tensor, of: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        def part(hidden: Tensor, of: Tensor, chosen: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
             logits = at_least_float32(self.model.lm_head(hidden))
             if temperature != 1:
                 logits = logits / temperature  # [S, V]
+            if kept is not None:
+                return _of_kept(logits, of, chosen, kept)
             if not entropy:
                 logprobs: Tensor = ChosenLogprobs.apply(logits, of, chosen)  # type: ignore[no-untyped-call]  # torch's
                 return logprobs, logprobs
@@ -351,19 +364,39 @@ class Policy:
 
         rows = max(1, LOGITS_AT_ONCE // self.model.config.vocab_size)
         if len(hidden) <= rows:
-            logprobs, entropies = part(hidden, of, chosen)
+            logprobs, entropies = part(hidden, of, chosen, kept)
             return logprobs, entropies if entropy else None
         found, spread, order = [], [], []
         for start in range(0, len(hidden), rows):
             here = torch.nonzero((of >= start) & (of < start + rows))[:, 0]
             one, other = checkpoint(
-                part, hidden[start : start + rows], of[here] - start, chosen[here], use_reentrant=False
+                part,
+                hidden[start : start + rows],
+                of[here] - start,
+                chosen[here],
+                None if kept is None else kept[here],
+                use_reentrant=False,
             )
             found.append(one)
             spread.append(other)
             order.append(here)
         back = torch.cat(order).argsort()
         return torch.cat(found)[back], torch.cat(spread)[back] if entropy else None
+
+
+def _of_kept(logits: Tensor, of: Tensor, chosen: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """[M] logprobs and entropies, each token's of the part `kept` [M, K] of its distribution; of all of it
+    where that is -1 from the start. logits [S, V].
+    """
+    is_kept = kept >= 0
+    is_cut = is_kept.any(-1)
+    part = logits[of[:, None], kept.clamp(min=0)].masked_fill(~is_kept, torch.finfo(logits.dtype).min / 2)
+    log_p, log_part = logits.log_softmax(-1), part.log_softmax(-1)
+    whole_entropy = -(log_p.exp() * log_p).sum(-1)[of]
+    part_entropy = -(log_part.exp() * log_part).sum(-1)
+    found = logits[of, chosen]
+    logprobs = torch.where(is_cut, found - part.logsumexp(-1), log_p[of, chosen])
+    return logprobs, torch.where(is_cut, part_entropy, whole_entropy)
 
 
 class ChosenLogprobs(torch.autograd.Function):

@@ -306,9 +306,9 @@ _ALGORITHMS = (
         objective=PolicyObjective(),
         tiny=_TINY_FLAT,
         tiny_problems=56,
-        paper=FlatSampler(group_size=8, max_tokens=8192, temperature=0.99),
-        differences="The batch's deviation is that of raw rewards, as in TRL. The paper also samples with "
-        "top-p 0.99 and top-k 100; here sampling is always from the policy itself.",
+        paper=FlatSampler(group_size=8, max_tokens=8192, temperature=0.99, top_k=100, top_p=0.99),
+        differences="The batch's deviation is that of raw rewards, as in TRL. With the paper's "
+        "top-k 100 and top-p 0.99 every token is trained as drawn from what was left (sampling mask).",
         unverified=("credit.scale.std_of",),
     ),
     _Algorithm(
@@ -497,7 +497,7 @@ _ALGORITHMS = (
         "difference: credit.baseline.form code with scale none. The paper's formula is the default. KL "
         "1e-4 in the "
         "paper, 0 in the script. What the paper calls entropy is the surprisal of the sampled token. It "
-        "samples with top-p 0.95; here sampling is always from the policy itself.",
+        "samples with top-p 0.95; here sampling is from all of the policy (sampler.top_p would need top_k).",
         unverified=("objective.clip", "objective.ratio"),
     ),
     _Algorithm(

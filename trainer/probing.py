@@ -175,6 +175,7 @@ class ContinuationPlan:
     temperature: float
     most_tokens: int
     tell: Callable[[Sequence[tuple[int, Segment]]], None]
+    cut: None = None  # from all of the policy
 
     @property
     def most_positions(self) -> int:

@@ -99,6 +99,39 @@ LEVELWISE_WIDTH = 50
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """What each of T tokens was drawn from, where the distribution was cut off (top-k, top-p): `counts` [T]
+    int32 tokens were kept there, 0: all of the vocabulary; `tokens` [sum of counts] int32, token after token.
+    """
+
+    counts: NDArray[np.int32]
+    tokens: NDArray[np.int32]
+
+    @classmethod
+    def of_rows(cls, rows: NDArray[np.int32]) -> Kept:
+        """rows [T, K] of ids, -1 where there is none."""
+        there = rows >= 0
+        return cls(there.sum(1).astype(np.int32), rows[there])
+
+    @classmethod
+    def joined(cls, parts: Sequence[tuple[Kept | None, int]]) -> Kept | None:
+        """Of stretches of tokens, one after another: each one's and its length. None if no one has any."""
+        if all(part is None for part, _ in parts):
+            return None
+        return cls(
+            np.concatenate(
+                [np.zeros(length, np.int32) if part is None else part.counts for part, length in parts]
+            ),
+            np.concatenate([part.tokens for part, _ in parts if part is not None]),
+        )
+
+    def between(self, first: int, last: int) -> Kept:
+        """Of tokens first to last - 1, as a slice."""
+        counts, begin = self.counts[first:last], int(self.counts[:first].sum())
+        return Kept(counts, self.tokens[begin : begin + int(counts.sum())])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class RolloutTree:
     """All segments sampled for one problem in one step.
 
@@ -142,6 +175,8 @@ class RolloutTree:
         top_tokens     [T, K] int32    the K most likely tokens there, the most likely first; -1 in the prompt
                        and in given text
         top_logprobs   [T, K] float16  theirs, in the distribution that was sampled from, nats
+        kept           what each token was drawn from, where the distribution was cut off; training needs it,
+                       and it is not stored
         token_bytes    id -> text of a token alone, UTF-8, for every id above; a character may be split over
                        tokens
     """
@@ -178,6 +213,7 @@ class RolloutTree:
     loss_share: float = math.nan
     top_tokens: NDArray[np.int32] | None = None
     top_logprobs: NDArray[np.float16] | None = None
+    kept: Kept | None = None
     token_bytes: Mapping[int, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -240,6 +276,12 @@ class RolloutTree:
             and self.top_tokens.shape != self.top_logprobs.shape
         ):
             raise ValueError("top_tokens and top_logprobs must go together, and be of one shape.")
+        if self.kept is not None and (
+            len(self.kept.counts) != len(self.tokens)
+            or np.any(self.kept.counts < 0)
+            or int(self.kept.counts.sum()) != len(self.kept.tokens)
+        ):
+            raise ValueError("kept must have a count for every token, and as many ids as they add up to.")
 
     @property
     def policy_logprobs(self) -> NDArray[np.float32] | None:
@@ -396,6 +438,10 @@ class RolloutTree:
         """A copy that brings the texts of its tokens along."""
         return dataclasses.replace(self, token_bytes=token_bytes)
 
+    def without_kept(self) -> RolloutTree:
+        """A copy for the eye: what its tokens were drawn from is for training alone."""
+        return self if self.kept is None else dataclasses.replace(self, kept=None)
+
     def token_ids(self) -> list[int]:
         """Every id that stands in it, alternatives included, each once, rising."""
         ids = np.unique(self.tokens)
@@ -445,6 +491,7 @@ def sampled_tree(
     stream: int | None = None,
     top_tokens: NDArray[np.int32] | None = None,
     top_logprobs: NDArray[np.float16] | None = None,
+    kept: Kept | None = None,
 ) -> RolloutTree:
     """A tree straight from a sampler: not verified, no credit. Row i of every argument is node i, row 0 the
     prompt. `copies` None: every leaf once. top_tokens, top_logprobs: [T, K] of all tokens, one after another.
@@ -476,4 +523,5 @@ def sampled_tree(
         stream=stream,
         top_tokens=top_tokens,
         top_logprobs=top_logprobs,
+        kept=kept,
     )

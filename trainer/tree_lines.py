@@ -363,9 +363,9 @@ def _all_tokens(order: list[int], nodes: list[Any], counts: list[int], key: str)
     )
 
 
-def _optional(order: list[int], nodes: list[Any], counts: list[int]) -> dict[str, NDArray[Any]]:
-    """The columns that a tree may be without: those that any of its nodes has. `Any`: JSON."""
-    found: dict[str, NDArray[Any]] = {}
+def _optional(order: list[int], nodes: list[Any], counts: list[int]) -> dict[str, Any]:
+    """The columns that a tree may be without: those that any of its nodes has. `Any`: arrays, and JSON."""
+    found: dict[str, Any] = {}
     has = {name for node in nodes for name in _OPTIONAL if node.get(name) is not None}
     for name in ("mismatch", "log_ratio"):
         if name in has:

@@ -88,9 +88,9 @@ def test_an_unknown_key_names_the_nearest_one() -> None:
         "training.learning_rte": "unknown key; did you mean `learning_rate`?"
     }
     assert problems("sampler: {group_size: 4}")["sampler.group_size"].startswith(
-        "unknown key; known are kind, depth"
+        "unknown key; known are kind, temperature, top_k"
     )
-    assert problems("sampler: {top_p: 0.8}")["sampler.top_p"].startswith("top_p cuts the distribution off")
+    assert problems("sampler: {min_p: 0.1}")["sampler.min_p"].startswith("min_p may keep any number")
     assert problems("trainng: {}") == {"trainng": "unknown key; did you mean `training`?"}
     assert problems("credit: {scale: {kind: group_std, dof: 1}}") == {
         "credit.scale.dof": "unknown key; did you mean `ddof`?"

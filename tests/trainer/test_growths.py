@@ -343,6 +343,7 @@ def test_the_scripted_engine_refuses_what_a_growth_may_not_ask_for() -> None:
 
     class WrongPlan:
         temperature, most_tokens, most_positions = 1.0, 4, 4
+        cut = None
 
         def __init__(self, request: Request) -> None:
             self.request = request
@@ -753,6 +754,7 @@ class InChunks:
     temperature: float = 1.0
     most_tokens: int = 50
     most_positions: int = 50
+    cut: None = None
 
     def growth(self, ground: Ground) -> LookaheadGrowth:
         return LookaheadGrowth(ground, self.sampler, self.chunk)
@@ -1019,6 +1021,7 @@ class Watched:
     temperature: float = 1.0
     most_tokens: int = 50
     most_positions: int = 50
+    cut: None = None
     grown: list[SearchTreeGrowth] = field(default_factory=list)
 
     def growth(self, ground: Ground) -> SearchTreeGrowth:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from tests.trainer.chance import chi_square
 from trainer.data import Problem, load_data
@@ -61,6 +62,14 @@ SAMPLERS: dict[str, Sampler] = {
         group_size=5, max_tokens=40, min_probability=0.01, max_gap=1.0, windows=(3, 5), similarity="rouge_l"
     ),
     "hot forks": ForkTreeSampler(score=SurprisalForks(), trees=2, max_tokens=60, temperature=1.3),
+    "cut": FlatSampler(group_size=6, max_tokens=60, top_k=5, top_p=0.9, temperature=1.3),
+    "cut merged": FlatSampler(group_size=12, max_tokens=60, merge="newline", top_k=3),
+    "cut forks": ForkTreeSampler(
+        score=EntropyForks(threshold=0.2), rounds=2, max_tokens=60, top_k=4, top_p=0.8
+    ),
+    "cut lookahead": LookaheadSampler(
+        group_size=6, max_tokens=60, tree_tokens=20, tree_share=0.7, top_k=2, top_p=0.9
+    ),
 }
 
 
@@ -137,11 +146,18 @@ def path_tokens(tree: RolloutTree, node: int) -> list[int]:
 
 
 @torch.no_grad()
-def recomputed(policy: Policy, ids: list[int], temperature: float) -> tuple[np.ndarray, np.ndarray]:
-    """Logprobs and entropies of all but the first token, by the transformers module without any cache."""
+def recomputed(policy: Policy, ids: list[int], sampler: Sampler) -> tuple[np.ndarray, np.ndarray]:
+    """Logprobs and entropies of all but the first token, by the transformers module without any cache, and
+    cut off by what its own sampling cuts off with.
+    """
     tokens = torch.tensor(ids)
-    logprobs = (policy.model(input_ids=tokens[None]).logits[0, :-1].float() / temperature).log_softmax(-1)
-    entropies = -(logprobs.exp() * logprobs).sum(-1)
+    scores = policy.model(input_ids=tokens[None]).logits[0, :-1].float() / sampler.temperature
+    if sampler.top_k:
+        left = TopPLogitsWarper(sampler.top_p)(tokens, TopKLogitsWarper(sampler.top_k)(tokens, scores))
+        # What was put there is drawn from, too.
+        scores = left.scatter(1, tokens[1:, None], scores.gather(1, tokens[1:, None]))
+    logprobs = scores.log_softmax(-1)
+    entropies = -(logprobs.exp() * logprobs.clamp(min=-1e9)).sum(-1)
     return logprobs.gather(1, tokens[1:, None])[:, 0].numpy(), entropies.numpy()
 
 
@@ -151,6 +167,9 @@ def assert_same_trees(first: Sequence[RolloutTree], second: Sequence[RolloutTree
         for name in ("parent", "tokens", "finish", "copies", "subgroup", "visits"):
             assert getattr(one, name).tolist() == getattr(other, name).tolist()
         assert one.texts == other.texts
+        if one.kept is not None and other.kept is not None:
+            assert one.kept.counts.tolist() == other.kept.counts.tolist()
+            assert one.kept.tokens.tolist() == other.kept.tokens.tolist()
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-6)
         np.testing.assert_allclose(one.entropies, other.entropies, atol=1e-6)
 
@@ -183,12 +202,19 @@ def test_every_sampler_on_the_tiny_reasoner(reasoner: Policy, name: str) -> None
             answer = [t for t in ids[prompt:] if t not in reasoner.end_ids]
             assert "".join(tree.texts[n] for n in inner) == reasoner.tokenizer.decode(answer)
             # Its logprobs are those of the whole path read at once.
-            logprobs, entropies = recomputed(reasoner, ids, sampler.temperature)
+            logprobs, entropies = recomputed(reasoner, ids, sampler)
             parts = [slice(tree.token_offsets[n], tree.token_offsets[n + 1]) for n in inner]
             written = np.concatenate([tree.logprobs[p] for p in parts])
             spread = np.concatenate([tree.entropies[p] for p in parts])
             np.testing.assert_allclose(written[sampled], logprobs[prompt - 1 :][sampled], atol=1e-4)
             np.testing.assert_allclose(spread[sampled], entropies[prompt - 1 :][sampled], atol=1e-4)
+        assert (tree.kept is not None) == (sampler.top_k > 0)
+        if tree.kept is not None:
+            kept = np.split(tree.kept.tokens, np.cumsum(tree.kept.counts)[:-1])
+            assert not tree.kept.counts[: int(counts[0])].any()
+            for ids, token in zip(kept[int(counts[0]) :], tree.tokens[int(counts[0]) :], strict=True):
+                assert token in ids
+                assert 1 <= len(ids) <= sampler.top_k + (name == "cut lookahead")
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -250,7 +276,7 @@ def test_what_is_spent_is_counted(reasoner: Policy, name: str) -> None:
     tokens = sum(int(t.token_counts()[1:].sum()) for t in trees) - given
     assert engine.spent.given == given
     assert (given > 0) == (name == "budgets")
-    if name == "merged":
+    if "merged" in name:
         assert engine.spent.sampled == sum(
             int((t.token_counts() * t.answer_counts())[1:].sum()) for t in trees
         )
@@ -273,6 +299,7 @@ class Asks:
 
     total, done = 2, 0
     temperature, most_tokens, most_positions = 0.8, 20, 20
+    cut = None
 
     def __init__(self, first: Request, second: Request) -> None:
         self.first, self.second = first, second

@@ -94,6 +94,9 @@ def test_every_sampler_grows_the_trees_of_the_local_engine(
             np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
             np.testing.assert_allclose(one.top_logprobs, other.top_logprobs, atol=1e-2)  # float16
             assert one.texts == other.texts
+            assert (one.kept is None) == (other.kept is None) == (not SAMPLERS[name].top_k)
+            if one.kept is not None and other.kept is not None:
+                assert one.kept.tokens.tolist() == other.kept.tokens.tolist()
     # The last bits of logits differ, and may carry one draw over the edge between two tokens. Forks by score
     # go to one of two equal answers by their last bits.
     assert sum(same) >= (2 if "surprisal" in name or "entropy" in name else len(batch) - 1), same
@@ -262,6 +265,7 @@ class _RacePlan:
     temperature: float = 1.0
     most_tokens: int = 60
     most_positions: int = 60
+    cut: None = None
 
     def growth(self, ground: Ground) -> Growth:
         return _Race(ground)

@@ -56,12 +56,26 @@ def attempt_once(sample: Callable[[], list[RolloutTree]]) -> list[RolloutTree]:
     return sample()
 
 
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Tokens are drawn from the `top_k` most likely ones, and of these from the fewest whose share of their
+    mass reaches `top_p` (0 to 1). Probabilities of what is kept are scaled up to 1.
+    """
+
+    top_k: int
+    top_p: float = 1.0
+
+
 class Plan(Protocol):
     """Which trees to grow."""
 
     @property
     def temperature(self) -> float:
         """Of sampling; the policy is trained at the same. 0: the most likely token always."""
+
+    @property
+    def cut(self) -> Cut | None:
+        """What of the distribution is sampled from; None: all of it."""
 
     @property
     def most_tokens(self) -> int:
@@ -87,6 +101,7 @@ class SamplingPlan:
     segment_tokens: tuple[int, ...]
     split_at_newline: bool
     temperature: float
+    cut: Cut | None = None
 
     def __post_init__(self) -> None:
         if not self.branching or len(self.branching) != len(self.segment_tokens):
@@ -132,6 +147,10 @@ class SamplerPlan:
     @property
     def temperature(self) -> float:
         return self.sampler.temperature
+
+    @property
+    def cut(self) -> Cut | None:
+        return Cut(self.sampler.top_k, self.sampler.top_p) if self.sampler.top_k else None
 
     @property
     def most_tokens(self) -> int:

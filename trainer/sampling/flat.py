@@ -76,9 +76,9 @@ class FlatGrowth:
         strands = {}
         for chain, given in self._given.items():
             nothing = np.zeros(len(given.tokens), np.float32)
-            strands[chain] = given._replace(logprobs=nothing, entropies=nothing, alternatives=None).strand(
-                PROMPT, FinishReason.GIVEN, subgroup=chain - 1
-            )
+            strands[chain] = given._replace(
+                logprobs=nothing, entropies=nothing, alternatives=None, kept=None
+            ).strand(PROMPT, FinishReason.GIVEN, subgroup=chain - 1)
         for chain, answer in self._answers.items():
             parent = self._budget_of.get(chain, PROMPT)
             strands[chain] = answer.strand(parent, subgroup=max(parent - 1, 0))
@@ -110,6 +110,7 @@ class FlatGrowth:
                         alternatives=None
                         if answer.alternatives is None
                         else answer.alternatives.cut(first, last),
+                        kept=None if answer.kept is None else answer.kept.between(first, last),
                     )
                 elif is_leaf:
                     found = strands[names[key]]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from trainer.data import Problem
 from trainer.seeding import ROOT_PATH
-from trainer.tree import FinishReason, RolloutTree, sampled_tree
+from trainer.tree import FinishReason, Kept, RolloutTree, sampled_tree
 
 PROMPT: Final = 0  # the chain that every growth starts from
 END: Final = -1  # as a request's `at`: behind the parent's last token
@@ -122,7 +122,8 @@ class Alternatives(NamedTuple):
 
 class Segment(NamedTuple):
     """A finished request. logprobs and entropies in nats, under the sampling policy at the plan's temperature
-    (forced and greedy tokens too). finish: EOS, SPLIT or LENGTH. value: 0 to 1, NaN where not asked for."""
+    (forced and greedy tokens too). finish: EOS, SPLIT or LENGTH. value: 0 to 1, NaN where not asked for.
+    kept: of each token what it was drawn from, where the plan cuts the distribution off."""
 
     chain: int
     tokens: NDArray[np.int32]  # [n]
@@ -133,6 +134,7 @@ class Segment(NamedTuple):
     top_probs: NDArray[np.float32] | None = None  # [n, m]
     value: float = float("nan")
     alternatives: Alternatives | None = None
+    kept: Kept | None = None
 
     def strand(self, parent: int, finish: int | None = None, *, subgroup: int = 0) -> Strand:
         """The segment as a piece of the finished tree, behind all of `parent`."""
@@ -145,6 +147,7 @@ class Segment(NamedTuple):
             self.finish if finish is None else finish,
             subgroup=subgroup,
             alternatives=self.alternatives,
+            kept=self.kept,
         )
 
 
@@ -255,6 +258,7 @@ class Strand(NamedTuple):
     subgroup: int = 0
     visits: int = 0
     alternatives: Alternatives | None = None
+    kept: Kept | None = None
 
 
 def tree_of(ground: Ground, strands: Mapping[int, Strand], root_visits: int = 0) -> RolloutTree:
@@ -280,6 +284,7 @@ def tree_of(ground: Ground, strands: Mapping[int, Strand], root_visits: int = 0)
     logprobs, entropies = [zeros], [zeros]
     copies, subgroup, visits = [0], [0], [root_visits]
     alternatives: list[Alternatives | None] = [None]
+    kept: list[Kept | None] = [None]
     ends = [(PROMPT, 0)]  # of each node, the place behind it: a strand, and its tokens above
     node = 0
     while node < len(ends):
@@ -300,6 +305,7 @@ def tree_of(ground: Ground, strands: Mapping[int, Strand], root_visits: int = 0)
             entropies.append(strand.entropies[first:last])
             own = strand.alternatives
             alternatives.append(None if own is None else own.cut(first, last))
+            kept.append(None if strand.kept is None else strand.kept.between(first, last))
             copies.append(strand.copies)
             subgroup.append(strand.subgroup)
             visits.append(strand.visits)
@@ -326,6 +332,7 @@ def tree_of(ground: Ground, strands: Mapping[int, Strand], root_visits: int = 0)
         stream=ground.key,
         top_tokens=None if top is None else top.tokens,
         top_logprobs=None if top is None else top.logprobs,
+        kept=Kept.joined([(part, len(x)) for part, x in zip(kept, tokens, strict=True)]),
     )
 
 

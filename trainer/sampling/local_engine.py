@@ -28,6 +28,7 @@ from trainer.policy import Policy
 from trainer.sampling.decoder import CachedDecoder
 from trainer.sampling.engine import (
     NO_ALTERNATIVES,
+    Cut,
     EngineFigures,
     Helper,
     Plan,
@@ -39,7 +40,7 @@ from trainer.sampling.engine import (
 from trainer.sampling.growth import END, PROMPT, Alternatives, Growth, Keep, Orders, Request, Segment
 from trainer.sampling.watch import GrowthWatch
 from trainer.seeding import uniforms
-from trainer.tree import FinishReason, RolloutTree
+from trainer.tree import FinishReason, Kept, RolloutTree
 
 COMPACT_BELOW = 0.6
 MAX_ROWS = 1024
@@ -48,6 +49,7 @@ WAITING_BYTES = 2**30  # of caches in which rows wait; beyond it those with few 
 DRAWS_AT_ONCE = 32  # random numbers per segment; a multiple of 4
 # A cache is widened by so many tokens when it is full: most answers end long before the limit.
 COLUMNS_AT_ONCE = 32
+CUT_OFF = -1e30  # logit of what is not sampled from; finite, so that 0 times it is 0
 
 
 @dataclass(slots=True, eq=False)
@@ -212,7 +214,7 @@ class LocalEngine:
         if not problems:
             return []
         self._refuse_too_long(problems, prompts, plan)
-        most_rows = self._rows_at_once(max(map(len, prompts)) + plan.most_positions)
+        most_rows = self._rows_at_once(max(map(len, prompts)) + plan.most_positions, plan.cut)
         trees = [
             _Tree(
                 plan.growth(ground),
@@ -227,6 +229,7 @@ class LocalEngine:
             self._ends,
             self._newlines,
             plan.temperature or 1.0,
+            plan.cut,
             trees,
             most_rows,
             self._cache_bytes,
@@ -254,11 +257,13 @@ class LocalEngine:
                     "Lower the answer or segment length."
                 )
 
-    def _rows_at_once(self, columns: int) -> int:
+    def _rows_at_once(self, columns: int, cut: Cut | None) -> int:
         """Rows of a round that fit the memory given to it: their cache, what they record, and a few [V]
         vectors each while sampling.
         """
         row_bytes = self._decoder.row_bytes(columns) + 32 * self._decoder.vocabulary + 16 * columns
+        if cut is not None:
+            row_bytes += 4 * (cut.top_k + 1) * columns
         return max(1, min(self._max_rows, self._cache_bytes // row_bytes))
 
 
@@ -271,6 +276,7 @@ class _Drive:
         ends: Tensor,
         newlines: Tensor,
         temperature: float,
+        cut: Cut | None,
         trees: list[_Tree],
         most_rows: int,
         cache_bytes: int,
@@ -283,6 +289,7 @@ class _Drive:
         self.unbegun = 0  # trees
         self._decoder, self._ends, self._newlines = decoder, ends, newlines
         self._temperature, self._trees, self._most_rows = temperature, trees, most_rows
+        self._cut = cut
         self._should_stop, self._on_progress = should_stop, on_progress
         self._total = sum(tree.growth.total for tree in trees)
         self._settled = self._reported = 0  # of them, before the round under way; and as last reported
@@ -483,6 +490,8 @@ class _Drive:
         n_others = len(wanted.with_alternatives)
         other_ids = torch.zeros(n_others, limit, wanted.top_k, dtype=torch.int64, device=device)
         other_logprobs = torch.zeros(n_others, limit, wanted.top_k, device=device)
+        width = 0 if self._cut is None else _kept_width(self._cut, decoder.vocabulary)
+        kept_ids = torch.full((size, limit if width else 0, width), -1, dtype=torch.int32, device=device)
         values = torch.full((size,), float("nan"), device=device)
         count = torch.zeros(size, dtype=torch.int64, device=device)
         finish = torch.zeros(size, dtype=torch.uint8, device=device)
@@ -503,10 +512,15 @@ class _Drive:
             if self._should_stop():
                 raise SamplingStopped
             self.figures.at_work(alive, waiting, cache.nbytes / self._cache_bytes)
-            chosen, logprob, entropy = choose(
-                logits, wanted.draws(segment, place), self._temperature, *wanted.overrides(segment, place)
-            )
             now = segment[growing]
+            greedy, forced = wanted.overrides(segment, place)
+            drawn_from = logits
+            if self._cut is not None:
+                drawn_from, kept_now = cut_off(logits, self._cut, self._temperature, forced)
+                kept_ids[now, place] = kept_now[growing]
+            chosen, logprob, entropy = choose(
+                drawn_from, wanted.draws(segment, place), self._temperature, greedy, forced
+            )
             tokens[now, place] = chosen[growing]
             logprobs[now, place] = logprob[growing]
             entropies[now, place] = entropy[growing]
@@ -517,8 +531,10 @@ class _Drive:
                 # Of the same distribution as `choose`.
                 rows = (growing & (wanted.alternatives_row[segment] >= 0)).nonzero()[:, 0]
                 of = wanted.alternatives_row[segment[rows]]
-                best = (logits[rows] / self._temperature).log_softmax(-1).topk(wanted.top_k)
-                other_ids[of, place], other_logprobs[of, place] = best.indices, best.values
+                best = (drawn_from[rows] / self._temperature).log_softmax(-1).topk(wanted.top_k)
+                is_kept = best.values > CUT_OFF / 2
+                other_ids[of, place] = torch.where(is_kept, best.indices, -1)
+                other_logprobs[of, place] = torch.where(is_kept, best.values, torch.nan)
             ended = growing & self._ends[chosen]
             if place < wanted.most_forced - 1:
                 ended = ended & (wanted.forced_count[segment] <= place + 1)
@@ -600,6 +616,7 @@ class _Drive:
             values.tolist(),
             other_ids.to(torch.int32).cpu().numpy(),
             other_logprobs.to(torch.float16).cpu().numpy(),
+            kept_ids.cpu().numpy(),
         )
         return segments, shelf
 
@@ -671,6 +688,7 @@ class _Wanted:
         values: list[float],
         other_ids: NDArray[np.int32],
         other_logprobs: NDArray[np.float16],
+        kept_ids: NDArray[np.int32],
     ) -> list[Segment]:
         found = []
         row_of = {number: row for row, number in enumerate(self.with_alternatives)}
@@ -689,9 +707,38 @@ class _Wanted:
                     Alternatives(other_ids[row_of[i], :n], other_logprobs[row_of[i], :n])
                     if i in row_of
                     else None,
+                    Kept.of_rows(kept_ids[i, :n]) if kept_ids.size else None,
                 )
             )
         return found
+
+
+def _kept_width(cut: Cut, vocabulary: int) -> int:
+    """Most tokens that are kept at one place: one more than asked for, where that is forced."""
+    return min(cut.top_k, vocabulary) + 1
+
+
+def cut_off(
+    logits: Tensor, cut: Cut, temperature: float, forced: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What is left of a distribution. logits [B, V] float32; forced [B]: tokens that are put there and so
+    kept in any case, -1: none. Returns logits [B, V] with `CUT_OFF` where nothing is kept, and the kept ids
+    [B, top_k + 1] int32, -1 where there is none; the most likely token is always kept.
+    """
+    best = logits.topk(_kept_width(cut, logits.shape[1]) - 1)
+    shares = (best.values / temperature).softmax(-1)
+    before = shares.cumsum(-1, dtype=torch.float64) - shares  # of all that are more likely
+    before[:, 0] = 0.0
+    ids = torch.where(before < cut.top_p, best.indices, -1)
+    last = torch.full_like(ids[:, :1], -1)
+    if forced is not None:
+        is_lacking = (forced >= 0) & ~(ids == forced[:, None]).any(-1)
+        last = torch.where(is_lacking, forced, -1)[:, None]
+    kept = torch.cat([ids, last], 1)
+    row, place = (kept >= 0).nonzero(as_tuple=True)
+    left = torch.full_like(logits, CUT_OFF)
+    left[row, kept[row, place]] = logits[row, kept[row, place]]
+    return left, kept.to(torch.int32)
 
 
 def choose(

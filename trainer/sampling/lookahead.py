@@ -51,7 +51,7 @@ from trainer.sampling.growth import (
 )
 from trainer.schema.sampler import LookaheadSampler
 from trainer.seeding import ROOT_PATH, child_path
-from trainer.tree import FinishReason, RolloutTree
+from trainer.tree import FinishReason, Kept, RolloutTree
 
 CHUNK = 8
 
@@ -299,12 +299,15 @@ def _strand_of(branch: _Branch, steps: int) -> Strand:
     entropies = np.concatenate([part.entropies for part in parts])[:greedy]
     alternatives = alternatives_of([(part.alternatives, len(part.tokens)) for part in parts])
     alternatives = None if alternatives is None else alternatives.cut(0, greedy)
+    kept = Kept.joined([(part.kept, len(part.tokens)) for part in parts])
+    kept = None if kept is None else kept.between(0, greedy)
     if branch.ending is not None:
         finish = branch.ending.finish
         alternatives = alternatives_of(
             [(alternatives, len(tokens)), (branch.ending.alternatives, len(branch.ending.tokens))]
         )
+        kept = Kept.joined([(kept, len(tokens)), (branch.ending.kept, len(branch.ending.tokens))])
         tokens = np.concatenate([tokens, branch.ending.tokens])
         logprobs = np.concatenate([logprobs, branch.ending.logprobs])
         entropies = np.concatenate([entropies, branch.ending.entropies])
-    return Strand(PROMPT, END, tokens, logprobs, entropies, finish, alternatives=alternatives)
+    return Strand(PROMPT, END, tokens, logprobs, entropies, finish, alternatives=alternatives, kept=kept)

