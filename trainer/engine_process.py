@@ -89,8 +89,9 @@ class EngineProcess:
         except LostError:
             raise
         except Exception as error:  # whatever it is, the rank decides what becomes of it
-            logger.info("It ends early", exc_info=error)
             said, lacks_memory = failure(error, self.name), is_gpu_memory(error) or is_host_memory(error)
+            if said["kind"] == "unknown":
+                logger.exception("%s failed", self.name)
         else:
             lacks_memory = False
         if lacks_memory:  # behind the handler: the error held on to everything that did not fit
