@@ -184,7 +184,8 @@ def _sample(config: RunConfig, options: argparse.Namespace, threads: int) -> int
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers types it in part
     torch.set_num_threads(threads)
-    device = torch.device(_device(config))  # of GPUs it sees its own alone
+    kind = _device(config)
+    device = torch.device(kind, 0) if kind == "cuda" else torch.device(kind)  # of GPUs it sees its own alone
     each = config.resources.engine_processes // config.resources.processes
     feed = feed_of(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), options.engine, each, device)
     EngineProcess(config, options.engine, Channel(options.rank_fd), feed, device).serve()

@@ -118,12 +118,12 @@ def train(
     `resume`: a checkpoint, or several, of which the first that is whole is taken. `is_fork`: it is another
     run's, and only what its weights depend on must be equal. `group`: the ranks that run it together, each of
     which calls this; what rank 0 emits is the run's. `engines`: processes that sample for this one; None: it
-    samples itself. `should_stop` is asked often; once true on any, the
-    step under way is given up, a checkpoint is written and the run ends as stopped. A run that cannot be
-    saved for lack of room, or has checkpoints and none that is whole, ends as paused. `microbatch_tokens`:
-    what an earlier attempt found too much memory for any more, halved; 0: none did. Raises DataError,
-    ModelError, CheckpointError, ValueError and RewardRangeError with a sentence for people, and
-    BeginSmallerError where memory runs out on one of several ranks.
+    samples itself. `should_stop` is asked often; once true on any, the step under way is given up, a
+    checkpoint is written and the run ends as stopped. A run that cannot be saved for lack of room, or has
+    checkpoints and none that is whole, ends as paused. `microbatch_tokens`: what an earlier attempt found too
+    much memory for any more, halved; 0: none did. Raises DataError, ModelError, CheckpointError, ValueError
+    and RewardRangeError with a sentence for people, and BeginSmallerError where memory runs out on one of
+    several ranks.
     """
     given = [] if resume is None else [resume] if isinstance(resume, Path) else list(resume)
     try:
