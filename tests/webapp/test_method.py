@@ -9,8 +9,9 @@ import pytest
 from tests.webapp.material import People, next_event
 from trainer.config import RunConfig
 from trainer.presets import PRESETS, Preset
+from trainer.schema.sampler import FlatSampler
 from webapp.runs.events import packing_words
-from webapp.runs.method import changes_from, composed_formula, method_of, source_url
+from webapp.runs.method import changes_from, composed_formula, method_of, sampler_words, source_url
 from webapp.runs.models import Run
 
 
@@ -140,3 +141,9 @@ def test_a_run_of_another_version_can_still_be_looked_at(run: Run, people: Peopl
     page = people.client("viewer").get(f"/r/{run.id}/")
     assert page.status_code == 200
     assert "of another version of Arborist" in page.content.decode()
+
+
+def test_what_is_drawn_from_is_told() -> None:
+    words = sampler_words(FlatSampler(temperature=0.8, top_k=50, top_p=0.95))
+    assert words.endswith("temperature 0.8, top-k 50, top-p 0.95")
+    assert sampler_words(FlatSampler(top_k=50)).endswith("tokens, top-k 50")

@@ -154,6 +154,8 @@ def sampler_words(sampler: Sampler) -> str:
         ]
     if sampler.temperature != 1:
         words.append(f"temperature {sampler.temperature:g}")
+    if sampler.top_k:
+        words.append(f"top-k {sampler.top_k}" + (f", top-p {sampler.top_p:g}" if sampler.top_p < 1 else ""))
     return ", ".join(words)
 
 

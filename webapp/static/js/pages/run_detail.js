@@ -138,8 +138,9 @@ typed("panel-filter", HTMLInputElement).value = read("panels") ?? "";
 function filter() {
   const wanted = pattern();
   const chosen = new Set(chosenPanels([...panels.values()], wanted, logged()).map(idOf));
-  byId("panels-none").hidden = chosen.size > 0;
-  setText(byId("panels-none"), chosen.size ? "" : `No panel matches “${wanted}”. The filter looks in titles and names of metrics.`);
+  const isNothingFound = wanted !== "" && !chosen.size; // before the first step there is nothing to find
+  byId("panels-none").hidden = !isNothingFound;
+  setText(byId("panels-none"), !isNothingFound ? "" : `No panel matches “${wanted}”. The filter looks in titles and names of metrics.`);
   for (const { details, grid, count } of sections.values()) {
     let shown = 0;
     for (const element of grid.children) {
