@@ -29,7 +29,7 @@ from trainer.data import Problem, load_data
 from trainer.intervals import bootstrap_interval, wilson_interval
 from trainer.judges import canonical
 from trainer.ranks import ALONE, Ranks
-from trainer.sampling.engine import ENDS, Attempt, Engine, SamplingPlan, attempt_once
+from trainer.sampling.engine import Attempt, Engine, SamplingPlan, attempt_once, ends_together
 from trainer.seeding import named_seed
 from trainer.tree import RolloutTree, Verdict
 from trainer.verifiers import JudgeAnswer, verify_trees
@@ -82,7 +82,7 @@ def evaluate(
             )
             return verify_trees(trees, judge, should_stop=should_stop)
 
-        return count_verdicts(ranks.grown(problems, grow, ENDS, is_shared=engine.is_shared))
+        return count_verdicts(ranks.grown(problems, grow, ends_together(engine), is_shared=engine.is_shared))
 
     sampled, greedy = judged(samples, 1.0, 0), judged(1, 0.0, 1)
     values = _share("eval/pass1_sampled", sampled) | _share("eval/pass1_greedy", greedy)

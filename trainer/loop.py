@@ -70,7 +70,7 @@ from trainer.rollout_metrics import rollout_metrics
 from trainer.rollouts import Rollouts, collect
 from trainer.sampling.agreement import COMPARED_TOKENS, check_against_policy
 from trainer.sampling.choice import engine_from_config, tolerance
-from trainer.sampling.engine import ENDS, Attempt, SamplingStopped, TopK, plan_from_config
+from trainer.sampling.engine import Attempt, SamplingStopped, TopK, ends_together, plan_from_config
 from trainer.sampling.remote_engine import EngineProcesses
 from trainer.sampling.watch import GrowthWatch
 from trainer.schema.data import ChainData, GraphData
@@ -482,7 +482,10 @@ class _Run:
         """One verified tree with rewards per problem."""
         before = self.engine.spent
         trees = self.ranks.grown(
-            problems, lambda own: self.grow_own(own, step), ENDS, is_shared=self.engine.is_shared
+            problems,
+            lambda own: self.grow_own(own, step),
+            ends_together(self.engine),
+            is_shared=self.engine.is_shared,
         )
         self.sampled_tokens += int(self.ranks.sum((self.engine.spent - before).sampled)[0])
         self.tell_troubles(step)

@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from trainer.channel import Channel, LostError
 from trainer.ranks import Ranks
+from trainer.sampling.engine import EngineError
 from trainer.sampling.remote_engine import EngineProcesses
 from trainer.supervised import Place
 from trainer.transfer import Feed
@@ -125,7 +126,9 @@ _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe",
 
 
 def is_loss_of_rank(error: BaseException) -> bool:
-    """Whether what failed is another process of the run, which this one waited for."""
+    """Whether what failed is another process of the run, which this one waited for, if within an engine."""
     if isinstance(error, dist.DistError | LostError):
         return True
+    if isinstance(error, EngineError) and error.__cause__ is not None:
+        return is_loss_of_rank(error.__cause__)
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)

@@ -23,11 +23,13 @@ from trainer.config import RunConfig
 from trainer.data import Problem
 from trainer.evaluation import evaluate
 from trainer.events import Event, Metrics, TreeSampled, parse_line
+from trainer.guards import OutOfRoomError
 from trainer.launcher import rank_environment
 from trainer.loop import train
+from trainer.parallel import is_loss_of_rank
 from trainer.policy import Policy
 from trainer.ranks import ALONE, Ranks
-from trainer.sampling.engine import EngineError
+from trainer.sampling.engine import EngineError, ends_together
 from trainer.sampling.local_engine import LocalEngine
 from trainer.sampling.lockstep import Lockstep
 from trainer.tree import RolloutTree, Verdict
@@ -236,6 +238,27 @@ def test_ranks_of_one_engine_that_write_different_tokens_all_hear_of_it() -> Non
     for end in ends:
         with pytest.raises(EngineError, match=r"rank 1 parted from ranks 0, 2\."):
             end.result()
+
+
+def test_a_rank_of_one_engine_that_fails_alone_waits_for_none(wild_policy: Policy) -> None:
+    class Shared(LocalEngine):
+        is_shared = True
+
+    rank = _Thread(1, [b"", b""], threading.Barrier(2))  # the other one stands in the middle of a token
+
+    def fail(_own: object) -> list[RolloutTree]:
+        raise OutOfRoomError("no memory")
+
+    with pytest.raises(OutOfRoomError):
+        rank.grown([Problem("p", "1+1=", "2")], fail, ends_together(Shared(wild_policy)), is_shared=True)
+    gone = RuntimeError("[127.0.0.1]: Connection closed by peer")
+    assert is_loss_of_rank(caused(EngineError("vLLM failed while it sampled"), gone))
+    assert not is_loss_of_rank(caused(EngineError("vLLM failed while it sampled"), KeyError("x")))
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
 
 
 class _Of(Ranks):

@@ -12,7 +12,7 @@ import torch
 
 from trainer.data import Problem
 from trainer.policy import Policy
-from trainer.sampling.engine import ENDS, Attempt, Engine, SamplingPlan, attempt_once
+from trainer.sampling.engine import Attempt, Engine, SamplingPlan, attempt_once, ends_together
 from trainer.tree import RolloutTree
 
 TOLERANCE: Final = 1e-4  # nats, float32
@@ -54,7 +54,7 @@ def check_against_policy(
 
     # Of several ranks each has an engine, or a part of one.
     compared = problems[: max(MOST_PROBLEMS, policy.ranks.size)]
-    trees = policy.ranks.grown(compared, sample, ENDS, is_shared=engine.is_shared)
+    trees = policy.ranks.grown(compared, sample, ends_together(engine), is_shared=engine.is_shared)
     largest = 0.0
     for tree in trees:
         for leaf in np.flatnonzero(tree.is_leaf()).tolist():

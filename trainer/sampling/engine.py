@@ -46,7 +46,9 @@ ENDS: Final = (
     EngineError,
     ValueError,
 )
-
+# Of ranks that are one engine what all find alike, or what comes after the last token. One that fails alone
+# leaves the others in the middle of a token, where they hear of nothing: it ends at once, and so do they.
+SHARED_ENDS: Final = (SamplingStopped, JudgingStopped, FloatingPointError)
 
 Attempt = Callable[[Callable[[], list[RolloutTree]]], list[RolloutTree]]
 
@@ -298,6 +300,11 @@ class EngineFigures:
             kv_use=self.kv_use,
             cached_share=min(max(self.cached_share, 0.0), 1.0),
         )
+
+
+def ends_together(engine: Engine) -> tuple[type[Exception], ...]:
+    """What all ranks say to one another of how they sampled."""
+    return SHARED_ENDS if engine.is_shared else ENDS
 
 
 class Engine(Protocol):
