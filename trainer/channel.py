@@ -73,16 +73,17 @@ def _out_of_gpu_memory(words: str) -> Exception:
 
 
 _Make = Callable[[str], Exception]
-# What an engine may end with, and how it is made again at the other end; of several the first says most.
+# What an engine may end with, and how it is made again at the other end. Of several the first says most:
+# where one fails, the others are only stopped.
 _KINDS: Final[dict[str, tuple[Callable[[BaseException], bool], _Make]]] = {
-    "stopped": (lambda error: isinstance(error, SamplingStopped), SamplingStopped),
-    "judging stopped": (lambda error: isinstance(error, JudgingStopped), JudgingStopped),
     "gpu memory": (is_gpu_memory, _out_of_gpu_memory),
     "host memory": (is_host_memory, MemoryError),
     "not finite": (lambda error: isinstance(error, FloatingPointError), FloatingPointError),
     "room": (lambda error: isinstance(error, OutOfRoomError), OutOfRoomError),
     "engine": (lambda error: isinstance(error, EngineError), EngineError),
     "value": (lambda error: isinstance(error, ValueError), ValueError),
+    "stopped": (lambda error: isinstance(error, SamplingStopped), SamplingStopped),
+    "judging stopped": (lambda error: isinstance(error, JudgingStopped), JudgingStopped),
     "unknown": (lambda _error: True, EngineError),
 }
 
@@ -99,6 +100,6 @@ def failure(error: Exception, who: str) -> Message:
 
 def error_of(failures: list[Message]) -> Exception:
     """The error that was said, of several the one that says most."""
-    order = list(_KINDS)
+    order = ["unknown", *_KINDS]
     first = min(failures, key=lambda said: order.index(said["kind"]))
     return _KINDS[first["kind"]][1](first["words"])

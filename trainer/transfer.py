@@ -18,21 +18,22 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store
 
-BUCKET_BYTES: Final = 256 * 2**20
+# Measured on a CPU: 277 MB go over gloo in .18 s by 16 MiB, which stay in its cache, and in .44 s by 256 MiB.
+# NCCL likes large messages; not measured yet.
+BUCKET_BYTES: Final = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 # The launcher notices a process that died or stands still within seconds; this ends the rest.
 WAIT: Final = timedelta(minutes=15)
 
 
 class Piece(NamedTuple):
-    """Bytes `first` to `last` - 1 of tensor number `tensor`; they stand in their bucket from `at` on."""
+    """Bytes `own` of tensor number `tensor`; in their bucket they stand `there`."""
 
     tensor: int
-    first: int
-    last: int
-    at: int
+    own: slice
+    there: slice
 
 
-def buckets(sizes: Sequence[int], most: int = BUCKET_BYTES) -> list[list[Piece]]:
+def buckets(sizes: Sequence[int], most: int) -> list[list[Piece]]:
     """What stands where, for tensors of so many bytes each: all buckets but the last are full."""
     found: list[list[Piece]] = []
     room = 0
@@ -42,10 +43,9 @@ def buckets(sizes: Sequence[int], most: int = BUCKET_BYTES) -> list[list[Piece]]
             if not room:
                 found.append([])
                 room = most
-            last = min(size, first + room)
-            found[-1].append(Piece(tensor, first, last, most - room))
-            room -= last - first
-            first = last
+            count, at = min(size - first, room), most - room
+            found[-1].append(Piece(tensor, slice(first, first + count), slice(at, at + count)))
+            first, room = first + count, room - count
     return found
 
 
@@ -56,7 +56,7 @@ class Feed:
         """`store`: where all processes of the run meet; `name`: of this feed among those that meet there;
         `device`: this member's own.
         """
-        self._device = device
+        self._device, self._most = device, BUCKET_BYTES[device.type]
         meeting = PrefixStore(name, store)
         self._group: Any  # torch types it in part, and a torch without CUDA has no NCCL
         if device.type == "cuda":
@@ -68,34 +68,27 @@ class Feed:
         else:
             self._group = dist.ProcessGroupGloo(meeting, member, size, WAIT)
 
-    def send(self, tensors: Sequence[Tensor], most: int = BUCKET_BYTES) -> None:
+    def send(self, tensors: Sequence[Tensor]) -> None:
         """To all engine processes, who `receive` tensors of the same sizes."""
         whole = [_bytes(tensor.detach().contiguous()) for tensor in tensors]
-        for bucket, pieces in self._buckets(whole, most):
+        for bucket, pieces in self._buckets(whole):
             for piece in pieces:
-                bucket[piece.at : piece.at + piece.last - piece.first] = whole[piece.tensor][
-                    piece.first : piece.last
-                ]
+                bucket[piece.there] = whole[piece.tensor][piece.own]
             self._broadcast(bucket)
 
-    def receive(self, tensors: Sequence[Tensor], most: int = BUCKET_BYTES) -> None:
+    def receive(self, tensors: Sequence[Tensor]) -> None:
         """Into these tensors, in place; each must be contiguous."""
         whole = [_bytes(tensor.detach()) for tensor in tensors]
-        for bucket, pieces in self._buckets(whole, most):
+        for bucket, pieces in self._buckets(whole):
             self._broadcast(bucket)
             for piece in pieces:
-                whole[piece.tensor][piece.first : piece.last] = bucket[
-                    piece.at : piece.at + piece.last - piece.first
-                ]
+                whole[piece.tensor][piece.own] = bucket[piece.there]
 
-    def _buckets(self, whole: Sequence[Tensor], most: int) -> list[tuple[Tensor, list[Piece]]]:
+    def _buckets(self, whole: Sequence[Tensor]) -> list[tuple[Tensor, list[Piece]]]:
         """Each bucket's bytes, all in the same memory, with its pieces."""
         sizes = [len(one) for one in whole]
-        memory = torch.empty(min(sum(sizes), most), dtype=torch.uint8, device=self._device)
-        filled = [
-            (pieces, pieces[-1].at + pieces[-1].last - pieces[-1].first) for pieces in buckets(sizes, most)
-        ]
-        return [(memory[:end], pieces) for pieces, end in filled]
+        memory = torch.empty(min(sum(sizes), self._most), dtype=torch.uint8, device=self._device)
+        return [(memory[: pieces[-1].there.stop], pieces) for pieces in buckets(sizes, self._most)]
 
     def _broadcast(self, bucket: Tensor) -> None:
         options = dist.BroadcastOptions()

@@ -26,12 +26,12 @@ from trainer.engine_process import EngineProcess
 from trainer.events import Event, LogLine, Metrics
 from trainer.guards import OutOfRoomError
 from trainer.loop import Outcome, train
-from trainer.policy import Policy
+from trainer.policy import Policy, load_policy
 from trainer.sampling.engine import EngineError, SamplingPlan, SamplingStopped
 from trainer.sampling.local_engine import LocalEngine
 from trainer.sampling.remote_engine import EngineProcesses, RemoteEngine
 from trainer.sampling.watch import GrowthWatch
-from trainer.transfer import Feed, buckets
+from trainer.transfer import BUCKET_BYTES, Feed, buckets
 
 CPU = torch.device("cpu")
 PLAN = SamplingPlan((3, 2), (6, 8), split_at_newline=True, temperature=1.0)
@@ -40,8 +40,16 @@ PROBLEMS = [Problem(f"p{number % 3}", f"{number % 3}+2=", "2") for number in ran
 
 
 @pytest.fixture(autouse=True)
-def _on_the_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+def _as_in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setitem(BUCKET_BYTES, "cpu", 100_003)  # most tensors are cut, between the bytes of a number
+    loading = threading.Lock()
+
+    def one_at_a_time(*args: Any) -> Policy:
+        with loading:  # transformers loads in one thread of a process at a time
+            return load_policy(*args)
+
+    monkeypatch.setattr("trainer.engine_process.load_policy", one_at_a_time)
 
 
 @contextmanager
@@ -214,6 +222,23 @@ def test_memory_that_runs_out_there_halves_the_rows(tmp_path: Path, monkeypatch:
         run(config, tmp_path / "none", 1)
 
 
+def test_where_one_fails_the_others_are_stopped_and_its_error_is_told(
+    tiny_reasoner: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grown = LocalEngine.sample_from
+
+    def short(own: Any, problems: Any, *args: Any, **more: Any) -> Any:
+        if problems[0].problem_id == "p1":  # the second one's first
+            raise MemoryError("none left")
+        return grown(own, problems, *args, **more)
+
+    monkeypatch.setattr(LocalEngine, "sample_from", short)
+    with served(with_engines(case("treerpo"), 2), 2) as processes:
+        engine = engine_of(tiny_reasoner, processes)
+        with pytest.raises(MemoryError, match="none left"):
+            sample(engine, LONG)
+
+
 def test_what_nobody_foresaw_names_the_process(
     tiny_reasoner: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,10 +260,12 @@ def test_weights_are_packed_into_buckets_that_are_full() -> None:
         contents = [generator.bytes(int(size)) for size in generator.integers(0, 100, 20)]
         packed = []
         for pieces in buckets([len(content) for content in contents], most):
-            packed.append(b"".join(contents[piece.tensor][piece.first : piece.last] for piece in pieces))
-            assert [piece.at for piece in pieces] == list(
-                np.cumsum([0, *(piece.last - piece.first for piece in pieces)])[:-1]
-            )
+            assert [piece.there.start for piece in pieces] == [
+                0,
+                *(piece.there.stop for piece in pieces[:-1]),
+            ]
+            packed.append(b"".join(contents[piece.tensor][piece.own] for piece in pieces))
+            assert len(packed[-1]) == pieces[-1].there.stop
         assert b"".join(packed) == b"".join(contents)
         assert {len(bucket) for bucket in packed[:-1]} <= {most}
 

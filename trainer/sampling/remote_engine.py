@@ -98,12 +98,7 @@ class RemoteEngine:
         self.spent = Spent()
         self.weights_version = 0  # counts what was handed over
         self.sync_seconds = 0.0
-        self._tell_all(
-            do="make",
-            label=label,
-            most_positions=most_positions,
-            device=policy.device.type,
-        )
+        self._tell_all(do="make", label=label, most_positions=most_positions, device=policy.device.type)
         made = self._answers()
         self.name: str = made[0]["name"]
         self._versions: dict[str, str] = made[0]["versions"]
