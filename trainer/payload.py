@@ -82,17 +82,19 @@ def pack(tree: RolloutTree) -> bytes:
         "texts": [storable(text) for text in tree.texts],
         "answers": [storable(text) for text in tree.answers],
     }
-    if tree.kept is not None:
-        body["kept"] = [_raw(tree.kept.counts, np.int32), _raw(tree.kept.tokens, np.int32)]
     if not in_parts:
-        return _compressed(body)
+        return _compressed(body if tree.kept is None else body | {"kept": _kept_raw(tree.kept)})
     body["packed"] = present
+    body["is_cut"] = tree.kept is not None
     body["means"] = _means_of(tree)
     parts = [_compressed(body)]
     for names in (token_names, wide_names):
         for start in range(0, len(tree.tokens), CHUNK_TOKENS) if names else ():
             own = slice(start, start + CHUNK_TOKENS)
             parts.append(_compressed({name: _raw(getattr(tree, name)[own], _kind(name)) for name in names}))
+    if tree.kept is not None:
+        for start in range(0, len(tree.tokens), CHUNK_TOKENS):
+            parts.append(_compressed({"kept": _kept_raw(tree.kept.between(start, start + CHUNK_TOKENS))}))
     index: bytes = msgpack.packb([len(part) for part in parts])
     return b"".join((_SKIPPED.pack(_SKIPPED_MAGIC, len(index)), index, *parts))
 
@@ -112,6 +114,10 @@ def _kind(name: str) -> type:
 
 def _raw(column: NDArray[Any], kind: DTypeLike) -> bytes:
     return np.ascontiguousarray(column, np.dtype(kind).newbyteorder("<")).tobytes()
+
+
+def _kept_raw(kept: Kept) -> list[bytes]:
+    return [_raw(kept.counts, np.int32), _raw(kept.tokens, np.int32)]
 
 
 def _compressed(body: Mapping[str, Any]) -> bytes:
@@ -265,8 +271,9 @@ def _optional_parts(body: dict[str, Any], parts: _Parts | None) -> dict[str, Any
         "token_bytes": {int(token): bytes(memoryview(text)) for token, text in zip(ids, texts, strict=True)},
     }
     if "kept" in body:  # of trees on their way to training alone
-        counts, tokens = body["kept"]
-        found["kept"] = Kept(_column(counts, np.int32), _column(tokens, np.int32))
+        found["kept"] = _kept_of(body)
+    elif parts is not None and body.get("is_cut"):
+        found["kept"] = parts.kept()
     for name, (kind, is_wide) in OPTIONAL_COLUMNS.items():
         if parts is not None and name in body["packed"]:
             found[name] = parts.column(name)
@@ -274,6 +281,12 @@ def _optional_parts(body: dict[str, Any], parts: _Parts | None) -> dict[str, Any
             column = _column(body["columns"][name], kind)
             found[name] = column.reshape(-1, top_k) if is_wide else column
     return found
+
+
+def _kept_of(body: dict[str, Any]) -> Kept:
+    """`Any`: as above."""
+    counts, tokens = body["kept"]
+    return Kept(_column(counts, np.int32), _column(tokens, np.int32))
 
 
 def _top_k(body: dict[str, Any]) -> int:
@@ -315,7 +328,8 @@ class _Parts:
         self._n_chunks = -(-n_tokens // CHUNK_TOKENS)
         self._names = [*TOKEN_COLUMNS, *body["packed"]]
         wide = any(name in OPTIONAL_COLUMNS and OPTIONAL_COLUMNS[name][1] for name in self._names)
-        if len(places) != self._n_chunks * (1 + wide):
+        self._kept_from = self._n_chunks * (1 + wide)
+        if len(places) != self._kept_from + self._n_chunks * bool(body.get("is_cut")):
             raise ValueError(f"{len(places)} parts for {n_tokens} tokens")
         self._places = places
         self._chunks: dict[int, dict[str, NDArray[Any]]] = {}
@@ -326,6 +340,11 @@ class _Parts:
         kind, is_wide = (TOKEN_COLUMNS[name], False) if name in TOKEN_COLUMNS else OPTIONAL_COLUMNS[name]
         means = _column(self._means[name], np.float32).astype(np.float64) if name in self._means else None
         return PackedColumn(self, name, np.dtype(kind), self._top_k if is_wide else 0, means)
+
+    def kept(self) -> Kept | None:
+        """What all of the tokens were drawn from."""
+        bodies = [_decompressed(self._read(*place)) for place in self._places[self._kept_from :]]
+        return Kept.joined([(own, len(own.counts)) for own in map(_kept_of, bodies)])
 
     def stretch(self, name: str, at: int, width: int) -> NDArray[Any]:
         """Tokens at * CHUNK_TOKENS and on, of one column. Raises DamagedTreeError."""

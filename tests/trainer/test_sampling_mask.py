@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
+import trainer.payload
 import trainer.policy
 from tests.trainer.chance import chi_square
 from tests.trainer.test_loop import Run, small
@@ -72,7 +73,7 @@ def test_what_is_put_there_is_kept_too() -> None:
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
 def test_as_transformers_cuts_off(temperature: float) -> None:
     logits = 3 * torch.randn(200, 97, generator=torch.Generator().manual_seed(1))
-    for top_k, top_p in ((97, 0.9), (20, 0.7), (5, 1.0), (1, 0.5)):
+    for top_k, top_p in ((97, 0.9), (20, 0.7), (5, 1.0), (60, 1.0), (1, 0.5)):
         left, ids = cut_off(logits, Cut(top_k, top_p), temperature)
         none = torch.zeros(1)
         peer = TopPLogitsWarper(top_p)(none, TopKLogitsWarper(top_k)(none, logits / temperature))
@@ -195,8 +196,15 @@ def test_a_run_is_trained_as_what_it_drew_from(tmp_path: Path, more: tuple[str, 
     assert resumed.outcome.weights_sha256 == run.outcome.weights_sha256
 
 
-def test_it_travels_with_the_tree() -> None:
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_it_travels_with_the_tree(monkeypatch: pytest.MonkeyPatch, in_parts: bool) -> None:
     tree = masked(some_trees()[0])
+    if in_parts:  # of a large tree what is kept would be more than is read of one part
+        monkeypatch.setattr(trainer.payload, "CHUNK_TOKENS", 5)
+        payload = tree.to_payload()
+        parts = trainer.payload._index(lambda start, stop: payload[start:stop])
+        assert parts is not None
+        assert len(parts) == 1 + 2 * math.ceil(len(tree.tokens) / 5)
     assert tree.kept is not None
     back = RolloutTree.from_payload(tree.to_payload()).kept
     assert back is not None

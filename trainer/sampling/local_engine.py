@@ -726,10 +726,12 @@ def cut_off(
     [B, top_k + 1] int32, -1 where there is none; the most likely token is always kept.
     """
     best = logits.topk(_kept_width(cut, logits.shape[1]) - 1)
-    shares = (best.values / temperature).softmax(-1)
-    before = shares.cumsum(-1, dtype=torch.float64) - shares  # of all that are more likely
-    before[:, 0] = 0.0
-    ids = torch.where(before < cut.top_p, best.indices, -1)
+    ids = best.indices
+    if cut.top_p < 1:  # the sum of all shares may come out above 1
+        shares = (best.values / temperature).softmax(-1)
+        before = shares.cumsum(-1, dtype=torch.float64) - shares  # of all that are more likely
+        before[:, 0] = 0.0
+        ids = torch.where(before < cut.top_p, ids, -1)
     last = torch.full_like(ids[:, :1], -1)
     if forced is not None:
         is_lacking = (forced >= 0) & ~(ids == forced[:, None]).any(-1)
