@@ -153,6 +153,7 @@ class EngineProcess:
                 "the model's config.json, and set resources.engine_processes 0."
             )
         self._expected = [own[name] for name, _, _ in layout]
+        self._feed.make_room(self._expected)
         return {"say": "ready"}
 
     def _take(self, command: Message) -> Message:

@@ -50,13 +50,16 @@ def buckets(sizes: Sequence[int], most: int) -> list[list[Piece]]:
 
 
 class Feed:
-    """A training process (member 0) and its engine processes. All of its methods are collective."""
+    """A training process (member 0) and its engine processes. All of its methods but `make_room` are
+    collective.
+    """
 
     def __init__(self, store: Store, name: str, member: int, size: int, device: torch.device) -> None:
         """`store`: where all processes of the run meet; `name`: of this feed among those that meet there;
         `device`: this member's own.
         """
         self._device, self._most = device, BUCKET_BYTES[device.type]
+        self._room: Tensor | None = None  # of the next hand-over's buckets
         meeting = PrefixStore(name, store)
         self._group: Any  # torch types it in part, and a torch without CUDA has no NCCL
         if device.type == "cuda":
@@ -67,6 +70,12 @@ class Feed:
             self._group = kind(meeting, member, size, options)
         else:
             self._group = dist.ProcessGroupGloo(meeting, member, size, WAIT)
+
+    def make_room(self, tensors: Sequence[Tensor]) -> Tensor:
+        """For these to be sent or received next: where there is no memory, it is told while nobody waits."""
+        size = min(sum(tensor.nbytes for tensor in tensors), self._most)
+        self._room = torch.empty(size, dtype=torch.uint8, device=self._device)
+        return self._room
 
     def send(self, tensors: Sequence[Tensor]) -> None:
         """To all engine processes, who `receive` tensors of the same sizes."""
@@ -86,9 +95,10 @@ class Feed:
 
     def _buckets(self, whole: Sequence[Tensor]) -> list[tuple[Tensor, list[Piece]]]:
         """Each bucket's bytes, all in the same memory, with its pieces."""
-        sizes = [len(one) for one in whole]
-        memory = torch.empty(min(sum(sizes), self._most), dtype=torch.uint8, device=self._device)
-        return [(memory[: pieces[-1].there.stop], pieces) for pieces in buckets(sizes, self._most)]
+        memory = self.make_room(whole) if self._room is None else self._room
+        self._room = None
+        found = buckets([len(one) for one in whole], self._most)
+        return [(memory[: pieces[-1].there.stop], pieces) for pieces in found]
 
     def _broadcast(self, bucket: Tensor) -> None:
         options = dist.BroadcastOptions()

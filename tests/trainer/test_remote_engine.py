@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch.distributed import HashStore
 
+import trainer.transfer
 from tests.trainer.test_overlap import overlapped
 from tests.trainer.test_ranks import CLOSE, case, trees
 from tests.trainer.test_resume import HALF
@@ -252,6 +253,28 @@ def test_what_nobody_foresaw_names_the_process(
             sample(engine)
         monkeypatch.setattr(LocalEngine, "sample", lambda *_, **__: [])  # and it still listens
         engine.sync()
+
+
+def test_an_engine_without_memory_for_weights_keeps_nobody_waiting(
+    tiny_reasoner: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = torch.empty
+
+    def none_left(*size: Any, **more: Any) -> Any:
+        if is_short and threading.current_thread() is not threading.main_thread():
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return made(*size, **more)
+
+    monkeypatch.setattr(trainer.transfer.torch, "empty", none_left)
+    is_short = False
+    with served(with_engines(case("treerpo"), 2), 2) as processes:
+        engine = engine_of(tiny_reasoner, processes)
+        is_short = True
+        with pytest.raises(torch.OutOfMemoryError):
+            engine.sync()
+        is_short = False
+        engine.sync()  # and it still listens
+        assert sample(engine)
 
 
 def test_weights_are_packed_into_buckets_that_are_full() -> None:

@@ -119,7 +119,8 @@ class RemoteEngine:
     def _hand_over(self, weights: dict[str, Tensor]) -> None:
         layout = [[name, list(own.shape), str(own.dtype)] for name, own in weights.items()]
         self._tell_all(do="expect", layout=layout)
-        self._answers()  # else some would wait for what the others refuse
+        self._answers()  # else some would wait for what the others refuse, or have no memory for
+        self._feed.make_room(list(weights.values()))
         self._tell_all(do="take", version=self.weights_version)
         self._feed.send(list(weights.values()))
         self._answers()
