@@ -25,7 +25,16 @@ from trainer.guards import is_gpu_memory, is_host_memory
 from trainer.parallel import memory_bytes
 from trainer.policy import Policy, load_policy
 from trainer.sampling.choice import engine_of_this_process
-from trainer.sampling.engine import EngineError, Helper, Plan, SamplingPlan, Spent, TopK, plan_from_config
+from trainer.sampling.engine import (
+    Cut,
+    EngineError,
+    Helper,
+    Plan,
+    SamplingPlan,
+    Spent,
+    TopK,
+    plan_from_config,
+)
 from trainer.sampling.local_engine import LocalEngine
 from trainer.sampling.remote_engine import BEGIN, END, VALUE_HEAD
 from trainer.sampling.watch import GrowthWatch
@@ -199,6 +208,7 @@ class EngineProcess:
             tuple(told["segment_tokens"]),
             split_at_newline=told["split_at_newline"],
             temperature=told["temperature"],
+            cut=None if told["cut"] is None else Cut(**told["cut"]),
         )
 
     def _is_asked_to_stop(self) -> bool:

@@ -391,12 +391,14 @@ def _of_kept(logits: Tensor, of: Tensor, chosen: Tensor, kept: Tensor) -> tuple[
     is_kept = kept >= 0
     is_cut = is_kept.any(-1)
     part = logits[of[:, None], kept.clamp(min=0)].masked_fill(~is_kept, torch.finfo(logits.dtype).min / 2)
-    log_p, log_part = logits.log_softmax(-1), part.log_softmax(-1)
-    whole_entropy = -(log_p.exp() * log_p).sum(-1)[of]
-    part_entropy = -(log_part.exp() * log_part).sum(-1)
-    found = logits[of, chosen]
-    logprobs = torch.where(is_cut, found - part.logsumexp(-1), log_p[of, chosen])
-    return logprobs, torch.where(is_cut, part_entropy, whole_entropy)
+    log_part = part.log_softmax(-1)
+    logprobs = logits[of, chosen] - part.logsumexp(-1)
+    entropies = -(log_part.exp() * log_part).sum(-1)
+    if not bool(is_cut.all()):  # the whole distribution costs several times the memory
+        log_p = logits.log_softmax(-1)
+        logprobs = torch.where(is_cut, logprobs, log_p[of, chosen])
+        entropies = torch.where(is_cut, entropies, -(log_p.exp() * log_p).sum(-1)[of])
+    return logprobs, entropies
 
 
 class ChosenLogprobs(torch.autograd.Function):
