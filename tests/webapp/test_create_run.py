@@ -681,6 +681,8 @@ def test_a_change_of_kind_shows_its_fields_before_anything_runs(people: People) 
         "budgets": [],
         "budget_sentence": "Answer in {budget} tokens.\n",
         "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
     }
 
 
